@@ -1,0 +1,23 @@
+//! The addresses that stand behind a name, as egret itself learned them.
+//!
+//! A and AAAA together are one answer. Knows no room; whether an address is good is policy's to say.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// One look-up's outcome, pinned for one connection attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answers {
+    /// Never empty; IPv4 and IPv6 as they came, without duplicates.
+    pub addresses: Vec<IpAddr>,
+    /// How long the shortest-lived record on the way holds.
+    pub ttl: Duration,
+}
+
+impl Answers {
+    /// A literal address stands for itself.
+    #[must_use]
+    pub fn literal(ip: IpAddr) -> Self {
+        Self { addresses: vec![ip], ttl: Duration::ZERO }
+    }
+}

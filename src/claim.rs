@@ -1,0 +1,81 @@
+//! What a client asks for, before any of its own bytes have been looked at.
+//!
+//! Owns the claim and the two kinds of address that must never be mistaken for each other. Knows no room.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crate::name::{Host, HostName};
+
+/// Where the connection came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientAddr(pub SocketAddr);
+
+impl ClientAddr {
+    /// The client's address; an IPv4 client of a dual-stack socket is an IPv4 client.
+    #[must_use]
+    pub fn ip(&self) -> IpAddr {
+        self.0.ip().to_canonical()
+    }
+}
+
+impl fmt::Display for ClientAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        SocketAddr::new(self.ip(), self.0.port()).fmt(f)
+    }
+}
+
+/// The address a client was dialling itself, or named as a literal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OriginalDst(pub SocketAddr);
+
+/// The destination of a claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    Name(HostName),
+    Address(OriginalDst),
+    /// Nothing was asked for: the bytes must tell.
+    Unnamed,
+}
+
+/// How the claim was made; the `name_source` of the record until the bytes say better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    Connect,
+    Socks,
+    /// Absolute-form HTTP: the request itself is the claim.
+    Absolute,
+    /// An `sni` listener.
+    Steered,
+}
+
+/// One client's request for one destination.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    pub client: ClientAddr,
+    /// The listener's name in the log, such as `forward:127.0.0.1:3128`.
+    pub listener: Arc<str>,
+    pub target: Target,
+    pub port: u16,
+    pub via: Via,
+}
+
+impl Claim {
+    /// A target from what was named: a literal address becomes an original destination.
+    #[must_use]
+    pub fn target(host: Host, port: u16) -> Target {
+        match host {
+            Host::Name(name) => Target::Name(name),
+            Host::Address(ip) => Target::Address(OriginalDst(SocketAddr::new(ip, port))),
+        }
+    }
+
+    #[must_use]
+    pub fn name(&self) -> Option<&HostName> {
+        match &self.target {
+            Target::Name(name) => Some(name),
+            Target::Address(_) | Target::Unnamed => None,
+        }
+    }
+}

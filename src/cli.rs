@@ -1,0 +1,283 @@
+//! The commands: what is asked on the command line, and what is printed for it.
+
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use serde_json::json;
+
+use crate::app::{App, StartError};
+use crate::config::{self, ConfigError, Settings};
+use crate::ending::Refusal;
+use crate::policy::explain::{Question, Subject};
+use crate::policy::{Because, OwnAddresses, Policy};
+
+/// What the configuration in the binary is called.
+const BUILT_IN: &str = "default.yaml";
+
+/// A DNS-aware filtering egress proxy: lets out only what is named.
+///
+/// Without a command it runs with its built-in configuration: a forward proxy on 127.0.0.1:3128 that lets
+/// out what an AKS cluster needs.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve until SIGTERM
+    Run {
+        /// Configuration file; without it the built-in one
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Validate and lint a configuration (exit 0; 1 with warnings under --strict; 2 with faults)
+    Check {
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Warnings are failures
+        #[arg(long)]
+        strict: bool,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what would happen to a connection, and why (exit 0 allow, 1 deny, 2 error)
+    Explain(Explain),
+    /// Print the JSON Schema of the configuration
+    Schema,
+    /// Ask a running egret whether it is well, for a container's health check
+    Health {
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Print a completion script for a shell
+    Completions { shell: clap_complete::Shell },
+}
+
+#[derive(Debug, clap::Args)]
+struct Explain {
+    /// https://host[:port], http://host[:port], tcp://host-or-ip:port, udp://host-or-ip:port or dns://name
+    target: String,
+    /// Configuration file; without it the built-in one
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The client's address; without it rules count for any client
+    #[arg(long, value_name = "IP")]
+    from: Option<IpAddr>,
+    /// The address the client dials itself
+    #[arg(long, value_name = "IP")]
+    dst: Option<IpAddr>,
+    /// ALPN protocols the client offers, such as h2,http/1.1
+    #[arg(long, value_name = "P,…", value_delimiter = ',')]
+    alpn: Vec<String>,
+    #[arg(long)]
+    json: bool,
+}
+
+/// What went wrong with a command, and so its exit code.
+#[derive(Debug, thiserror::Error)]
+enum CommandError {
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    Start(#[from] StartError),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl CommandError {
+    const fn code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Usage(_) => 2,
+            Self::Start(_) | Self::Io(_) => 1,
+        }
+    }
+}
+
+impl Cli {
+    /// Runs the command; the one place that prints errors.
+    #[must_use]
+    pub fn run(self) -> ExitCode {
+        let outcome = match self.command.unwrap_or(Command::Run { config: None }) {
+            Command::Run { config } => run(config.as_deref()),
+            Command::Check { config, strict, json } => check(&config, strict, json),
+            Command::Explain(explain) => explain.answer(),
+            Command::Schema => print(&format!("{:#}\n", config::schema())),
+            Command::Health { config } => health(config.as_deref()),
+            Command::Completions { shell } => {
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Self::command(), "egret", &mut script);
+                print(&String::from_utf8_lossy(&script))
+            }
+        };
+        outcome.unwrap_or_else(|error| {
+            eprintln!("egret: {error}");
+            ExitCode::from(error.code())
+        })
+    }
+}
+
+fn load(path: Option<&Path>) -> Result<Settings, ConfigError> {
+    match path {
+        Some(path) => Settings::load(path),
+        None => Settings::parse(config::DEFAULT, BUILT_IN, Path::new(".")),
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(|e| StartError::Runtime(e).into())
+}
+
+fn run(path: Option<&Path>) -> Result<ExitCode, CommandError> {
+    let settings = load(path)?;
+    let source = path.map_or_else(|| "built in (see config/default.yaml)".to_owned(), |p| p.display().to_string());
+    let runtime = runtime()?;
+    let _inside = runtime.enter();
+    let app = App::build(settings, &source)?;
+    // The screen is for people; stdout belongs to the access log.
+    eprintln!("{}", app.screen());
+    runtime.block_on(app.serve())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(path: &Path, strict: bool, as_json: bool) -> Result<ExitCode, CommandError> {
+    let file = path.display().to_string();
+    let (faults, warnings, summary) = match Settings::load(path) {
+        Ok(settings) => {
+            let (apps, nets) = (settings.rules.apps.len(), settings.rules.nets.len());
+            let listeners = settings.listeners.len();
+            let summary =
+                format!("{file}: fine: {listeners} listeners, {apps} application rules, {nets} network rules");
+            (Vec::new(), settings.warnings, summary)
+        }
+        Err(error) => {
+            let summary = format!("{file}: {} faults", error.faults.len());
+            (error.faults, Vec::new(), summary)
+        }
+    };
+    let code = match (faults.is_empty(), warnings.is_empty()) {
+        (false, _) => 2,
+        (true, false) if strict => 1,
+        (true, _) => 0,
+    };
+    if as_json {
+        let list = |faults: &[config::Fault]| -> Vec<_> {
+            let one = |f: &config::Fault| json!({ "line": f.place.line, "column": f.place.column, "path": f.path, "message": f.message });
+            faults.iter().map(one).collect()
+        };
+        print(&format!("{}\n", json!({ "file": file, "faults": list(&faults), "warnings": list(&warnings) })))?;
+        return Ok(ExitCode::from(code));
+    }
+    let mut text = String::new();
+    for fault in &faults {
+        text.push_str(&format!("error: {}\n", fault.at(&file)));
+    }
+    for warning in &warnings {
+        text.push_str(&format!("warning: {}\n", warning.at(&file)));
+    }
+    text.push_str(&summary);
+    text.push('\n');
+    if code == 0 {
+        print(&text)?;
+    } else {
+        eprint!("{text}");
+    }
+    Ok(ExitCode::from(code))
+}
+
+impl Explain {
+    fn answer(self) -> Result<ExitCode, CommandError> {
+        let settings = load(self.config.as_deref())?;
+        let subject: Subject = self.target.parse().map_err(|e| CommandError::Usage(format!("{e}")))?;
+        let binds = settings.listeners.iter().map(|l| l.bind).chain(settings.admin).chain(settings.health).collect();
+        let own = Arc::new(OwnAddresses::new(binds, settings.own_addresses));
+        let policy = Policy::compile(settings.rules.apps, settings.rules.nets, settings.rules.nat64, own);
+        let alpn = self.alpn.iter().map(|p| p.as_bytes().into()).collect();
+        let question = Question { subject, from: self.from.map(|ip| ip.to_canonical()), dst: self.dst, alpn };
+        let verdict = policy.explain(&question);
+        let text = if self.json { json_verdict(&self.target, &verdict) } else { text_verdict(&self.target, &verdict) };
+        print(&text)?;
+        Ok(ExitCode::from(u8::from(verdict.is_err())))
+    }
+}
+
+fn json_verdict(target: &str, verdict: &Result<Because, Refusal>) -> String {
+    let mut out = serde_json::Map::new();
+    let mut put = |key: &str, value: Option<&str>| {
+        if let Some(value) = value {
+            out.insert(key.to_owned(), value.into());
+        }
+    };
+    put("target", Some(target));
+    match verdict {
+        Ok(because) => {
+            put("verdict", Some("allow"));
+            put("rule", Some(&because.rule));
+            put("pattern", because.pattern.as_deref());
+        }
+        Err(refusal) => {
+            put("verdict", Some("deny"));
+            put("reason", Some(refusal.reason.as_str()));
+            put("stage", Some(refusal.stage.as_str()));
+            if let Some(hint) = &refusal.hint {
+                put("rule", hint.rule.as_deref());
+                put("pattern", hint.pattern.as_deref());
+                put("nearest", hint.nearest.as_deref());
+                put("fix", hint.fix.as_deref());
+            }
+        }
+    }
+    format!("{}\n", serde_json::Value::Object(out))
+}
+
+fn text_verdict(target: &str, verdict: &Result<Because, Refusal>) -> String {
+    let mut lines = Vec::new();
+    match verdict {
+        Ok(because) => {
+            lines.push(("allow", Some(target)));
+            lines.push(("rule", Some(&*because.rule)));
+            lines.push(("pattern", because.pattern.as_deref()));
+        }
+        Err(refusal) => {
+            lines.push(("deny", Some(target)));
+            lines.push(("reason", Some(refusal.reason.as_str())));
+            let hint = refusal.hint.as_deref();
+            lines.push(("rule", hint.and_then(|h| h.rule.as_deref())));
+            lines.push(("pattern", hint.and_then(|h| h.pattern.as_deref())));
+            lines.push(("nearest", hint.and_then(|h| h.nearest.as_deref())));
+            lines.push(("fix", hint.and_then(|h| h.fix.as_deref())));
+        }
+    }
+    lines.iter().filter_map(|(key, value)| value.map(|value| format!("{key:<8} {value}\n"))).collect()
+}
+
+fn health(path: Option<&Path>) -> Result<ExitCode, CommandError> {
+    let settings = load(path)?;
+    let bind: SocketAddr = settings
+        .health
+        .or(settings.admin)
+        .ok_or_else(|| CommandError::Usage("the configuration has neither `health` nor `admin` to ask".to_owned()))?;
+    match runtime()?.block_on(crate::admin::ask(bind)) {
+        Ok(()) => print("ok\n"),
+        Err(error) => {
+            Err(CommandError::Io(std::io::Error::new(error.kind(), format!("{bind} does not answer: {error}"))))
+        }
+    }
+}
+
+/// A reader that went away (`| head`) is no error.
+fn print(text: &str) -> Result<ExitCode, CommandError> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}

@@ -1,0 +1,227 @@
+//! Settings: the text (`file`), its shape (`schema`), its meaning (`check`, `rules`).
+//!
+//! A [`Settings`] cannot be wrong: it exists only if no fault was found, and all faults are found at once.
+//! Opens no socket, resolves nothing, reads no clock; the files a text names are read here.
+
+mod bundle;
+mod check;
+mod document;
+mod file;
+mod rules;
+mod schema;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv6Net};
+
+pub use document::Place;
+pub use schema::schema;
+
+use crate::name::HostName;
+use crate::policy::rule::{AppRule, NetRule};
+
+/// The configuration in the binary: a forward proxy for this machine with the AKS rules.
+pub const DEFAULT: &str = include_str!("../config/default.yaml");
+
+/// A larger file holds a list that belongs into `fqdns_file`.
+const MAX_FILE: u64 = 64 << 20;
+
+/// Checked settings.
+#[derive(Debug)]
+pub struct Settings {
+    pub listeners: Vec<ListenerSettings>,
+    pub dns: DnsSettings,
+    pub rules: Rules,
+    pub own_addresses: Vec<IpNet>,
+    pub limits: Limits,
+    pub log: LogSettings,
+    pub admin: Option<SocketAddr>,
+    pub health: Option<SocketAddr>,
+    /// What is allowed and yet worth a word.
+    pub warnings: Vec<Fault>,
+}
+
+/// Checked rules, ready to be compiled.
+#[derive(Debug, Default)]
+pub struct Rules {
+    pub apps: Vec<AppRule>,
+    pub nets: Vec<NetRule>,
+    pub nat64: Option<Ipv6Net>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerSettings {
+    pub bind: SocketAddr,
+    pub kind: ListenerKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenerKind {
+    Forward,
+    /// The port every name is dialled at.
+    Sni {
+        port: u16,
+    },
+}
+
+impl ListenerKind {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Sni { .. } => "sni",
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct DnsSettings {
+    /// Empty: the system's.
+    pub upstreams: Vec<DnsUpstream>,
+    pub zones: Vec<(HostName, Vec<DnsUpstream>)>,
+    /// PEM text of the authorities for encrypted upstreams.
+    pub authorities: Option<Arc<str>>,
+    pub min_ttl: Duration,
+    pub max_ttl: Duration,
+    pub negative_ttl: Duration,
+}
+
+/// One server that answers questions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsUpstream {
+    pub ip: IpAddr,
+    pub port: u16,
+    pub transport: DnsTransport,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DnsTransport {
+    /// UDP, and TCP where an answer was cut.
+    Plain,
+    /// RFC 7858; the name its certificate must bear.
+    Tls { name: Arc<str> },
+    /// RFC 8484.
+    Https { name: Arc<str>, path: Arc<str> },
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub hello: usize,
+    pub peek: Duration,
+    pub head: usize,
+    pub dns: Duration,
+    pub dial: Duration,
+    pub idle: Duration,
+    pub keepalive: Duration,
+    pub drain: Duration,
+    /// `None`: from descriptors and memory.
+    pub connections: Option<usize>,
+    /// `None`: unlimited.
+    pub connections_per_client: Option<usize>,
+    pub peek_memory: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    pub format: LogFormat,
+    pub output: LogOutput,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Json,
+    Text,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogOutput {
+    Stdout,
+    Stderr,
+    File(PathBuf),
+}
+
+/// One thing wrong with a configuration, where, and what would be right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub place: Place,
+    /// Such as `policy.application_rules[2].fqdns[0]`; empty where no key is meant.
+    pub path: String,
+    pub message: String,
+}
+
+/// Why there are no settings.
+#[derive(Debug)]
+pub struct ConfigError {
+    /// The file's name as given; `default.yaml` for the one in the binary.
+    pub file: String,
+    /// At least one, in the order of the text.
+    pub faults: Vec<Fault>,
+}
+
+impl std::error::Error for ConfigError {}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for fault in &self.faults {
+            writeln!(f, "{}", fault.at(&self.file))?;
+        }
+        write!(f, "{}: {} fault{}", self.file, self.faults.len(), if self.faults.len() == 1 { "" } else { "s" })
+    }
+}
+
+impl Fault {
+    /// `egret.yaml:12:7: policy.mode: message`.
+    #[must_use]
+    pub fn at(&self, file: &str) -> String {
+        let Place { line, column } = self.place;
+        match (line, self.path.as_str()) {
+            (0, _) => format!("{file}: {}", self.message),
+            (_, "") => format!("{file}:{line}:{column}: {}", self.message),
+            (_, path) => format!("{file}:{line}:{column}: {path}: {}", self.message),
+        }
+    }
+}
+
+impl Settings {
+    /// Reads a configuration file, and the files it names.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with every fault.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let file = path.display().to_string();
+        let text = read_bounded(path).map_err(|message| ConfigError {
+            file: file.clone(),
+            faults: vec![Fault { place: Place::default(), path: String::new(), message }],
+        })?;
+        Self::parse(&text, &file, path.parent().unwrap_or_else(|| Path::new(".")))
+    }
+
+    /// Checks a configuration's text; relative paths in it start at `folder`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with every fault.
+    pub fn parse(text: &str, file: &str, folder: &Path) -> Result<Self, ConfigError> {
+        check::settings(text, folder).map_err(|mut faults| {
+            faults.sort_by_key(|fault| fault.place);
+            ConfigError { file: file.to_owned(), faults }
+        })
+    }
+}
+
+/// A text file with a bound, or the sentence that says why not.
+fn read_bounded(path: &Path) -> Result<String, String> {
+    let name = path.display();
+    let length = std::fs::metadata(path).map_err(|e| format!("cannot read {name}: {e}"))?.len();
+    if length > MAX_FILE {
+        return Err(format!("{name} is {length} bytes long; {MAX_FILE} are the most"));
+    }
+    let bytes = std::fs::read(path).map_err(|e| format!("cannot read {name}: {e}"))?;
+    String::from_utf8(bytes).map_err(|e| format!("{name} is not UTF-8 at byte {}", e.utf8_error().valid_up_to()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,352 @@
+//! From a text that has the right shape to settings that mean something. Every fault is kept, none stops
+//! the next check.
+
+use std::io::IsTerminal;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::document::{self, Node};
+use super::{
+    DnsSettings, DnsTransport, DnsUpstream, Fault, Limits, ListenerKind, ListenerSettings, LogFormat, LogOutput,
+    LogSettings, Settings, file, read_bounded, rules, schema,
+};
+use crate::name::HostName;
+
+/// Where faults and warnings are gathered; knows where each key path stands.
+pub(super) struct Findings<'a> {
+    tree: &'a Node,
+    pub(super) folder: &'a Path,
+    faults: Vec<Fault>,
+    /// The first so many are about the shape.
+    shape_faults: usize,
+    warnings: Vec<Fault>,
+}
+
+impl Findings<'_> {
+    pub(super) fn fault(&mut self, path: &str, message: impl Into<String>) {
+        // A part with a wrong key in it has been told of; what is missing there may be that very key.
+        let below = |told: &Fault| told.path.strip_prefix(path).is_some_and(|rest| rest.starts_with(['.', '[']));
+        if self.faults.iter().take(self.shape_faults).any(below) {
+            return;
+        }
+        let place = self.tree.place_of(path);
+        self.faults.push(Fault { place, path: path.to_owned(), message: message.into() });
+    }
+
+    pub(super) fn warn(&mut self, path: &str, message: impl Into<String>) {
+        let place = self.tree.place_of(path);
+        self.warnings.push(Fault { place, path: path.to_owned(), message: message.into() });
+    }
+
+    /// The value, or its fault noted.
+    pub(super) fn keep<T>(&mut self, path: &str, value: Result<T, String>) -> Option<T> {
+        value.map_err(|message| self.fault(path, message)).ok()
+    }
+
+    pub(super) fn nets(&mut self, path: &str, texts: &[String]) -> Vec<IpNet> {
+        let read = |(at, text): (usize, &String)| self.keep(&format!("{path}[{at}]"), net(text));
+        texts.iter().enumerate().filter_map(read).collect()
+    }
+}
+
+pub(super) fn settings(text: &str, folder: &Path) -> Result<Settings, Vec<Fault>> {
+    let tree = document::parse(text).map_err(|fault| vec![fault])?;
+    let shape = schema::check(&tree);
+    let written: file::File = match serde_json::from_value(tree.json_without(&shape, "")) {
+        Ok(written) => written,
+        Err(e) if shape.is_empty() => {
+            return Err(vec![Fault { place: tree.place, path: String::new(), message: e.to_string() }]);
+        }
+        // What was left out is needed to understand the rest.
+        Err(_) => return Err(shape),
+    };
+    let mut findings = Findings { tree: &tree, folder, shape_faults: shape.len(), faults: shape, warnings: Vec::new() };
+    let out = &mut findings;
+    let listeners = listeners(out, &written);
+    let admin = service(out, "admin.bind", written.admin.as_ref());
+    let health = service(out, "health.bind", written.health.as_ref());
+    let dns = dns(out, &written.dns);
+    let rules = rules::rules(out, &written.policy);
+    let own_addresses = out.nets("own_addresses", &written.own_addresses);
+    let limits = limits(out, &written.limits);
+    let log = log(&written.log);
+    one_socket_each(out, &listeners, admin, health);
+    let Findings { faults, mut warnings, .. } = findings;
+    warnings.sort_by_key(|warning| warning.place);
+    match (faults.is_empty(), limits) {
+        (true, Some(limits)) => Ok(Settings {
+            listeners: listeners.into_iter().map(|(listener, _)| listener).collect(),
+            dns,
+            rules,
+            own_addresses,
+            limits,
+            log,
+            admin,
+            health,
+            warnings,
+        }),
+        _ => Err(faults),
+    }
+}
+
+fn listeners(out: &mut Findings<'_>, written: &file::File) -> Vec<(ListenerSettings, String)> {
+    if written.listeners.is_empty() {
+        out.fault("listeners", "there is no listener; write one, such as { kind: forward, bind: \"127.0.0.1:3128\" }");
+    }
+    let mut kept = Vec::new();
+    for (at, listener) in written.listeners.iter().enumerate() {
+        let path = format!("listeners[{at}]");
+        let bind = out.keep(&format!("{path}.bind"), socket(&listener.bind));
+        let kind = match listener.kind {
+            file::ListenerKind::Forward => ListenerKind::Forward,
+            file::ListenerKind::Sni => ListenerKind::Sni { port: listener.port.unwrap_or(443) },
+            file::ListenerKind::Transparent | file::ListenerKind::Dns => {
+                out.fault(&format!("{path}.kind"), "this kind is not available in this version; write forward or sni");
+                continue;
+            }
+        };
+        let port_path = format!("{path}.port");
+        match (listener.kind, listener.port) {
+            (_, Some(0)) => out.fault(&port_path, "0 is no port; write a number from 1 to 65535"),
+            (file::ListenerKind::Forward, Some(_)) => {
+                out.fault(&port_path, "a forward listener learns the port from its clients; remove it");
+            }
+            _ => {}
+        }
+        if let Some(bind) = bind {
+            kept.push((ListenerSettings { bind, kind }, format!("{path}.bind")));
+        }
+    }
+    kept
+}
+
+fn service(out: &mut Findings<'_>, path: &str, bind: Option<&file::Bind>) -> Option<SocketAddr> {
+    out.keep(path, socket(&bind?.bind))
+}
+
+/// Two binds on one port clash where their addresses are equal or one of them is "all".
+fn one_socket_each(
+    out: &mut Findings<'_>,
+    listeners: &[(ListenerSettings, String)],
+    admin: Option<SocketAddr>,
+    health: Option<SocketAddr>,
+) {
+    let services = [(admin, "admin.bind"), (health, "health.bind")];
+    let services = services.iter().filter_map(|(bind, path)| bind.map(|bind| (bind, (*path).to_owned())));
+    let binds: Vec<(SocketAddr, String)> =
+        listeners.iter().map(|(listener, path)| (listener.bind, path.clone())).chain(services).collect();
+    for (at, (bind, path)) in binds.iter().enumerate() {
+        let clash = binds.iter().take(at).find(|(other, _)| {
+            let overlap = other.ip() == bind.ip() || other.ip().is_unspecified() || bind.ip().is_unspecified();
+            other.port() == bind.port() && overlap
+        });
+        if let Some((other, other_path)) = clash {
+            out.fault(path, format!("{bind} is taken by {other_path} ({other}); give each its own address or port"));
+        }
+    }
+}
+
+fn dns(out: &mut Findings<'_>, written: &file::Dns) -> DnsSettings {
+    let authorities = written.ca_file.as_ref().and_then(|name| {
+        let text = read_bounded(&out.folder.join(name));
+        out.keep("dns.ca_file", text).map(Into::into)
+    });
+    let upstreams = upstreams(out, "dns.upstreams", &written.upstreams);
+    let mut zones = Vec::new();
+    for (zone, servers) in &written.zones {
+        let path = format!("dns.zones.{zone}");
+        let servers_kept = upstreams_of_zone(out, &path, servers);
+        match HostName::from_wire(zone.trim_start_matches('.').as_bytes()) {
+            Ok(name) => zones.push((name, servers_kept)),
+            Err(fault) => out.fault(&path, format!("`{zone}` is no domain: {fault}")),
+        }
+    }
+    let min_ttl = duration(out, "dns.min_ttl", written.min_ttl.as_deref(), 1, Bounds::Zero);
+    let max_ttl = duration(out, "dns.max_ttl", written.max_ttl.as_deref(), 3600, Bounds::Positive);
+    let negative_ttl = duration(out, "dns.negative_ttl", written.negative_ttl.as_deref(), 10, Bounds::Zero);
+    if min_ttl > max_ttl {
+        out.fault("dns.min_ttl", "is longer than `dns.max_ttl`; write a shorter time");
+    }
+    DnsSettings { upstreams, zones, authorities, min_ttl, max_ttl, negative_ttl }
+}
+
+fn upstreams(out: &mut Findings<'_>, path: &str, texts: &[String]) -> Vec<DnsUpstream> {
+    let read = |(at, text): (usize, &String)| out.keep(&format!("{path}[{at}]"), upstream(text));
+    texts.iter().enumerate().filter_map(read).collect()
+}
+
+fn upstreams_of_zone(out: &mut Findings<'_>, path: &str, texts: &[String]) -> Vec<DnsUpstream> {
+    if texts.is_empty() {
+        out.fault(path, "there is no upstream for this zone; write at least one address");
+    }
+    upstreams(out, path, texts)
+}
+
+/// Reads one `dns.upstreams` entry.
+fn upstream(text: &str) -> Result<DnsUpstream, String> {
+    let (scheme, rest) = text.split_once("://").map_or(("", text), |(scheme, rest)| (scheme, rest));
+    let (rest, name) = rest.split_once('#').map_or((rest, None), |(rest, name)| (rest, Some(name)));
+    let (place, path) = rest.split_once('/').map_or((rest, None), |(place, path)| (place, Some(format!("/{path}"))));
+    let named = |example: &str| match name.map(|n| HostName::from_wire(n.as_bytes())) {
+        Some(Ok(name)) => Ok(name.as_str().into()),
+        _ => Err(format!("an encrypted upstream needs the name of its certificate; write {example}")),
+    };
+    let (default_port, transport) = match scheme {
+        "" if name.is_none() && path.is_none() => (53, DnsTransport::Plain),
+        "tls" if path.is_none() => (853, DnsTransport::Tls { name: named("tls://9.9.9.9#dns.quad9.net")? }),
+        "https" => (
+            443,
+            DnsTransport::Https {
+                name: named("https://9.9.9.9/dns-query#dns.quad9.net")?,
+                path: path.unwrap_or_else(|| "/dns-query".to_owned()).into(),
+            },
+        ),
+        _ => {
+            return Err(format!(
+                "`{text}` is no upstream; write 10.0.0.53, 10.0.0.53:5353, tls://ADDRESS#NAME or https://ADDRESS/PATH#NAME"
+            ));
+        }
+    };
+    let bare = place.trim_start_matches('[').trim_end_matches(']');
+    let (ip, port) = match (bare.parse::<IpAddr>(), place.parse::<SocketAddr>()) {
+        (Ok(ip), _) => (ip, default_port),
+        (_, Ok(socket)) if socket.port() > 0 => (socket.ip(), socket.port()),
+        (_, Ok(_)) => return Err("0 is no port; write a number from 1 to 65535".to_owned()),
+        _ => return Err(format!("`{place}` is no address; an upstream is reached by address, not by name")),
+    };
+    Ok(DnsUpstream { ip, port, transport })
+}
+
+fn limits(out: &mut Findings<'_>, written: &file::Limits) -> Option<Limits> {
+    let time = |out: &mut Findings<'_>, key: &str, text: &Option<String>, default: u64| {
+        duration(out, &format!("limits.{key}"), text.as_deref(), default, Bounds::Positive)
+    };
+    let peek = time(out, "peek", &written.peek, 5);
+    let dns = time(out, "dns", &written.dns, 5);
+    let dial = time(out, "dial", &written.dial, 10);
+    let idle = time(out, "idle", &written.idle, 4 * 3600);
+    let keepalive = time(out, "keepalive", &written.keepalive, 60);
+    let drain = duration(out, "limits.drain", written.drain.as_deref(), 30, Bounds::Zero);
+    if keepalive < Duration::from_secs(1) {
+        out.fault("limits.keepalive", "the kernel counts keepalives in seconds; write 1s or more");
+    }
+    // A hello's record header alone is five bytes, and no head is shorter than a request line.
+    let hello = size(out, "limits.hello", written.hello.as_deref(), 64 << 10, 512);
+    let head = size(out, "limits.head", written.head.as_deref(), 64 << 10, 512);
+    let peek_memory = size(out, "limits.peek_memory", written.peek_memory.as_deref(), 256 << 20, 64 << 10);
+    let connections = count(out, "limits.connections", written.connections.as_ref(), "auto");
+    let per_client = count(out, "limits.connections_per_client", written.connections_per_client.as_ref(), "unlimited");
+    Some(Limits {
+        hello: hello?,
+        peek,
+        head: head?,
+        dns,
+        dial,
+        idle,
+        keepalive,
+        drain,
+        connections: connections?,
+        connections_per_client: per_client?,
+        peek_memory: peek_memory?,
+    })
+}
+
+fn log(written: &file::Log) -> LogSettings {
+    let output = match written.output.as_deref() {
+        None | Some("stdout") => LogOutput::Stdout,
+        Some("stderr") => LogOutput::Stderr,
+        Some(path) => LogOutput::File(PathBuf::from(path)),
+    };
+    let read_by_a_person = match output {
+        LogOutput::Stdout => std::io::stdout().is_terminal(),
+        LogOutput::Stderr => std::io::stderr().is_terminal(),
+        LogOutput::File(_) => false,
+    };
+    let format = match written.format {
+        Some(file::LogFormat::Text) => LogFormat::Text,
+        Some(file::LogFormat::Auto) if read_by_a_person => LogFormat::Text,
+        None | Some(file::LogFormat::Json | file::LogFormat::Auto) => LogFormat::Json,
+    };
+    LogSettings { format, output }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bounds {
+    Zero,
+    Positive,
+}
+
+/// A duration such as `5s`; a fault leaves the default, for the checks after it.
+fn duration(out: &mut Findings<'_>, path: &str, text: Option<&str>, default: u64, bounds: Bounds) -> Duration {
+    /// Past this a timer means "never", which no limit may.
+    const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+    let default = Duration::from_secs(default);
+    let Some(text) = text else { return default };
+    let read = match humantime::parse_duration(text) {
+        Ok(time) if time > LONGEST => Err(format!("`{text}` is longer than a year; write a shorter time")),
+        Ok(Duration::ZERO) if bounds == Bounds::Positive => {
+            Err("no time is no limit that works; write 1ms or more".to_owned())
+        }
+        Ok(time) => Ok(time),
+        Err(_) => Err(format!("`{text}` is no time; write a number and its unit, such as 5s, 2m or 4h")),
+    };
+    out.keep(path, read).unwrap_or(default)
+}
+
+fn size(out: &mut Findings<'_>, path: &str, text: Option<&str>, default: usize, least: usize) -> Option<usize> {
+    /// A gigabyte for a hello is a mistake, and a terabyte for everything too.
+    const MOST: u64 = 1 << 40;
+    let Some(text) = text else { return Some(default) };
+    let read = match text.parse::<bytesize::ByteSize>() {
+        Ok(size) if size.as_u64() < least as u64 => {
+            Err(format!("`{text}` is too small to work; write {least} or more"))
+        }
+        Ok(size) if size.as_u64() > MOST => Err(format!("`{text}` is more than a machine has; write less")),
+        Ok(size) => usize::try_from(size.as_u64()).map_err(|_| "does not fit this machine".to_owned()),
+        Err(_) => Err(format!("`{text}` is no size; write a number and its unit, such as 64KiB or 256MiB")),
+    };
+    out.keep(path, read)
+}
+
+/// `Some(None)` is the word.
+#[allow(clippy::option_option, reason = "outer: was it readable; inner: was it a number")]
+fn count(out: &mut Findings<'_>, path: &str, written: Option<&file::Count>, word: &str) -> Option<Option<usize>> {
+    let read = match written {
+        None => Ok(None),
+        Some(file::Count::Word(given)) if given == word => Ok(None),
+        Some(file::Count::Number(0)) => Err(format!("0 would refuse everybody; write 1 or more, or {word}")),
+        Some(file::Count::Number(n)) => Ok(Some(*n as usize)),
+        Some(file::Count::Word(given)) => Err(format!("`{given}` is no number; write one, or {word}")),
+    };
+    out.keep(path, read)
+}
+
+/// An address and port to listen on.
+fn socket(text: &str) -> Result<SocketAddr, String> {
+    match text.parse::<SocketAddr>() {
+        Ok(socket) if socket.port() == 0 => Err("0 is no port; write a number from 1 to 65535".to_owned()),
+        Ok(socket) => Ok(socket),
+        Err(_) => Err(format!("`{text}` is no address with a port; write 127.0.0.1:3128 or [::]:3128")),
+    }
+}
+
+/// A CIDR, or one address.
+pub(super) fn net(text: &str) -> Result<IpNet, String> {
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Ok(IpNet::from(ip));
+    }
+    let net: IpNet =
+        text.parse().map_err(|_| format!("`{text}` is no CIDR; write 10.0.0.0/8, 10.1.2.3 or fd00::/8"))?;
+    if net.trunc() == net {
+        Ok(net)
+    } else {
+        Err(format!(
+            "`{text}` has bits set behind its prefix; write {}, or /{} for the one address",
+            net.trunc(),
+            net.max_prefix_len()
+        ))
+    }
+}

@@ -1,0 +1,287 @@
+//! The configuration file as it is written: the shape of the text, the defaults, and nothing checked.
+//!
+//! Doc comments here are what `egret schema` tells an editor.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// The whole file.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    /// Where clients come in. At least one.
+    pub(super) listeners: Vec<Listener>,
+    /// How egret resolves names. Clients' own answers are never used.
+    #[serde(default)]
+    pub(super) dns: Dns,
+    /// Who may go where. Nothing that is not allowed here gets out.
+    #[serde(default)]
+    pub(super) policy: Policy,
+    /// Addresses or CIDRs that lead back to egret, such as a load balancer's frontend; never dialled.
+    #[serde(default)]
+    pub(super) own_addresses: Vec<String>,
+    /// The bound of every wait, buffer and count.
+    #[serde(default)]
+    pub(super) limits: Limits,
+    /// The access log.
+    #[serde(default)]
+    pub(super) log: Log,
+    /// Metrics and health, for the operator. Keep it private.
+    #[serde(default)]
+    pub(super) admin: Option<Bind>,
+    /// `/healthz` and `/readyz` only, for probes from elsewhere.
+    #[serde(default)]
+    pub(super) health: Option<Bind>,
+}
+
+/// One place where clients come in.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Listener {
+    /// How clients say where they want to go.
+    pub(super) kind: ListenerKind,
+    /// Address and port, such as `127.0.0.1:3128` or `[::]:443`.
+    pub(super) bind: String,
+    /// `sni` only: the port of the destination. Default 443.
+    #[serde(default)]
+    pub(super) port: Option<u16>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum ListenerKind {
+    /// HTTP CONNECT, absolute-form HTTP and SOCKS5, told apart by the first byte.
+    Forward,
+    /// Clients steered here by DNS or a load balancer: the name is in the bytes, the port is configured.
+    Sni,
+    /// Traffic routed or redirected by the kernel.
+    Transparent,
+    /// Questions of pods and nodes.
+    Dns,
+}
+
+/// Name resolution.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Dns {
+    /// `10.0.0.53`, `10.0.0.53:5353`, `tls://9.9.9.9#dns.quad9.net`, `https://9.9.9.9/dns-query#dns.quad9.net`.
+    /// Default: the system's (/etc/resolv.conf).
+    pub(super) upstreams: Vec<String>,
+    /// Upstreams for a domain and everything under it; the longest domain wins.
+    pub(super) zones: BTreeMap<String, Vec<String>>,
+    /// PEM file with the authorities that sign `tls://` and `https://` upstreams. Default: Mozilla's list.
+    pub(super) ca_file: Option<String>,
+    /// The least time an answer is kept. Default `1s`.
+    pub(super) min_ttl: Option<String>,
+    /// The most time an answer is kept. Default `1h`.
+    pub(super) max_ttl: Option<String>,
+    /// The most time a failure is kept. Default `10s`.
+    pub(super) negative_ttl: Option<String>,
+}
+
+/// Rules and how they are applied.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Policy {
+    pub(super) mode: Mode,
+    /// The network's NAT64 prefix (RFC 6052): addresses under it are judged by the IPv4 address they carry.
+    pub nat64_prefix: Option<String>,
+    /// Rule sets that come with egret.
+    pub(super) bundles: Vec<Bundle>,
+    /// Judged by the name in the bytes.
+    pub(super) application_rules: Vec<ApplicationRule>,
+    /// Judged by address, without looking at the bytes.
+    pub(super) network_rules: Vec<NetworkRule>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Mode {
+    /// What is not allowed is refused.
+    #[default]
+    Enforce,
+    /// Judge, log, and let everything pass.
+    Audit,
+}
+
+/// A rule set that comes with egret.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Bundle {
+    /// The rule set's name: `aks`.
+    pub(super) bundle: String,
+    /// The cloud it is for. Default `global`.
+    #[serde(default)]
+    pub(super) cloud: Option<String>,
+    /// The region, such as `westeurope`; `any` opens every region's names.
+    pub(super) location: String,
+    /// Who the rules are for, as CIDRs or addresses. Default: everyone.
+    #[serde(default)]
+    pub(super) sources: Vec<String>,
+}
+
+/// An application rule.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ApplicationRule {
+    /// What the log calls it. Default: its place in the file.
+    #[serde(default)]
+    pub(super) name: Option<String>,
+    #[serde(default)]
+    pub(super) action: Action,
+    /// Who it is for, as CIDRs or addresses. Default: everyone.
+    #[serde(default)]
+    pub(super) sources: Vec<String>,
+    /// Names and patterns: `a.example`, `*.a.example`, `.a.example`, `md-*.a.example`.
+    #[serde(default)]
+    pub(super) fqdns: Vec<String>,
+    /// A text file with one pattern a line; `#` begins a comment. Relative to this file.
+    #[serde(default)]
+    pub(super) fqdns_file: Option<String>,
+    /// `https:443`, `http:80`. A deny rule without any denies all of them.
+    #[serde(default)]
+    pub(super) protocols: Vec<String>,
+    /// Every ALPN protocol that the client offers must be in this list. Default: not asked.
+    #[serde(default)]
+    pub(super) alpn: Option<Vec<String>>,
+    /// What an encrypted client hello means. Default `outer`.
+    #[serde(default)]
+    pub(super) ech: Option<Ech>,
+    /// How the SNI relates to the name given in CONNECT or SOCKS. Default `same`.
+    #[serde(default)]
+    pub(super) sni: Option<Sni>,
+    /// Where the names may lead: `public`, and CIDRs inside private or special ranges. Default `[public]`.
+    #[serde(default)]
+    pub(super) addresses: Option<Vec<String>>,
+    /// Which address is dialled. Default `redial`.
+    #[serde(default)]
+    pub(super) destination: Option<Destination>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Action {
+    #[default]
+    Allow,
+    /// Wins over every allow rule of its kind.
+    Deny,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Ech {
+    /// The outer name is judged like any other.
+    Outer,
+    /// A hello with an ECH extension is refused.
+    Deny,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Sni {
+    /// They are equal.
+    Same,
+    /// The SNI is allowed by itself for the same client and port.
+    AnyListed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Destination {
+    /// egret's own answer for the name.
+    Redial,
+    /// The client's own, after a check against DNS.
+    Verify,
+}
+
+/// A network rule.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NetworkRule {
+    /// What the log calls it. Default: its place in the file.
+    #[serde(default)]
+    pub(super) name: Option<String>,
+    #[serde(default)]
+    pub(super) action: Action,
+    /// Who it is for, as CIDRs or addresses. Default: everyone.
+    #[serde(default)]
+    pub(super) sources: Vec<String>,
+    /// CIDRs or addresses.
+    #[serde(default)]
+    pub(super) destinations: Vec<String>,
+    /// Names that egret resolves itself.
+    #[serde(default)]
+    pub(super) fqdns: Vec<String>,
+    /// `tcp:8443`, `tcp:9000-9010`, `udp:123`, `icmp`.
+    pub(super) protocols: Vec<String>,
+    /// Where the `fqdns` may lead. Default `[public]`.
+    #[serde(default)]
+    pub(super) addresses: Option<Vec<String>>,
+}
+
+/// Bounds. Sizes are written `64KiB`, times `5s`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Limits {
+    /// The largest TLS client hello. Default `64KiB`.
+    pub(super) hello: Option<String>,
+    /// The time until a client has shown what it wants. Default `5s`.
+    pub(super) peek: Option<String>,
+    /// The largest HTTP head. Default `64KiB`.
+    pub(super) head: Option<String>,
+    /// The time for one name look-up. Default `5s`.
+    pub(super) dns: Option<String>,
+    /// The time to reach any of a name's addresses. Default `10s`.
+    pub(super) dial: Option<String>,
+    /// How long a connection may stay without a byte. Default `4h`.
+    pub(super) idle: Option<String>,
+    /// Time between TCP keepalives towards both sides. Default `60s`.
+    pub(super) keepalive: Option<String>,
+    /// How long connections may go on after SIGTERM. Default `30s`.
+    pub(super) drain: Option<String>,
+    /// Connections at once; `auto` is what descriptors and memory allow. Default `auto`.
+    pub(super) connections: Option<Count>,
+    /// Connections at once from one client. Default `unlimited`.
+    pub(super) connections_per_client: Option<Count>,
+    /// Memory that all peeks together may hold. Default `256MiB`.
+    pub(super) peek_memory: Option<String>,
+}
+
+/// A number, or a word.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum Count {
+    Number(u32),
+    Word(String),
+}
+
+/// The access log.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Log {
+    /// Default `json`.
+    pub(super) format: Option<LogFormat>,
+    /// `stdout`, `stderr` or a path. Default `stdout`.
+    pub(super) output: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum LogFormat {
+    /// One object a line.
+    Json,
+    /// For people.
+    Text,
+    /// `text` where a terminal reads it, else `json`.
+    Auto,
+}
+
+/// An address to listen on.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Bind {
+    /// Address and port.
+    pub(super) bind: String,
+}

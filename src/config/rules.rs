@@ -1,0 +1,319 @@
+//! Rules from text to types: patterns, protocols, sources, and where names may lead.
+
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use ipnet::{IpNet, Ipv6Net};
+
+use super::check::{Findings, net};
+use super::{Rules, bundle, file, read_bounded};
+use crate::policy::pattern::Pattern;
+use crate::policy::rule::{Action, AppPort, AppProtocol, AppRule, Ech, InnerName, NetPort, NetRule, Reach, Sources};
+
+/// Patterns that need globset, in all rules together: each is looked at one by one under its ending.
+const MAX_RICH: usize = 1000;
+
+pub(super) fn rules(out: &mut Findings<'_>, policy: &file::Policy) -> Rules {
+    if policy.mode == file::Mode::Audit {
+        out.fault("policy.mode", "audit is not available in this version; write enforce");
+    }
+    let nat64 = policy.nat64_prefix.as_deref().and_then(|text| out.keep("policy.nat64_prefix", nat64_prefix(text)));
+    let mut rules = Rules { nat64, ..Rules::default() };
+    for (at, written) in policy.bundles.iter().enumerate() {
+        bundle::rules(out, &format!("policy.bundles[{at}]"), written, &mut rules);
+    }
+    for (at, written) in policy.application_rules.iter().enumerate() {
+        let rule = application_rule(out, &format!("policy.application_rules[{at}]"), written);
+        rules.apps.push(rule);
+    }
+    for (at, written) in policy.network_rules.iter().enumerate() {
+        let rule = network_rule(out, &format!("policy.network_rules[{at}]"), written);
+        rules.nets.push(rule);
+    }
+    let rich = rules.apps.iter().flat_map(|r| &r.fqdns).chain(rules.nets.iter().flat_map(|r| &r.fqdns));
+    let rich = rich.filter(|p| p.is_rich()).count();
+    if rich > MAX_RICH {
+        out.fault(
+            "policy",
+            format!("{rich} patterns use `?`, `[…]` or `{{…}}`; {MAX_RICH} are the most, write plain names for some"),
+        );
+    }
+    one_name_each(out, policy);
+    names_keep_their_ports(out, policy, &rules);
+    if rules.apps.is_empty() && rules.nets.is_empty() {
+        out.warn("policy", "there is no rule: everything will be refused");
+    }
+    rules
+}
+
+/// RFC 6052 §2.2 knows six lengths.
+fn nat64_prefix(text: &str) -> Result<Ipv6Net, String> {
+    match net(text) {
+        Ok(IpNet::V6(net)) if [32, 40, 48, 56, 64, 96].contains(&net.prefix_len()) => Ok(net),
+        _ => Err(format!("`{text}` is no NAT64 prefix; write an IPv6 prefix of 32, 40, 48, 56, 64 or 96 bits")),
+    }
+}
+
+fn application_rule(out: &mut Findings<'_>, path: &str, written: &file::ApplicationRule) -> AppRule {
+    let action = action(written.action);
+    let mut fqdns = patterns(out, &format!("{path}.fqdns"), &written.fqdns);
+    if let Some(name) = &written.fqdns_file {
+        fqdns.extend(patterns_of_file(out, &format!("{path}.fqdns_file"), name));
+    } else if written.fqdns.is_empty() {
+        out.fault(path, "the rule lists no name; write `fqdns` or `fqdns_file`");
+    }
+    let protocols: Vec<AppPort> = written
+        .protocols
+        .iter()
+        .enumerate()
+        .filter_map(|(at, text)| out.keep(&format!("{path}.protocols[{at}]"), app_port(text)))
+        .collect();
+    if written.protocols.is_empty() && action == Action::Allow {
+        out.fault(path, "the rule opens no port; write `protocols`, such as [\"https:443\"]");
+    }
+    if action == Action::Deny {
+        deny_has_no_conditions(out, path, written);
+    }
+    if written.destination == Some(file::Destination::Verify) {
+        out.fault(&format!("{path}.destination"), "verify is not available in this version; write redial");
+    }
+    let alpn = written.alpn.as_ref().map(|list| alpn(out, &format!("{path}.alpn"), list));
+    if alpn.is_some() && !protocols.iter().any(|app| app.protocol == AppProtocol::Https) {
+        out.fault(&format!("{path}.alpn"), "plain HTTP has no ALPN; remove it, or add an https port");
+    }
+    AppRule {
+        name: rule_name(written.name.as_deref(), path),
+        action,
+        sources: Sources(out.nets(&format!("{path}.sources"), &written.sources)),
+        fqdns,
+        protocols,
+        alpn,
+        ech: if written.ech == Some(file::Ech::Deny) { Ech::Deny } else { Ech::Outer },
+        inner: if written.sni == Some(file::Sni::AnyListed) { InnerName::AnyListed } else { InnerName::Same },
+        reach: reach(out, &format!("{path}.addresses"), written.addresses.as_deref()),
+    }
+}
+
+fn network_rule(out: &mut Findings<'_>, path: &str, written: &file::NetworkRule) -> NetRule {
+    let action = action(written.action);
+    let ports: Vec<NetPort> = written
+        .protocols
+        .iter()
+        .enumerate()
+        .filter_map(|(at, text)| out.keep(&format!("{path}.protocols[{at}]"), net_port(text)))
+        .collect();
+    if written.protocols.is_empty() {
+        out.fault(&format!("{path}.protocols"), "the rule opens no port; write such as [\"tcp:8443\"]");
+    }
+    if written.destinations.is_empty() && written.fqdns.is_empty() {
+        out.fault(path, "the rule has no destination; write `destinations` or `fqdns`");
+    }
+    let fqdns = patterns(out, &format!("{path}.fqdns"), &written.fqdns);
+    for (at, pattern) in fqdns.iter().enumerate() {
+        if pattern.exact().is_none() {
+            let message = "a wildcard in a network rule needs DNS through egret, which is not available in this version; write exact names";
+            out.fault(&format!("{path}.fqdns[{at}]"), message);
+        }
+    }
+    if action == Action::Deny && !written.fqdns.is_empty() {
+        out.fault(
+            &format!("{path}.fqdns"),
+            "names are denied by an application rule with `action: deny`; move them there",
+        );
+    }
+    if written.addresses.is_some() && written.fqdns.is_empty() {
+        out.fault(&format!("{path}.addresses"), "only names need it; `destinations` already say where the rule leads");
+    }
+    NetRule {
+        name: rule_name(written.name.as_deref(), path),
+        action,
+        sources: Sources(out.nets(&format!("{path}.sources"), &written.sources)),
+        destinations: out.nets(&format!("{path}.destinations"), &written.destinations),
+        fqdns,
+        ports,
+        reach: reach(out, &format!("{path}.addresses"), written.addresses.as_deref()),
+    }
+}
+
+/// A denial holds whatever the bytes say; a condition on it would be a way around it.
+fn deny_has_no_conditions(out: &mut Findings<'_>, path: &str, written: &file::ApplicationRule) {
+    let conditions = [
+        ("alpn", written.alpn.is_some()),
+        ("ech", written.ech.is_some()),
+        ("sni", written.sni.is_some()),
+        ("addresses", written.addresses.is_some()),
+        ("destination", written.destination.is_some()),
+    ];
+    for (key, _) in conditions.iter().filter(|(_, is_there)| *is_there) {
+        out.fault(&format!("{path}.{key}"), "a deny rule takes no conditions but sources and protocols; remove it");
+    }
+}
+
+pub(super) fn patterns(out: &mut Findings<'_>, path: &str, texts: &[String]) -> Vec<Pattern> {
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    let mut kept = Vec::new();
+    for (at, text) in texts.iter().enumerate() {
+        let here = format!("{path}[{at}]");
+        let Some(pattern) = out.keep(&here, Pattern::parse(text).map_err(|fault| fault.to_string())) else { continue };
+        if pattern.is_any() {
+            out.warn(&here, "`*` lets every name out");
+        }
+        if let Some(first) = seen.insert(pattern.as_str().to_owned(), at) {
+            out.warn(&here, format!("`{text}` stands in this list already, as number {}", first + 1));
+        }
+        kept.push(pattern);
+    }
+    kept
+}
+
+fn patterns_of_file(out: &mut Findings<'_>, path: &str, name: &str) -> Vec<Pattern> {
+    let file = out.folder.join(name);
+    let Some(text) = out.keep(path, read_bounded(&file)) else { return Vec::new() };
+    let mut kept = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        if line.is_empty() {
+            continue;
+        }
+        match Pattern::parse(line) {
+            Ok(pattern) => {
+                if pattern.is_any() {
+                    out.warn(path, format!("{}:{number}: `*` lets every name out", file.display()));
+                }
+                kept.push(pattern);
+            }
+            Err(fault) => out.fault(path, format!("{}:{number}: {fault}", file.display())),
+        }
+    }
+    if kept.is_empty() {
+        out.fault(path, format!("{} holds no pattern; write one a line", file.display()));
+    }
+    kept
+}
+
+fn reach(out: &mut Findings<'_>, path: &str, words: Option<&[String]>) -> Reach {
+    let Some(words) = words else { return Reach::default() };
+    if words.is_empty() {
+        out.fault(path, "the list is empty, so every answer would be refused; write [public] or CIDRs");
+    }
+    let mut reach = Reach { public: false, prefixes: Vec::new() };
+    for (at, word) in words.iter().enumerate() {
+        if word == "public" {
+            reach.public = true;
+        } else if let Some(net) = out.keep(&format!("{path}[{at}]"), net(word).map_err(|e| format!("{e}, or public"))) {
+            reach.prefixes.push(net);
+        }
+    }
+    reach
+}
+
+fn alpn(out: &mut Findings<'_>, path: &str, list: &[String]) -> Vec<Box<[u8]>> {
+    if list.is_empty() {
+        out.fault(path, "the list is empty, so no offer could pass; write such as [h2, http/1.1], or remove it");
+    }
+    for (at, name) in list.iter().enumerate() {
+        if name.is_empty() || name.len() > 255 {
+            out.fault(&format!("{path}[{at}]"), "an ALPN protocol has 1 to 255 bytes (RFC 7301)");
+        }
+    }
+    list.iter().map(|name| name.as_bytes().into()).collect()
+}
+
+fn app_port(text: &str) -> Result<AppPort, String> {
+    let wrong = || format!("`{text}` is no protocol of an application rule; write https:443 or http:80");
+    let (protocol, port) = text.split_once(':').ok_or_else(wrong)?;
+    let protocol = match protocol.to_ascii_lowercase().as_str() {
+        "https" => AppProtocol::Https,
+        "http" => AppProtocol::Http,
+        "tcp" | "udp" => {
+            return Err(format!(
+                "`{text}` is judged by address; write it into a network rule, or write https:{port} here"
+            ));
+        }
+        _ => return Err(wrong()),
+    };
+    let port = read_port(port)?;
+    Ok(AppPort { protocol, port })
+}
+
+fn net_port(text: &str) -> Result<NetPort, String> {
+    let wrong = || format!("`{text}` is no protocol of a network rule; write tcp:8443, tcp:9000-9010, udp:123 or icmp");
+    if text.eq_ignore_ascii_case("icmp") {
+        return Ok(NetPort::Icmp);
+    }
+    let (protocol, ports) = text.split_once(':').ok_or_else(wrong)?;
+    let range = port_range(ports)?;
+    match protocol.to_ascii_lowercase().as_str() {
+        "tcp" => Ok(NetPort::Tcp(range)),
+        "udp" => Ok(NetPort::Udp(range)),
+        "https" | "http" => {
+            Err(format!("`{text}` is judged by name; write it into an application rule, or write tcp:{ports} here"))
+        }
+        _ => Err(wrong()),
+    }
+}
+
+fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let (low, high) = text.split_once('-').unwrap_or((text, text));
+    let (low, high) = (read_port(low)?, read_port(high)?);
+    if low > high { Err(format!("`{text}` runs backwards; write {high}-{low}")) } else { Ok(low..=high) }
+}
+
+fn read_port(text: &str) -> Result<u16, String> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let port = text.parse().ok().filter(|port| digits && *port > 0);
+    port.ok_or_else(|| format!("`{text}` is no port; write a number from 1 to 65535"))
+}
+
+fn rule_name(written: Option<&str>, path: &str) -> Arc<str> {
+    written.unwrap_or_else(|| path.trim_start_matches("policy.")).into()
+}
+
+const fn action(written: file::Action) -> Action {
+    match written {
+        file::Action::Allow => Action::Allow,
+        file::Action::Deny => Action::Deny,
+    }
+}
+
+/// A name in the log must lead to one rule.
+fn one_name_each(out: &mut Findings<'_>, policy: &file::Policy) {
+    let apps = policy.application_rules.iter().map(|r| r.name.as_deref()).enumerate();
+    let nets = policy.network_rules.iter().map(|r| r.name.as_deref()).enumerate();
+    let named = apps
+        .map(|(at, name)| (format!("policy.application_rules[{at}]"), name))
+        .chain(nets.map(|(at, name)| (format!("policy.network_rules[{at}]"), name)));
+    let mut seen: HashMap<&str, String> = HashMap::new();
+    for (path, name) in named {
+        let Some(name) = name else { continue };
+        if name.is_empty() {
+            out.fault(&format!("{path}.name"), "the name is empty; write one, or remove the key");
+        } else if let Some(first) = seen.insert(name, path.clone()) {
+            out.fault(&format!("{path}.name"), format!("`{name}` is the name of {first} already; write another"));
+        }
+    }
+}
+
+/// A name's address may be shared: opening it by address on a port where names are judged would open every
+/// other site behind it.
+fn names_keep_their_ports(out: &mut Findings<'_>, policy: &file::Policy, rules: &Rules) {
+    let app_ports: Vec<u16> = rules.apps.iter().flat_map(|r| &r.protocols).map(|app| app.port).collect();
+    for (at, written) in policy.network_rules.iter().enumerate().filter(|(_, r)| !r.fqdns.is_empty()) {
+        for (n, text) in written.protocols.iter().enumerate() {
+            let taken = match net_port(text) {
+                Ok(NetPort::Tcp(range)) => {
+                    [80, 443].iter().chain(&app_ports).find(|port| range.contains(port)).copied()
+                }
+                Ok(NetPort::Udp(range)) if range.contains(&443) => Some(443),
+                _ => None,
+            };
+            if let Some(port) = taken {
+                let message = format!(
+                    "port {port} is judged by name: a shared address would open every site on it; write an application rule"
+                );
+                out.fault(&format!("policy.network_rules[{at}].protocols[{n}]"), message);
+            }
+        }
+    }
+}

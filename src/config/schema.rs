@@ -1,0 +1,229 @@
+//! The JSON Schema of the configuration, and a text held against it.
+//!
+//! One description serves both: what `egret schema` prints is what refuses an unknown key. Owns shape
+//! (which keys, which kinds of value); meaning is `check`'s.
+
+use serde_json::Value;
+
+use super::document::{Content, Node};
+use super::{Fault, file};
+use crate::likeness::closest;
+
+/// Keys of the format that this version does not serve yet. Refused by name: silence would let somebody
+/// believe in a barrier that is not there.
+const NOT_YET: &[&str] = &[
+    "netfilter",
+    "upstream",
+    "learn",
+    "fleet",
+    "service_tags",
+    "features",
+    "edition",
+    "api_server",
+    "dns_servers",
+    "region_cidrs",
+    "private_cluster",
+    "network_isolated",
+    "registries",
+    "key_vaults",
+    "os",
+    "include_recommended",
+    "forwarders",
+    "local_ranges",
+    "capture",
+    "proxy_protocol",
+    "paths",
+    "methods",
+    "upgrade",
+    "clients",
+    "until",
+];
+
+/// The schema, as `egret schema` prints it.
+#[must_use]
+pub fn schema() -> Value {
+    let mut schema = schemars::schema_for!(file::File).to_value();
+    if let Some(map) = schema.as_object_mut() {
+        map.insert("title".into(), "egret configuration".into());
+    }
+    schema
+}
+
+/// Holds a text against the schema; every fault, in the order of the text.
+pub(super) fn check(node: &Node) -> Vec<Fault> {
+    let root = schema();
+    let mut walk = Walk { root: &root, faults: Vec::new() };
+    walk.node(node, &root, "");
+    walk.faults
+}
+
+struct Walk<'a> {
+    root: &'a Value,
+    faults: Vec<Fault>,
+}
+
+impl<'a> Walk<'a> {
+    fn node(&mut self, node: &Node, schema: &'a Value, path: &str) {
+        let schema = self.resolve(schema);
+        if let Some(choices) = alternatives(schema) {
+            return self.any_of(node, choices, path);
+        }
+        if let Some(words) = schema.get("enum").and_then(Value::as_array) {
+            return self.word(node, words, path);
+        }
+        if let Some(word) = schema.get("const") {
+            return self.word(node, std::slice::from_ref(word), path);
+        }
+        let kinds = kinds(schema);
+        let kind = kind(node);
+        let fits = kinds.is_empty() || kinds.contains(&kind) || (kind == "integer" && kinds.contains(&"number"));
+        if !fits {
+            return self.fault(node, path, format!("{} stands here; write {}", article(kind), expected(&kinds)));
+        }
+        match &node.value {
+            Content::Scalar(value) => self.range(node, schema, value, path),
+            Content::List(items) => {
+                if let Some(item_schema) = schema.get("items") {
+                    for (at, item) in items.iter().enumerate() {
+                        self.node(item, item_schema, &format!("{path}[{at}]"));
+                    }
+                }
+            }
+            Content::Map(_) => self.map(node, schema, path),
+        }
+    }
+
+    fn map(&mut self, node: &Node, schema: &'a Value, path: &str) {
+        let Content::Map(pairs) = &node.value else { return };
+        let empty = serde_json::Map::new();
+        let known = schema.get("properties").and_then(Value::as_object).unwrap_or(&empty);
+        let other = schema.get("additionalProperties");
+        for pair in pairs {
+            let below = join(path, &pair.key);
+            match (known.get(&pair.key).and_then(|_| schema.get("properties")?.get(&pair.key)), other) {
+                (Some(inner), _) => self.node(&pair.node, inner, &below),
+                (None, Some(inner)) if inner.is_object() => self.node(&pair.node, inner, &below),
+                (None, _) => {
+                    let message = unknown(&pair.key, known.keys().map(String::as_str));
+                    self.faults.push(Fault { place: pair.place, path: below, message });
+                }
+            }
+        }
+        for needed in schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+            if !pairs.iter().any(|pair| pair.key == needed) {
+                self.fault(node, path, format!("the key `{needed}` is missing; write it here"));
+            }
+        }
+    }
+
+    fn any_of(&mut self, node: &Node, choices: &'a [Value], path: &str) {
+        let mut same_kind = None;
+        for choice in choices {
+            let mut trial = Walk { root: self.root, faults: Vec::new() };
+            trial.node(node, choice, path);
+            if trial.faults.is_empty() {
+                return;
+            }
+            if kinds(self.resolve(choice)).contains(&kind(node)) {
+                same_kind = Some(trial.faults);
+            }
+        }
+        let words: Vec<Value> = choices.iter().filter_map(|c| self.resolve(c).get("const").cloned()).collect();
+        if words.len() == choices.len() {
+            return self.word(node, &words, path);
+        }
+        match same_kind {
+            Some(faults) => self.faults.extend(faults),
+            None => {
+                let all: Vec<&str> =
+                    choices.iter().flat_map(|c| kinds(self.resolve(c))).filter(|k| *k != "null").collect();
+                self.fault(node, path, format!("{} stands here; write {}", article(kind(node)), expected(&all)));
+            }
+        }
+    }
+
+    fn word(&mut self, node: &Node, words: &[Value], path: &str) {
+        let given = node.to_json();
+        if words.contains(&given) {
+            return;
+        }
+        let list: Vec<String> = words.iter().filter_map(Value::as_str).map(|w| format!("`{w}`")).collect();
+        let given = given.as_str().map_or_else(|| given.to_string(), str::to_owned);
+        self.fault(node, path, format!("`{given}` is none of the possible words; write {}", list.join(" or ")));
+    }
+
+    fn range(&mut self, node: &Node, schema: &Value, value: &Value, path: &str) {
+        let Some(number) = value.as_i64() else { return };
+        let bound = |key: &str| schema.get(key).and_then(Value::as_i64);
+        let (low, high) = (bound("minimum").unwrap_or(i64::MIN), bound("maximum").unwrap_or(i64::MAX));
+        if number < low || number > high {
+            self.fault(node, path, format!("{number} is out of range; write a number from {low} to {high}"));
+        }
+    }
+
+    fn resolve(&self, schema: &'a Value) -> &'a Value {
+        let name = schema.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix("#/$defs/"));
+        name.and_then(|name| self.root.get("$defs")?.get(name)).unwrap_or(schema)
+    }
+
+    fn fault(&mut self, node: &Node, path: &str, message: String) {
+        self.faults.push(Fault { place: node.place, path: path.to_owned(), message });
+    }
+}
+
+fn alternatives(schema: &Value) -> Option<&[Value]> {
+    schema.get("anyOf").or_else(|| schema.get("oneOf")).and_then(Value::as_array).map(Vec::as_slice)
+}
+
+fn unknown<'a>(key: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
+    if NOT_YET.contains(&key) {
+        return format!("`{key}` is not available in this version; remove it");
+    }
+    if let Some(near) = closest(key, known.clone()) {
+        return format!("unknown key `{key}`; did you mean `{near}`?");
+    }
+    let list: Vec<String> = known.map(|k| format!("`{k}`")).collect();
+    format!("unknown key `{key}`; possible here: {}", list.join(", "))
+}
+
+pub(super) fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
+
+fn kinds(schema: &Value) -> Vec<&str> {
+    match schema.get("type") {
+        Some(Value::String(kind)) => vec![kind],
+        Some(Value::Array(kinds)) => kinds.iter().filter_map(Value::as_str).collect(),
+        _ if schema.get("const").is_some() || schema.get("enum").is_some() => vec!["string"],
+        _ => Vec::new(),
+    }
+}
+
+fn kind(node: &Node) -> &'static str {
+    match &node.value {
+        Content::List(_) => "array",
+        Content::Map(_) => "object",
+        Content::Scalar(Value::Null) => "null",
+        Content::Scalar(Value::Bool(_)) => "boolean",
+        Content::Scalar(Value::Number(n)) if n.is_f64() => "number",
+        Content::Scalar(Value::Number(_)) => "integer",
+        Content::Scalar(_) => "string",
+    }
+}
+
+fn article(kind: &str) -> &'static str {
+    match kind {
+        "array" => "a list",
+        "object" => "a group of keys",
+        "null" => "nothing",
+        "boolean" => "true or false",
+        "integer" | "number" => "a number",
+        _ => "a text",
+    }
+}
+
+fn expected(kinds: &[&str]) -> String {
+    let mut words: Vec<&str> = kinds.iter().filter(|k| **k != "null").map(|k| article(k)).collect();
+    words.dedup();
+    words.join(" or ")
+}

@@ -1,0 +1,216 @@
+use super::*;
+
+const BASE: &str = "listeners: [{ kind: forward, bind: \"127.0.0.1:3128\" }]\n";
+
+fn parse(text: &str) -> Result<Settings, ConfigError> {
+    Settings::parse(text, "t.yaml", Path::new("."))
+}
+
+/// The fault's place and path, and a piece of what it says.
+#[track_caller]
+fn fault(text: &str, expected: &[(&str, &str)]) {
+    let error = parse(text).expect_err(text);
+    let got: Vec<String> = error.faults.iter().map(|f| f.at("t")).collect();
+    assert_eq!(got.len(), expected.len(), "{got:#?}");
+    for (got, (place, says)) in got.iter().zip(expected) {
+        assert!(got.starts_with(&format!("t:{place}: ")) && got.contains(says), "{got:?} at {place} says {says:?}");
+    }
+}
+
+#[test]
+fn every_file_in_config_is_fine() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "yaml") {
+            Settings::load(&path).unwrap_or_else(|e| panic!("{e}"));
+            seen += 1;
+        }
+    }
+    assert!(seen >= 3, "default, reference and sidecar");
+    parse(DEFAULT).unwrap();
+}
+
+#[test]
+fn the_reference_explains_every_key_of_the_schema() {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/reference.yaml")).unwrap();
+    let schema = schema();
+    let mut keys = Vec::new();
+    collect(&schema, &mut keys);
+    assert!(keys.len() > 40, "{keys:?}");
+    for key in keys {
+        assert!(text.contains(&format!("{key}:")), "config/reference.yaml does not show `{key}`");
+    }
+}
+
+fn collect(schema: &serde_json::Value, keys: &mut Vec<String>) {
+    let Some(map) = schema.as_object() else { return };
+    if let Some(properties) = map.get("properties").and_then(|p| p.as_object()) {
+        keys.extend(properties.keys().cloned());
+    }
+    map.values().for_each(|inner| collect(inner, keys));
+}
+
+#[test]
+fn all_faults_come_at_once_with_their_places() {
+    fault(
+        &format!(
+            "{BASE}limits: {{ hello: 64 KB ish, peek: 5, idel: 4h }}\npolicy:\n  mode: enforced\n  application_rules:\n    - fqdn: [a.example]\n"
+        ),
+        &[
+            ("2:18", "limits.hello: `64 KB ish` is no size"),
+            ("2:35", "limits.peek: a number stands here; write a text"),
+            ("2:38", "unknown key `idel`; did you mean `idle`?"),
+            ("4:9", "`enforced` is none of the possible words; write `enforce` or `audit`"),
+            ("6:7", "unknown key `fqdn`; did you mean `fqdns`?"),
+        ],
+    );
+    fault(
+        &format!(
+            "{BASE}limits: {{ hello: much, idle: 0s, keepalive: 4 h o u r s }}\nown_addresses: [10.0.0.0/33]\n\
+             policy:\n  application_rules:\n    - {{ fqdns: [\"https://a.example\", \"b.example\"], protocols: [\"https:0\", \"tcp:22\"] }}\n"
+        ),
+        &[
+            ("2:18", "`much` is no size"),
+            ("2:30", "no time is no limit"),
+            ("2:45", "`4 h o u r s` is no time"),
+            ("3:17", "`10.0.0.0/33` is no CIDR"),
+            ("6:17", "application_rules[0].fqdns[0]: a pattern is a name only; write `a.example`"),
+            ("6:64", "`0` is no port"),
+            ("6:75", "write it into a network rule, or write https:22 here"),
+        ],
+    );
+}
+
+#[test]
+fn the_text_itself_can_be_wrong() {
+    fault("listeners: [\n", &[("1:12", "YAML")]);
+    fault("a: 1\na: 2\n", &[("2:1", "duplicate")]);
+    fault("", &[("1:1", "nothing stands here; write a group of keys")]);
+    fault("- 1\n", &[("1:1", "a list stands here")]);
+    fault("{}\n", &[("1:1", "the key `listeners` is missing")]);
+    let error = Settings::load(Path::new("/nowhere/egret.yaml")).unwrap_err().to_string();
+    assert!(error.contains("cannot read /nowhere/egret.yaml"), "{error}");
+}
+
+#[test]
+fn listeners_are_checked() {
+    fault("listeners: []\n", &[("1:12", "there is no listener")]);
+    fault("listeners: [{ kind: forward, bind: \"127.0.0.1:0\" }]\n", &[("1:36", "0 is no port")]);
+    fault("listeners: [{ kind: forward, bind: localhost }]\n", &[("1:36", "no address with a port")]);
+    fault("listeners: [{ kind: proxy, bind: \"127.0.0.1:1\" }]\n", &[("1:21", "none of the possible words")]);
+    fault("listeners: [{ kind: dns, bind: \"127.0.0.1:1\" }]\n", &[("1:21", "not available in this version")]);
+    fault("listeners: [{ kind: forward, bind: \"127.0.0.1:1\", port: 443 }]\n", &[("1:57", "remove it")]);
+    fault("listeners: [{ kind: sni, bind: \"127.0.0.1:1\", port: 0 }]\n", &[("1:53", "0 is no port")]);
+    fault("listeners: [{ kind: sni, bind: \"127.0.0.1:1\", port: 70000 }]\n", &[("1:53", "out of range")]);
+    fault(
+        "listeners: [{ kind: sni, bind: \"127.0.0.1:1\" }, { kind: forward, bind: \"0.0.0.0:1\" }]\nadmin: { bind: \"[::]:1\" }\n",
+        &[("1:72", "taken by listeners[0].bind"), ("2:16", "taken by listeners[0].bind")],
+    );
+}
+
+#[test]
+fn dns_upstreams_are_checked() {
+    let dns = |list: &str| parse(&format!("{BASE}dns: {{ upstreams: [{list}] }}\n")).map(|s| s.dns.upstreams);
+    let shown = |list: &str| dns(list).unwrap().iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(
+        shown("\"10.0.0.53\", \"10.0.0.53:5353\", \"fd00::53\", \"[fd00::53]:54\""),
+        ["10.0.0.53:53", "10.0.0.53:5353", "[fd00::53]:53", "[fd00::53]:54"]
+    );
+    assert_eq!(
+        shown("\"tls://9.9.9.9#dns.quad9.net\", \"https://9.9.9.9:8443/q#dns.quad9.net\""),
+        ["tls://9.9.9.9:853#dns.quad9.net", "https://9.9.9.9:8443/q#dns.quad9.net"]
+    );
+    for (entry, says) in [
+        ("dns.example", "by address, not by name"),
+        ("tls://9.9.9.9", "needs the name of its certificate"),
+        ("https://dns.example/dns-query#dns.example", "by address, not by name"),
+        ("quic://9.9.9.9", "is no upstream"),
+        ("9.9.9.9:0", "0 is no port"),
+    ] {
+        let error = dns(&format!("\"{entry}\"")).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    fault(&format!("{BASE}dns: {{ zones: {{ corp.example: [] }} }}\n"), &[("2:31", "no upstream for this zone")]);
+}
+
+#[test]
+fn rules_are_checked() {
+    let rule = |rule: &str| format!("{BASE}policy:\n  application_rules:\n    - {rule}\n");
+    fault(&rule("{ fqdns: [], protocols: [\"https:443\"] }"), &[("4:7", "lists no name")]);
+    fault(&rule("{ fqdns: [a.example] }"), &[("4:7", "opens no port")]);
+    fault(
+        &rule("{ fqdns: [a.example], protocols: [\"https:443\"], destination: verify }"),
+        &[("4:68", "not available")],
+    );
+    fault(&rule("{ fqdns: [a.example], protocols: [\"http:80\"], alpn: [h2] }"), &[("4:59", "no ALPN")]);
+    fault(&rule("{ action: deny, fqdns: [a.example], ech: deny }"), &[("4:48", "takes no conditions")]);
+    fault(
+        &rule("{ fqdns: [a.example], protocols: [\"https:443\"], paths: [/x] }"),
+        &[("4:55", "not available in this version")],
+    );
+    fault(&rule("{ fqdns: [a.example], protocols: [\"https:443\"], addresses: [private] }"), &[("4:67", "or public")]);
+    fault(
+        &rule("{ fqdns: [a.example], protocols: [\"https:443\"], sources: [10.0.0.1/8] }"),
+        &[("4:65", "write 10.0.0.0/8")],
+    );
+    let net = |rule: &str| format!("{BASE}policy:\n  network_rules:\n    - {rule}\n");
+    fault(&net("{ destinations: [10.0.0.0/8], protocols: [\"https:443\"] }"), &[("4:49", "application rule")]);
+    fault(&net("{ fqdns: [ntp.example], protocols: [\"tcp:443\"] }"), &[("4:43", "port 443 is judged by name")]);
+    fault(&net("{ fqdns: [ntp.example], protocols: [\"udp:400-500\"] }"), &[("4:43", "port 443 is judged by name")]);
+    fault(&net("{ fqdns: [\"*.ntp.example\"], protocols: [\"udp:123\"] }"), &[("4:17", "needs DNS through egret")]);
+    fault(&net("{ protocols: [\"udp:9-1\"] }"), &[("4:7", "no destination"), ("4:21", "runs backwards; write 1-9")]);
+    fault(&format!("{BASE}policy: {{ mode: audit }}\n"), &[("2:17", "audit is not available")]);
+    fault(
+        &format!(
+            "{BASE}policy:\n  application_rules:\n    - {{ name: x, fqdns: [a.example], protocols: [\"https:443\"] }}\n    - {{ name: x, fqdns: [b.example], protocols: [\"https:443\"] }}\n"
+        ),
+        &[("5:15", "is the name of policy.application_rules[0] already")],
+    );
+}
+
+#[test]
+fn bundles_are_checked() {
+    let bundle = |text: &str| format!("{BASE}policy: {{ bundles: [{text}] }}\n");
+    fault(&bundle("{ bundle: ask, location: any }"), &[("2:31", "did you mean `aks`")]);
+    fault(&bundle("{ bundle: aks, cloud: globl, location: any }"), &[("2:43", "did you mean `global`")]);
+    fault(&bundle("{ bundle: aks, location: \"West Europe\" }"), &[("2:46", "short name such as westeurope")]);
+    fault(&bundle("{ bundle: aks }"), &[("2:21", "`location` is missing")]);
+    let one = parse(&bundle("{ bundle: aks, location: westeurope, sources: [10.224.0.0/16] }")).unwrap();
+    let patterns: Vec<&str> = one.rules.apps.iter().flat_map(|r| &r.fqdns).map(|p| p.as_str()).collect();
+    assert!(patterns.contains(&"*.hcp.westeurope.azmk8s.io") && patterns.contains(&"mcr.microsoft.com"));
+    assert!(one.rules.apps.iter().all(|r| r.sources.0.len() == 1));
+}
+
+#[test]
+fn a_list_in_a_file_is_read_and_its_faults_have_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("names.txt");
+    let text =
+        format!("{BASE}policy: {{ application_rules: [{{ fqdns_file: names.txt, protocols: [\"https:443\"] }}] }}\n");
+    let load = |list: &str| {
+        std::fs::write(&file, list).unwrap();
+        Settings::parse(&text, "t.yaml", folder.path())
+    };
+    let settings = load("# ours\na.example\n\n*.b.example # and theirs\n").unwrap();
+    assert_eq!(settings.rules.apps[0].fqdns.len(), 2);
+    let error = load("a.example\nhttp://b.example\nc d\n").unwrap_err().to_string();
+    assert!(error.contains("names.txt:2:") && error.contains("names.txt:3:"), "{error}");
+    assert!(load("# nothing\n").unwrap_err().to_string().contains("holds no pattern"));
+    std::fs::remove_file(&file).unwrap();
+    let error = Settings::parse(&text, "t.yaml", folder.path()).unwrap_err().to_string();
+    assert!(error.contains("cannot read"), "{error}");
+}
+
+#[test]
+fn what_is_allowed_and_odd_is_a_warning() {
+    let text = format!(
+        "{BASE}policy:\n  application_rules:\n    - {{ fqdns: [\"*\", a.example, A.example], protocols: [\"https:443\"] }}\n"
+    );
+    let warnings: Vec<String> = parse(&text).unwrap().warnings.iter().map(|w| w.at("t")).collect();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(warnings[0].contains("4:17") && warnings[0].contains("every name"));
+    assert!(warnings[1].contains("as number 2"));
+    assert!(parse(BASE).unwrap().warnings[0].message.contains("everything will be refused"));
+}

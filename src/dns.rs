@@ -1,0 +1,199 @@
+//! Asking what stands behind a name: once per name and time, under one deadline.
+//!
+//! Owns upstreams, zones and the answers' lifetimes. Answers nothing without a [`Clearance`], so a name that
+//! no rule lists is never asked for; whether an address is good is policy's to say.
+
+mod cache;
+mod chain;
+mod upstreams;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_net::xfer::{DnsHandle, FirstAnswer};
+use hickory_net::{DnsError, NetError, NoRecords};
+use hickory_proto::op::{DnsRequestOptions, Query, ResponseCode};
+use hickory_proto::rr::{Name, RecordType};
+use tokio::time::Instant;
+
+use crate::answers::Answers;
+use crate::config::DnsSettings;
+use crate::ending::{Reason, Refusal, Stage};
+use crate::metrics::Metrics;
+use crate::name::HostName;
+use crate::policy::{Clearance, Destination};
+use cache::{Cache, Kept};
+pub use upstreams::UpstreamError;
+use upstreams::{Pool, Upstreams};
+
+/// An answer of one family only, where the other failed: kept this long at most, so that a passing fault
+/// does not hide half a service.
+const HALF_ANSWER: Duration = Duration::from_secs(30);
+
+/// The one place where names become addresses.
+#[derive(Debug)]
+pub struct Resolver {
+    upstreams: Upstreams,
+    cache: Cache,
+    deadline: Duration,
+    settings: DnsSettings,
+    metrics: Arc<Metrics>,
+}
+
+/// One family's part of an answer.
+type Family = Result<(Vec<IpAddr>, Duration), Failure>;
+
+/// Why one question brought no addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Failure {
+    reason: Reason,
+    /// How long to believe it, where the upstream said so.
+    ttl: Option<Duration>,
+}
+
+impl Resolver {
+    /// Builds the upstreams; asks nothing yet, so that egret starts while they are down.
+    ///
+    /// # Errors
+    /// [`UpstreamError`] where the system has no resolver to offer, or an authority file holds no certificate.
+    pub fn new(settings: DnsSettings, deadline: Duration, metrics: Arc<Metrics>) -> Result<Self, UpstreamError> {
+        let upstreams = Upstreams::build(&settings, deadline)?;
+        Ok(Self { upstreams, cache: Cache::new(), deadline, settings, metrics })
+    }
+
+    /// The servers asked by default, for the start-up screen.
+    #[must_use]
+    pub fn described(&self) -> String {
+        self.upstreams.described()
+    }
+
+    /// The addresses behind a clearance: a literal stands for itself, a name is looked up.
+    ///
+    /// # Errors
+    /// A refusal at stage `dns`, after `limits.dns` at the latest.
+    pub async fn resolve(&self, clearance: &Clearance) -> Result<Answers, Refusal> {
+        let name = match clearance.destination() {
+            Destination::Literal(ip) => return Ok(Answers::literal(*ip)),
+            Destination::Name(name) => name,
+        };
+        let refuse = |reason| Refusal::new(reason, Stage::Dns);
+        if let Some(kept) = self.cache.get(name, Instant::now()) {
+            self.metrics.dns_cached();
+            return kept.map_err(refuse);
+        }
+        let found = match tokio::time::timeout(self.deadline, self.ask(name)).await {
+            Ok(found) => found,
+            Err(_) => Err(Failure { reason: Reason::DnsTimeout, ttl: None }),
+        };
+        self.metrics.dns_asked(found.as_ref().err().map(|failure| failure.reason));
+        let (kept, ttl): (Kept, Duration) = match found {
+            Ok(answers) => {
+                let ttl = answers.ttl.clamp(self.settings.min_ttl, self.settings.max_ttl);
+                (Ok(answers), ttl)
+            }
+            // What nobody answered is not kept: the next client may find the upstream back.
+            Err(Failure { reason: Reason::DnsTimeout, .. }) => return Err(refuse(Reason::DnsTimeout)),
+            Err(failure) => {
+                let ttl = failure.ttl.unwrap_or(self.settings.min_ttl).min(self.settings.negative_ttl);
+                (Err(failure.reason), ttl)
+            }
+        };
+        self.cache.put(name, kept.clone(), Instant::now() + ttl);
+        kept.map_err(refuse)
+    }
+
+    async fn ask(&self, name: &HostName) -> Result<Answers, Failure> {
+        let pool = self.upstreams.pool_for(name);
+        // A trailing dot: no search list ever applies.
+        let question =
+            Name::from_ascii(format!("{name}.")).map_err(|_| Failure { reason: Reason::BadDns, ttl: None })?;
+        let (v4, v6) =
+            tokio::join!(one_family(pool, &question, RecordType::A), one_family(pool, &question, RecordType::AAAA));
+        together(v4, v6)
+    }
+}
+
+async fn one_family(pool: &Pool, question: &Name, kind: RecordType) -> Family {
+    let query = Query::query(question.clone(), kind);
+    match pool.lookup(query, DnsRequestOptions::default()).first_answer().await {
+        Ok(response) => {
+            let (addresses, ttl) =
+                chain::follow(question, kind, &response.answers).map_err(|reason| Failure { reason, ttl: None })?;
+            Ok((addresses, ttl))
+        }
+        Err(error) => failure(&error),
+    }
+}
+
+/// What an error of the client library means; an absence is an empty answer.
+fn failure(error: &NetError) -> Family {
+    let fail = |reason| Err(Failure { reason, ttl: None });
+    match error {
+        NetError::Dns(DnsError::NoRecordsFound(NoRecords { response_code, negative_ttl, .. })) => match response_code {
+            ResponseCode::NoError | ResponseCode::NXDomain => {
+                let ttl = negative_ttl.map(|seconds| Duration::from_secs(seconds.into()));
+                Err(Failure { reason: Reason::NoSuchName, ttl })
+            }
+            _ => fail(Reason::DnsFailed),
+        },
+        NetError::Dns(_) => fail(Reason::DnsFailed),
+        // Nobody answered: a closed port, no route, no time. Which one is the operator's to see, in the log.
+        NetError::Timeout | NetError::NoConnections | NetError::Io(_) | NetError::Busy => {
+            tracing::debug!(%error, "no DNS upstream answered");
+            fail(Reason::DnsTimeout)
+        }
+        _ => fail(Reason::BadDns),
+    }
+}
+
+/// A and AAAA are one answer. A failed half does not hide the other; two absences are an absence.
+fn together(v4: Family, v6: Family) -> Result<Answers, Failure> {
+    let (half, failure) = match (v4, v6) {
+        (Ok((mut addresses, ttl)), Ok((more, other))) => {
+            addresses.extend(more);
+            return Ok(Answers { addresses, ttl: ttl.min(other) });
+        }
+        (Ok(half), Err(failure)) | (Err(failure), Ok(half)) => (half, failure),
+        (Err(a), Err(b)) => return Err(worse(a, b)),
+    };
+    let (addresses, ttl) = half;
+    let ttl = if failure.reason == Reason::NoSuchName { ttl } else { ttl.min(HALF_ANSWER) };
+    Ok(Answers { addresses, ttl })
+}
+
+/// An absence speaks only where both are absent: half a failure may hide an address.
+fn worse(a: Failure, b: Failure) -> Failure {
+    match (a.reason, b.reason) {
+        (Reason::NoSuchName, Reason::NoSuchName) => Failure { ttl: a.ttl.max(b.ttl), ..a },
+        (Reason::NoSuchName, _) => b,
+        _ => a,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(ip: &str, seconds: u64) -> Family {
+        Ok((vec![ip.parse().unwrap()], Duration::from_secs(seconds)))
+    }
+
+    const fn failed(reason: Reason) -> Family {
+        Err(Failure { reason, ttl: None })
+    }
+
+    #[test]
+    fn two_families_are_one_answer() {
+        let both = together(found("192.0.2.1", 60), found("2001:db8::1", 5)).unwrap();
+        assert_eq!((both.addresses.len(), both.ttl), (2, Duration::from_secs(5)));
+        let half = together(found("192.0.2.1", 600), failed(Reason::NoSuchName)).unwrap();
+        assert_eq!(half.ttl, Duration::from_secs(600));
+        let half = together(failed(Reason::DnsFailed), found("2001:db8::1", 600)).unwrap();
+        assert_eq!(half.ttl, HALF_ANSWER);
+        let reason = |a, b| together(failed(a), failed(b)).unwrap_err().reason;
+        assert_eq!(reason(Reason::NoSuchName, Reason::NoSuchName), Reason::NoSuchName);
+        assert_eq!(reason(Reason::NoSuchName, Reason::DnsTimeout), Reason::DnsTimeout);
+        assert_eq!(reason(Reason::DnsFailed, Reason::NoSuchName), Reason::DnsFailed);
+    }
+}

@@ -1,0 +1,106 @@
+//! From a question to its addresses, along the aliases and nowhere else.
+//!
+//! The client library does not filter answers by owner: records of other names may stand in the same
+//! section, and none of them may lead anywhere.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+
+use crate::ending::Reason;
+
+/// Aliases followed; content networks use three or four.
+const MAX_ALIASES: usize = 16;
+
+/// The addresses of one kind behind `question`, and the shortest life on the way.
+///
+/// # Errors
+/// [`Reason::CnameLoop`] past [`MAX_ALIASES`], [`Reason::NoSuchName`] where the chain ends without an address.
+pub(super) fn follow(question: &Name, kind: RecordType, records: &[Record]) -> Result<(Vec<IpAddr>, Duration), Reason> {
+    let mut owner = question;
+    let mut ttl = u32::MAX;
+    for _ in 0..=MAX_ALIASES {
+        let mut addresses: Vec<IpAddr> = Vec::new();
+        for record in records.iter().filter(|record| record.name == *owner) {
+            let ip = match (&record.data, kind) {
+                (RData::A(ip), RecordType::A) => IpAddr::V4(ip.0),
+                (RData::AAAA(ip), RecordType::AAAA) => IpAddr::V6(ip.0),
+                _ => continue,
+            };
+            ttl = ttl.min(record.ttl);
+            if !addresses.contains(&ip) {
+                addresses.push(ip);
+            }
+        }
+        if !addresses.is_empty() {
+            return Ok((addresses, Duration::from_secs(ttl.into())));
+        }
+        let alias = records.iter().find_map(|record| match &record.data {
+            RData::CNAME(target) if record.name == *owner => Some((&target.0, record.ttl)),
+            _ => None,
+        });
+        let Some((target, life)) = alias else { return Err(Reason::NoSuchName) };
+        ttl = ttl.min(life);
+        owner = target;
+    }
+    Err(Reason::CnameLoop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hickory_proto::rr::rdata::{A, AAAA, CNAME};
+
+    fn name(text: &str) -> Name {
+        Name::from_ascii(text).unwrap()
+    }
+
+    fn a(owner: &str, ttl: u32, ip: &str) -> Record {
+        Record::from_rdata(name(owner), ttl, RData::A(A(ip.parse().unwrap())))
+    }
+
+    fn alias(owner: &str, ttl: u32, target: &str) -> Record {
+        Record::from_rdata(name(owner), ttl, RData::CNAME(CNAME(name(target))))
+    }
+
+    fn walk(records: &[Record]) -> Result<(Vec<String>, u64), Reason> {
+        follow(&name("a.example."), RecordType::A, records)
+            .map(|(ips, ttl)| (ips.iter().map(ToString::to_string).collect(), ttl.as_secs()))
+    }
+
+    #[test]
+    fn only_the_chain_counts() {
+        let ok = |ips: &[&str], ttl| Ok((ips.iter().map(ToString::to_string).collect(), ttl));
+        assert_eq!(
+            walk(&[a("A.Example.", 60, "192.0.2.1"), a("a.example.", 30, "192.0.2.2")]),
+            ok(&["192.0.2.1", "192.0.2.2"], 30)
+        );
+        assert_eq!(
+            walk(&[
+                alias("a.example.", 5, "b.example."),
+                a("b.example.", 60, "192.0.2.1"),
+                a("c.example.", 1, "10.0.0.1")
+            ]),
+            ok(&["192.0.2.1"], 5)
+        );
+        assert_eq!(walk(&[a("evil.example.", 60, "192.0.2.1")]), Err(Reason::NoSuchName));
+        assert_eq!(walk(&[alias("a.example.", 5, "b.example.")]), Err(Reason::NoSuchName));
+        assert_eq!(
+            walk(&[Record::from_rdata(name("a.example."), 5, RData::AAAA(AAAA("2001:db8::1".parse().unwrap())))]),
+            Err(Reason::NoSuchName)
+        );
+    }
+
+    #[test]
+    fn a_circle_of_aliases_ends() {
+        assert_eq!(
+            walk(&[alias("a.example.", 5, "b.example."), alias("b.example.", 5, "a.example.")]),
+            Err(Reason::CnameLoop)
+        );
+        let long: Vec<Record> = std::iter::once(alias("a.example.", 5, "n0.example."))
+            .chain((0..20).map(|n| alias(&format!("n{n}.example."), 5, &format!("n{}.example.", n + 1))))
+            .collect();
+        assert_eq!(walk(&long), Err(Reason::CnameLoop));
+    }
+}

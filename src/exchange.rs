@@ -1,0 +1,339 @@
+//! One plain HTTP request and its answer, and then the end of both connections.
+//!
+//! Owns the request's framing, so that not one byte behind its body reaches the upstream, and the
+//! `Connection: close` on both sides. Does not choose where the request goes.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+
+use crate::ending::{Ending, Reason, Refusal, Stage};
+use crate::peek::http_head::{BodyLength, RequestHead, closing_response};
+use crate::relay::{self, Meter, Way};
+
+/// One read of a body.
+const CHUNK: usize = 32 << 10;
+/// RFC 9112 §7.1 bounds nothing; extensions this long are an attack.
+const MAX_CHUNK_LINE: usize = 256;
+/// Trailers of one message.
+const MAX_TRAILERS: usize = 16 << 10;
+
+/// How an exchange stopped, if not by a closed connection.
+#[derive(Debug)]
+pub enum Halt {
+    /// Nothing of the answer reached the client yet: a refusal can still be spoken.
+    Refused(Refusal),
+    Broken(Ending),
+}
+
+/// What an exchange may take.
+#[derive(Clone, Copy, Debug)]
+pub struct ExchangeLimits {
+    pub head: usize,
+    pub idle: Duration,
+}
+
+/// Sends one request on and its answer back. `raw` holds the head and whatever of the body came with it.
+///
+/// # Errors
+/// [`Halt`].
+pub async fn run(
+    client: &mut TcpStream,
+    upstream: &mut TcpStream,
+    head: &RequestHead,
+    raw: &[u8],
+    limits: ExchangeLimits,
+    meter: &Meter,
+) -> Result<Ending, Halt> {
+    let result = {
+        let (client_read, client_write) = client.split();
+        let (upstream_read, upstream_write) = upstream.split();
+        let request = send_request(client_read, upstream_write, head, raw, meter);
+        let answer = send_answer(upstream_read, client_write, limits.head, meter);
+        let both = async {
+            tokio::pin!(request, answer);
+            // The answer may come before the request has been read to its end; then the rest is not wanted.
+            tokio::select! {
+                sent = &mut request => match sent {
+                    // What the upstream said before it stopped reading is still an answer.
+                    Ok(()) | Err(Halt::Broken(Ending::UpstreamReset)) => answer.await,
+                    Err(halt) => Err(halt),
+                },
+                answered = &mut answer => answered,
+            }
+        };
+        tokio::select! {
+            result = both => result,
+            () = meter.idle(limits.idle) => Err(Halt::Broken(Ending::Idle)),
+        }
+    };
+    if let Err(Halt::Broken(_)) = &result {
+        relay::reset(client);
+    }
+    if result.is_err() {
+        relay::reset(upstream);
+    }
+    result
+}
+
+async fn send_request(
+    mut client: ReadHalf<'_>,
+    mut upstream: WriteHalf<'_>,
+    head: &RequestHead,
+    raw: &[u8],
+    meter: &Meter,
+) -> Result<(), Halt> {
+    let sent = head.for_origin(raw);
+    write(&mut upstream, &sent, Way::Up, meter).await?;
+    let mut bytes = raw.get(head.len..).unwrap_or_default().to_vec();
+    let mut body = Body::new(head.body);
+    loop {
+        let n = body.take(&bytes).map_err(|reason| Halt::Refused(Refusal::new(reason, Stage::Http)))?;
+        write(&mut upstream, bytes.get(..n).unwrap_or_default(), Way::Up, meter).await?;
+        if body.is_done() {
+            // Whatever follows is not part of the request that was judged.
+            return Ok(());
+        }
+        bytes.drain(..n);
+        let had = bytes.len();
+        bytes.resize(had + CHUNK, 0);
+        let read = client.read(bytes.get_mut(had..).unwrap_or_default()).await;
+        let read = read.map_err(|_| Halt::Broken(Ending::ClientReset))?;
+        if read == 0 {
+            return Err(Halt::Broken(Ending::ClientReset));
+        }
+        bytes.truncate(had + read);
+    }
+}
+
+async fn send_answer(
+    mut upstream: ReadHalf<'_>,
+    mut client: WriteHalf<'_>,
+    limit: usize,
+    meter: &Meter,
+) -> Result<Ending, Halt> {
+    let unreachable = || Halt::Refused(Refusal::new(Reason::Unreachable, Stage::Relay));
+    let mut held = Vec::new();
+    let mut spoke = false;
+    loop {
+        match closing_response(&held, limit) {
+            Ok(Some(head)) => {
+                write(&mut client, &head.bytes, Way::Down, meter).await?;
+                spoke = true;
+                held.drain(..head.len);
+                if !head.is_interim {
+                    break;
+                }
+            }
+            Ok(None) => match upstream.read_buf(&mut held).await {
+                Ok(0) | Err(_) if spoke => return Err(Halt::Broken(Ending::UpstreamReset)),
+                Ok(0) | Err(_) => return Err(unreachable()),
+                Ok(_) => {}
+            },
+            // An upstream that speaks no HTTP has no answer to a request.
+            Err(_) if spoke => return Err(Halt::Broken(Ending::UpstreamReset)),
+            Err(_) => return Err(unreachable()),
+        }
+    }
+    write(&mut client, &held, Way::Down, meter).await?;
+    held.clear();
+    held.resize(CHUNK, 0);
+    loop {
+        let n = upstream.read(&mut held).await.map_err(|_| Halt::Broken(Ending::UpstreamReset))?;
+        if n == 0 {
+            let _ = client.shutdown().await;
+            return Ok(Ending::Closed);
+        }
+        write(&mut client, held.get(..n).unwrap_or_default(), Way::Down, meter).await?;
+    }
+}
+
+async fn write(to: &mut WriteHalf<'_>, bytes: &[u8], way: Way, meter: &Meter) -> Result<(), Halt> {
+    let broken = match way {
+        Way::Up => Ending::UpstreamReset,
+        Way::Down => Ending::ClientReset,
+    };
+    to.write_all(bytes).await.map_err(|_| Halt::Broken(broken))?;
+    if !bytes.is_empty() {
+        meter.count(way, bytes.len());
+    }
+    Ok(())
+}
+
+/// Where a request's body ends (RFC 9112 §6.3, §7.1), byte by byte as it passes.
+#[derive(Debug)]
+struct Body {
+    state: BodyState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BodyState {
+    Done,
+    /// Bytes of a body of known length still to come.
+    Plain {
+        left: u64,
+    },
+    /// A chunk's size line comes next.
+    Size,
+    Data {
+        left: u64,
+    },
+    /// The CRLF behind a chunk's data.
+    DataEnd,
+    Trailers {
+        seen: usize,
+    },
+}
+
+impl Body {
+    const fn new(length: BodyLength) -> Self {
+        let state = match length {
+            BodyLength::Exactly(0) => BodyState::Done,
+            BodyLength::Exactly(left) => BodyState::Plain { left },
+            BodyLength::Chunked => BodyState::Size,
+        };
+        Self { state }
+    }
+
+    fn is_done(&self) -> bool {
+        self.state == BodyState::Done
+    }
+
+    /// How many of these bytes belong to the body and are well framed; what is left over comes again with
+    /// more behind it.
+    fn take(&mut self, bytes: &[u8]) -> Result<usize, Reason> {
+        let mut taken = 0;
+        loop {
+            let rest = bytes.get(taken..).unwrap_or_default();
+            let step = match self.state {
+                BodyState::Done => None,
+                BodyState::Plain { left } => {
+                    Some(self.data(rest, left, |left| BodyState::Plain { left }, BodyState::Done))
+                }
+                BodyState::Data { left } => {
+                    Some(self.data(rest, left, |left| BodyState::Data { left }, BodyState::DataEnd))
+                }
+                BodyState::Size => self.size_line(rest)?,
+                BodyState::DataEnd => self.data_end(rest)?,
+                BodyState::Trailers { seen } => self.trailer(rest, seen)?,
+            };
+            match step {
+                Some(n) if n > 0 => taken += n,
+                _ => return Ok(taken),
+            }
+        }
+    }
+
+    fn data(&mut self, rest: &[u8], left: u64, more: fn(u64) -> BodyState, end: BodyState) -> usize {
+        let n = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
+        let left = left - n as u64;
+        self.state = if left == 0 { end } else { more(left) };
+        n
+    }
+
+    fn size_line(&mut self, rest: &[u8]) -> Result<Option<usize>, Reason> {
+        let Some(line) = line(rest, MAX_CHUNK_LINE)? else { return Ok(None) };
+        let digits = line.split(|b| *b == b';').next().unwrap_or_default();
+        // Fifteen digits cannot overflow, and no chunk is that long.
+        if digits.is_empty() || digits.len() > 15 || !digits.iter().all(u8::is_ascii_hexdigit) {
+            return Err(Reason::BadRequest);
+        }
+        let size = digits.iter().fold(0u64, |sum, digit| (sum << 4) | u64::from(hex(*digit)));
+        self.state = if size == 0 { BodyState::Trailers { seen: 0 } } else { BodyState::Data { left: size } };
+        Ok(Some(line.len() + 2))
+    }
+
+    fn data_end(&mut self, rest: &[u8]) -> Result<Option<usize>, Reason> {
+        match rest {
+            [b'\r', b'\n', ..] => {
+                self.state = BodyState::Size;
+                Ok(Some(2))
+            }
+            [] | [b'\r'] => Ok(None),
+            _ => Err(Reason::BadRequest),
+        }
+    }
+
+    fn trailer(&mut self, rest: &[u8], seen: usize) -> Result<Option<usize>, Reason> {
+        let Some(line) = line(rest, MAX_TRAILERS.saturating_sub(seen))? else { return Ok(None) };
+        let n = line.len() + 2;
+        self.state = if line.is_empty() { BodyState::Done } else { BodyState::Trailers { seen: seen + n } };
+        Ok(Some(n))
+    }
+}
+
+/// A line up to its CRLF, without it; a bare CR or LF, or a control byte, is a refusal.
+fn line(rest: &[u8], most: usize) -> Result<Option<&[u8]>, Reason> {
+    let end = rest.iter().position(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f);
+    match end.and_then(|at| Some((at, rest.get(at..)?))) {
+        Some((at, _)) if at > most => Err(Reason::BadRequest),
+        Some((at, [b'\r', b'\n', ..])) => Ok(rest.get(..at)),
+        Some((_, [b'\r'])) => Ok(None),
+        Some(_) => Err(Reason::BadRequest),
+        None if rest.len() > most => Err(Reason::BadRequest),
+        None => Ok(None),
+    }
+}
+
+const fn hex(digit: u8) -> u8 {
+    match digit {
+        b'0'..=b'9' => digit - b'0',
+        b'a'..=b'f' => digit - b'a' + 10,
+        _ => digit - b'A' + 10,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many bytes belong to the body, fed whole and byte by byte; `None` while it has not ended.
+    #[track_caller]
+    fn check(length: BodyLength, bytes: &[u8], expected: Result<Option<usize>, Reason>) {
+        let mut body = Body::new(length);
+        let whole = body.take(bytes).map(|n| body.is_done().then_some(n));
+        assert_eq!(whole, expected, "whole");
+        let mut body = Body::new(length);
+        let (mut held, mut taken) = (Vec::new(), 0);
+        for byte in bytes {
+            held.push(*byte);
+            match body.take(&held) {
+                Ok(n) => {
+                    held.drain(..n);
+                    taken += n;
+                }
+                Err(reason) => return assert_eq!(Err(reason), expected, "byte by byte"),
+            }
+        }
+        assert_eq!(Ok(body.is_done().then_some(taken)), expected, "byte by byte");
+    }
+
+    #[test]
+    fn a_body_ends_where_its_framing_says() {
+        use BodyLength::{Chunked, Exactly};
+        check(Exactly(0), b"GET /second", Ok(Some(0)));
+        check(Exactly(3), b"abcGET /second", Ok(Some(3)));
+        check(Exactly(4), b"abc", Ok(None));
+        check(Chunked, b"3\r\nabc\r\n0\r\n\r\nGET /second", Ok(Some(13)));
+        check(Chunked, b"A;x=\"y\"\r\n0123456789\r\n0\r\nT: v\r\n\r\n!", Ok(Some(32)));
+        check(Chunked, b"3\r\nabc\r\n", Ok(None));
+        for bad in [
+            &b"3\nabc\r\n0\r\n\r\n"[..],
+            b"\r\n",
+            b"g\r\n",
+            b"0x3\r\n",
+            b" 3\r\n",
+            b"-3\r\n",
+            b"10000000000000000\r\n",
+            b"3\r\nabcd\r\n",
+            b"3\r\nabc\n",
+            b"0\r\nT: v\n\r\n",
+            b"3\x0b\r\n",
+        ] {
+            check(Chunked, bad, Err(Reason::BadRequest));
+        }
+        check(Chunked, &[&b"1;"[..], &[b'a'; 300]].concat(), Err(Reason::BadRequest));
+    }
+}

@@ -1,0 +1,29 @@
+//! egret: an egress firewall by name.
+//!
+//! A connection is accepted, claims a destination, shows its first bytes, is judged by name, resolved,
+//! judged by address, dialled and relayed untouched; then its one record is written. `session` tells that
+//! story; every other module is a room it walks through, and ARCHITECTURE.md is the map.
+
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
+
+pub mod admin;
+pub mod answers;
+pub mod app;
+pub mod claim;
+pub mod cli;
+pub mod config;
+pub mod dns;
+pub mod drain;
+pub mod ending;
+pub mod exchange;
+pub mod handshake;
+mod likeness;
+pub mod listen;
+pub mod metrics;
+pub mod name;
+pub mod peek;
+pub mod policy;
+pub mod record;
+pub mod relay;
+pub mod session;
+pub mod upstream;

@@ -1,0 +1,206 @@
+//! One client from accept until its bytes can be relayed: what it claims, and how it is answered.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use super::refusal::Speech;
+use super::socks5;
+use crate::claim::{Claim, ClientAddr, Target, Via};
+use crate::config::ListenerKind;
+use crate::ending::{Reason, Refusal, Stage};
+use crate::peek::http_head::{RequestHead, RequestTarget};
+use crate::peek::{self, Expected, PeekLimits, Sighting, Window};
+
+/// Said before the bytes of a CONNECT are read.
+const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
+/// How long a refused client may take to read its refusal.
+const LINGER: Duration = Duration::from_secs(2);
+/// And how much it may still send meanwhile.
+const LINGER_BYTES: usize = 256 << 10;
+
+/// A connected client.
+#[derive(Debug)]
+pub struct Client {
+    pub stream: TcpStream,
+    pub window: Window,
+    pub address: ClientAddr,
+    listener: Arc<str>,
+    kind: ListenerKind,
+    speech: Speech,
+    /// What must be said before the client sends its own bytes.
+    go_ahead: Option<&'static [u8]>,
+}
+
+/// A claim, and the sighting where it came with it.
+#[derive(Debug)]
+pub struct Claimed {
+    pub claim: Claim,
+    /// Absolute-form HTTP shows itself while claiming.
+    pub sighting: Option<Sighting>,
+}
+
+impl Client {
+    #[must_use]
+    pub const fn new(
+        stream: TcpStream,
+        address: ClientAddr,
+        listener: Arc<str>,
+        kind: ListenerKind,
+        window: Window,
+    ) -> Self {
+        Self { stream, window, address, listener, kind, speech: Speech::ByBytes, go_ahead: None }
+    }
+
+    /// Finds out what the client asks for.
+    ///
+    /// # Errors
+    /// A refusal at stage `claim`.
+    pub async fn claim(&mut self, limits: PeekLimits) -> Result<Claimed, Refusal> {
+        match self.kind {
+            ListenerKind::Sni { port } => Ok(self.claimed(Target::Unnamed, port, Via::Steered, None)),
+            ListenerKind::Forward => match self.first_byte(limits.time).await? {
+                socks5::VERSION => self.claim_socks(limits).await,
+                socks5::VERSION_4 => {
+                    self.speech = Speech::Socks4;
+                    Err(Refusal::new(Reason::ProtocolDenied, Stage::Claim))
+                }
+                _ => self.claim_http(limits).await,
+            },
+        }
+    }
+
+    async fn first_byte(&mut self, time: Duration) -> Result<u8, Refusal> {
+        let look = |bytes: &[u8]| Ok(bytes.first().copied());
+        peek::read_until(&mut self.stream, &mut self.window, time, look, |_| Reason::BadRequest).await.map_err(at_claim)
+    }
+
+    async fn claim_http(&mut self, limits: PeekLimits) -> Result<Claimed, Refusal> {
+        let look = |bytes: &[u8]| RequestHead::look(bytes, limits.head);
+        let cut = |_: &[u8]| Reason::BadRequest;
+        let head =
+            peek::read_until(&mut self.stream, &mut self.window, limits.time, look, cut).await.map_err(at_claim)?;
+        self.speech = Speech::Http;
+        let refuse = |reason| Refusal::new(reason, Stage::Claim);
+        let authority = head.authority().map_err(refuse)?.clone();
+        match &head.target {
+            // Only a proxy is sent absolute-form; this one does not serve pages.
+            RequestTarget::Origin(_) => Err(refuse(Reason::BadRequest)),
+            RequestTarget::Absolute { .. } => {
+                let port = authority.port.unwrap_or(80);
+                let target = Claim::target(authority.host, port);
+                Ok(self.claimed(target, port, Via::Absolute, Some(Sighting::Http(Box::new(head)))))
+            }
+            RequestTarget::Authority(_) => {
+                // `authority` has one: CONNECT without a port is no request.
+                let port = authority.port.ok_or_else(|| refuse(Reason::BadRequest))?;
+                self.window.consume(head.len);
+                self.go_ahead = Some(ESTABLISHED);
+                Ok(self.claimed(Claim::target(authority.host, port), port, Via::Connect, None))
+            }
+        }
+    }
+
+    async fn claim_socks(&mut self, limits: PeekLimits) -> Result<Claimed, Refusal> {
+        self.speech = Speech::Socks5;
+        let cut = |_: &[u8]| Reason::BadRequest;
+        let (len, choice) = peek::read_until(&mut self.stream, &mut self.window, limits.time, socks5::greeting, cut)
+            .await
+            .map_err(at_claim)?;
+        self.window.consume(len);
+        if !choice {
+            self.speech = Speech::Socks5Methods;
+            return Err(Refusal::new(Reason::AuthFailed, Stage::Claim));
+        }
+        self.say(socks5::NO_AUTH).await?;
+        let request = peek::read_until(&mut self.stream, &mut self.window, limits.time, socks5::request, cut)
+            .await
+            .map_err(at_claim)?;
+        let host = request.host.map_err(|_| Refusal::new(Reason::BadHost, Stage::Claim))?;
+        self.window.consume(request.len);
+        self.go_ahead = Some(socks5::SUCCEEDED);
+        Ok(self.claimed(Claim::target(host, request.port), request.port, Via::Socks, None))
+    }
+
+    fn claimed(&self, target: Target, port: u16, via: Via, sighting: Option<Sighting>) -> Claimed {
+        let listener = Arc::clone(&self.listener);
+        Claimed { claim: Claim { client: self.address, listener, target, port, via }, sighting }
+    }
+
+    /// Tells the client that it may send its own bytes. From here on a refusal is spoken in their protocol.
+    ///
+    /// # Errors
+    /// A refusal where the client is gone.
+    pub async fn go_ahead(&mut self) -> Result<(), Refusal> {
+        let Some(words) = self.go_ahead.take() else { return Ok(()) };
+        self.say(words).await?;
+        self.speech = Speech::ByBytes;
+        Ok(())
+    }
+
+    /// Looks at the client's own first bytes.
+    ///
+    /// # Errors
+    /// A refusal at stage `peek` or `limit`.
+    pub async fn sight(&mut self, expected: Expected, limits: PeekLimits) -> Result<Sighting, Refusal> {
+        let sighting = peek::sight(&mut self.stream, &mut self.window, expected, limits).await?;
+        self.speech = match &sighting {
+            Sighting::Tls(_) => Speech::Tls,
+            Sighting::Http(_) => Speech::Http,
+        };
+        Ok(sighting)
+    }
+
+    /// Hands out what was peeked and gives its memory back to the budget.
+    pub fn take_peeked(&mut self) -> Vec<u8> {
+        self.window.take()
+    }
+
+    /// What stands where a host belongs in a claim that could not be read, for the record.
+    #[must_use]
+    pub fn raw_target(&self) -> Option<&[u8]> {
+        match self.speech {
+            Speech::Socks5 => socks5::raw_host(self.window.unread()),
+            _ => self.window.unread().split(u8::is_ascii_whitespace).nth(1),
+        }
+    }
+
+    /// Tells the client that it was refused, and waits a bounded time until it has heard. Where nothing may
+    /// be told, the connection is reset.
+    pub async fn refuse(mut self, refusal: &Refusal) {
+        let words = self.speech.words(refusal, self.window.unread());
+        if words.is_empty() {
+            return crate::relay::reset(&self.stream);
+        }
+        let telling = async {
+            self.stream.write_all(&words).await?;
+            self.stream.shutdown().await?;
+            // Unread bytes would turn the close into a reset and eat the words.
+            let mut waste = [0; 4096];
+            let mut left = LINGER_BYTES;
+            while left > 0 {
+                match tokio::io::AsyncReadExt::read(&mut self.stream, &mut waste).await? {
+                    0 => break,
+                    n => left = left.saturating_sub(n),
+                }
+            }
+            std::io::Result::Ok(())
+        };
+        // A client that does not listen loses its refusal, nothing else.
+        let _ = tokio::time::timeout(LINGER, telling).await;
+    }
+
+    async fn say(&mut self, words: &[u8]) -> Result<(), Refusal> {
+        self.stream.write_all(words).await.map_err(|_| Refusal::new(Reason::BadRequest, Stage::Claim))
+    }
+}
+
+/// What went wrong while claiming belongs to the claim, not to the peek whose reader was lent.
+fn at_claim(refusal: Refusal) -> Refusal {
+    match refusal.stage {
+        Stage::Peek => Refusal { stage: Stage::Claim, ..refusal },
+        _ => refusal,
+    }
+}

@@ -1,0 +1,111 @@
+//! Counters with closed label sets: no label value ever comes from the network.
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::ending::{Ending, Reason, Stage, Totals};
+
+/// A label set of words from closed sets.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Words<const N: usize>([(&'static str, &'static str); N]);
+
+impl<const N: usize> EncodeLabelSet for Words<N> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.0.iter().try_for_each(|label| label.encode(encoder.encode_label()))
+    }
+}
+
+use prometheus_client::encoding::EncodeLabel as _;
+
+/// All of egret's counters.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    active: Gauge,
+    endings: Family<Words<1>, Counter>,
+    refusals: Family<Words<2>, Counter>,
+    bytes: Family<Words<1>, Counter>,
+    lookups: Family<Words<1>, Counter>,
+    lost_lines: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("egret");
+        let (active, lost_lines) = (Gauge::default(), Counter::default());
+        let (endings, refusals) = (Family::default(), Family::default());
+        let (bytes, lookups) = (Family::default(), Family::default());
+        registry.register("connections_active", "Client connections open now", active.clone());
+        registry.register("connections", "Client connections by how they ended", Family::clone(&endings));
+        registry.register("refusals", "Refused connections by reason and stage", Family::clone(&refusals));
+        registry.register("bytes", "Bytes relayed; up is towards the upstream", Family::clone(&bytes));
+        registry.register("dns_lookups", "Name look-ups by outcome", Family::clone(&lookups));
+        registry.register("log_lines_lost", "Access lines that could not be written", lost_lines.clone());
+        Self { registry, active, endings, refusals, bytes, lookups, lost_lines }
+    }
+}
+
+impl Metrics {
+    /// The page in OpenMetrics text format.
+    #[must_use]
+    pub fn page(&self) -> String {
+        let mut out = String::new();
+        // Writing into a string cannot fail.
+        let _ = encode(&mut out, &self.registry);
+        out
+    }
+
+    pub(crate) fn opened(&self) {
+        self.active.inc();
+    }
+
+    pub(crate) fn closed(&self, ending: Ending, totals: Totals) {
+        self.active.dec();
+        self.endings.get_or_create(&Words([("ending", ending.as_str())])).inc();
+        self.bytes.get_or_create(&Words([("direction", "up")])).inc_by(totals.up);
+        self.bytes.get_or_create(&Words([("direction", "down")])).inc_by(totals.down);
+    }
+
+    pub(crate) fn refused(&self, reason: Reason, stage: Stage) {
+        self.refusals.get_or_create(&Words([("reason", reason.as_str()), ("stage", stage.as_str())])).inc();
+    }
+
+    pub(crate) fn dns_cached(&self) {
+        self.lookups.get_or_create(&Words([("outcome", "cached")])).inc();
+    }
+
+    pub(crate) fn dns_asked(&self, failed: Option<Reason>) {
+        self.lookups.get_or_create(&Words([("outcome", failed.map_or("found", Reason::as_str))])).inc();
+    }
+
+    pub(crate) fn line_lost(&self) {
+        self.lost_lines.inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_counts() {
+        let metrics = Metrics::default();
+        metrics.opened();
+        metrics.refused(Reason::NoRule, Stage::Name);
+        metrics.closed(Ending::Refused, Totals { up: 7, down: 0 });
+        let page = metrics.page();
+        for line in [
+            "egret_connections_active 0",
+            "egret_connections_total{ending=\"refused\"} 1",
+            "egret_refusals_total{reason=\"no_rule\",stage=\"name\"} 1",
+            "egret_bytes_total{direction=\"up\"} 7",
+            "# EOF",
+        ] {
+            assert!(page.contains(line), "{line} in\n{page}");
+        }
+    }
+}

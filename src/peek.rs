@@ -1,0 +1,287 @@
+//! A bounded, timed first look at a client's bytes, and putting them back untouched.
+//!
+//! Owns the buffer of what was read and not yet sent on, and the budget all such buffers share. Prefers
+//! refusing to guessing: bytes that are neither TLS nor HTTP are never a pass. Judges nothing.
+
+pub mod client_hello;
+pub mod http_head;
+mod ja4;
+mod reader;
+mod record_layer;
+pub mod retry;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::ending::{Reason, Refusal, Stage};
+use client_hello::{ClientHello, HelloReader};
+use http_head::RequestHead;
+
+/// What a client's first bytes show.
+#[derive(Clone, Debug)]
+pub enum Sighting {
+    Tls(Box<ClientHello>),
+    Http(Box<RequestHead>),
+}
+
+/// Which protocols some rule could still allow here; anything else need not be waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expected {
+    pub tls: bool,
+    pub http: bool,
+}
+
+/// The bounds of one peek.
+#[derive(Clone, Copy, Debug)]
+pub struct PeekLimits {
+    pub hello: usize,
+    pub head: usize,
+    pub time: Duration,
+}
+
+/// Bytes read from a client and not yet sent on. `unread` is what the next reader gets first.
+#[derive(Debug)]
+pub struct Window {
+    bytes: Vec<u8>,
+    share: Share,
+}
+
+/// What a read brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    More,
+    /// The client will send nothing more.
+    End,
+}
+
+impl Window {
+    #[must_use]
+    pub const fn new(budget: Arc<PeekBudget>) -> Self {
+        Self { bytes: Vec::new(), share: Share { budget, held: 0 } }
+    }
+
+    #[must_use]
+    pub fn unread(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Forgets the first `n` bytes: they were claimed by whoever read them.
+    pub fn consume(&mut self, n: usize) {
+        self.bytes.drain(..n.min(self.bytes.len()));
+    }
+
+    /// Hands the bytes out and gives their memory back to the budget.
+    #[must_use]
+    pub fn take(&mut self) -> Vec<u8> {
+        self.share.shrink();
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// Reads once. The buffer grows by what the budget grants.
+    ///
+    /// # Errors
+    /// The stream's own; [`io::ErrorKind::OutOfMemory`] where all peeks together hold `limits.peek_memory`.
+    pub async fn fill(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Fill> {
+        /// A hello of today with room to spare; post-quantum ones take a second step.
+        const STEP: usize = 4096;
+        if self.bytes.capacity() == self.bytes.len() {
+            self.share.grow(STEP)?;
+            self.bytes.reserve_exact(STEP);
+        }
+        match stream.read_buf(&mut self.bytes).await? {
+            0 => Ok(Fill::End),
+            _ => Ok(Fill::More),
+        }
+    }
+}
+
+/// Memory that all peeks together may hold (`limits.peek_memory`).
+#[derive(Debug)]
+pub struct PeekBudget {
+    limit: usize,
+    held: AtomicUsize,
+}
+
+impl PeekBudget {
+    #[must_use]
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { limit, held: AtomicUsize::new(0) })
+    }
+
+    /// Bytes held now.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+}
+
+/// One window's part of the budget; returned when dropped.
+#[derive(Debug)]
+struct Share {
+    budget: Arc<PeekBudget>,
+    held: usize,
+}
+
+impl Share {
+    fn grow(&mut self, by: usize) -> io::Result<()> {
+        let before = self.budget.held.fetch_add(by, Ordering::Relaxed);
+        if before + by > self.budget.limit {
+            self.budget.held.fetch_sub(by, Ordering::Relaxed);
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        self.held += by;
+        Ok(())
+    }
+}
+
+impl Share {
+    fn shrink(&mut self) {
+        self.budget.held.fetch_sub(std::mem::take(&mut self.held), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.shrink();
+    }
+}
+
+/// Reads until the first bytes tell what they are. They stay in the window.
+///
+/// # Errors
+/// A refusal at stage `peek` (or `limit` where memory ran out) for everything but one whole hello or head
+/// of an expected protocol.
+pub async fn sight(
+    stream: &mut (impl AsyncRead + Unpin),
+    window: &mut Window,
+    expected: Expected,
+    limits: PeekLimits,
+) -> Result<Sighting, Refusal> {
+    let mut hello = HelloReader::default();
+    let look = |bytes: &[u8]| match expects_tls(bytes, expected) {
+        Some(true) => Ok(hello.look(bytes, limits.hello)?.map(|(hello, _)| Sighting::Tls(Box::new(hello)))),
+        Some(false) => Ok(RequestHead::look(bytes, limits.head)?.map(|head| Sighting::Http(Box::new(head)))),
+        None => Ok(None),
+    };
+    let nothing_came = if expected.tls { Reason::NotTls } else { Reason::BadRequest };
+    read_until(stream, window, limits.time, look, |bytes| match expects_tls(bytes, expected) {
+        _ if bytes.is_empty() => nothing_came,
+        Some(true) => Reason::BadTls,
+        Some(false) => Reason::BadRequest,
+        None => nothing_came,
+    })
+    .await
+}
+
+/// Fills the window until `look` finds something, under one deadline.
+///
+/// # Errors
+/// `look`'s own reason; [`Reason::PeekTimeout`]; `cut(bytes)` where the client ends first.
+pub async fn read_until<T>(
+    stream: &mut (impl AsyncRead + Unpin),
+    window: &mut Window,
+    time: Duration,
+    mut look: impl FnMut(&[u8]) -> Result<Option<T>, Reason>,
+    cut: impl Fn(&[u8]) -> Reason,
+) -> Result<T, Refusal> {
+    let reading = async {
+        loop {
+            if let Some(found) = look(window.unread()).map_err(|reason| Refusal::new(reason, Stage::Peek))? {
+                return Ok(found);
+            }
+            match window.fill(stream).await {
+                Ok(Fill::More) => {}
+                Err(e) if e.kind() == io::ErrorKind::OutOfMemory => {
+                    return Err(Refusal::new(Reason::TooManyConnections, Stage::Limit));
+                }
+                Ok(Fill::End) | Err(_) => return Err(Refusal::new(cut(window.unread()), Stage::Peek)),
+            }
+        }
+    };
+    match tokio::time::timeout(time, reading).await {
+        Ok(found) => found,
+        Err(_) => Err(Refusal::new(Reason::PeekTimeout, Stage::Peek)),
+    }
+}
+
+/// Which reader the bytes go to; `None` while there are none and both are possible.
+fn expects_tls(bytes: &[u8], expected: Expected) -> Option<bool> {
+    match (expected.tls, expected.http, bytes.first()) {
+        (true, false, _) => Some(true),
+        (false, _, _) => Some(false),
+        (true, true, None) => None,
+        // No HTTP method begins with a control byte or beyond ASCII.
+        (true, true, Some(first)) => Some(!first.is_ascii_graphic()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    const LIMITS: PeekLimits = PeekLimits { hello: 1 << 16, head: 1 << 16, time: Duration::from_secs(5) };
+    const TLS: Expected = Expected { tls: true, http: false };
+    const HTTP: Expected = Expected { tls: false, http: true };
+    const BOTH: Expected = Expected { tls: true, http: true };
+
+    async fn sighted(sent: &[u8], expected: Expected) -> Result<Sighting, Reason> {
+        let (mut near, mut far) = tokio::io::duplex(1 << 17);
+        near.write_all(sent).await.unwrap();
+        drop(near);
+        let mut window = Window::new(PeekBudget::new(1 << 20));
+        let got = sight(&mut far, &mut window, expected, LIMITS).await.map_err(|refusal| refusal.reason);
+        if got.is_ok() {
+            assert_eq!(window.unread(), sent, "what was peeked is still there, byte for byte");
+        }
+        got
+    }
+
+    #[tokio::test]
+    async fn bytes_of_neither_protocol_never_pass() {
+        let get = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        assert!(matches!(sighted(get, HTTP).await, Ok(Sighting::Http(_))));
+        assert!(matches!(sighted(get, BOTH).await, Ok(Sighting::Http(_))));
+        assert_eq!(sighted(get, TLS).await.unwrap_err(), Reason::NotTls);
+        assert_eq!(sighted(b"SSH-2.0-OpenSSH_9.2\r\n", TLS).await.unwrap_err(), Reason::NotTls);
+        assert_eq!(sighted(b"SSH-2.0-OpenSSH_9.2\r\n", BOTH).await.unwrap_err(), Reason::BadRequest);
+        assert_eq!(sighted(&[22, 3, 1, 0, 5], HTTP).await.unwrap_err(), Reason::BadRequest);
+        assert_eq!(sighted(&[0, 1, 2], BOTH).await.unwrap_err(), Reason::NotTls);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_ends_early_is_refused() {
+        assert_eq!(sighted(b"", TLS).await.unwrap_err(), Reason::NotTls);
+        assert_eq!(sighted(b"", HTTP).await.unwrap_err(), Reason::BadRequest);
+        assert_eq!(sighted(&[22, 3, 1, 0], TLS).await.unwrap_err(), Reason::BadTls);
+        assert_eq!(sighted(b"GET / HT", BOTH).await.unwrap_err(), Reason::BadRequest);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_ends_at_the_deadline() {
+        let (_near, mut far) = tokio::io::duplex(64);
+        let mut window = Window::new(PeekBudget::new(1 << 20));
+        let begun = tokio::time::Instant::now();
+        let refusal = sight(&mut far, &mut window, BOTH, LIMITS).await.unwrap_err();
+        assert_eq!((refusal.reason, begun.elapsed()), (Reason::PeekTimeout, LIMITS.time));
+    }
+
+    #[tokio::test]
+    async fn all_peeks_together_hold_no_more_than_the_budget() {
+        let budget = PeekBudget::new(6000);
+        let mut first = Window::new(Arc::clone(&budget));
+        let mut second = Window::new(Arc::clone(&budget));
+        let mut bytes: &[u8] = &[1; 16];
+        assert_eq!(first.fill(&mut bytes).await.unwrap(), Fill::More);
+        let mut bytes: &[u8] = &[1; 16];
+        assert_eq!(second.fill(&mut bytes).await.unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+        drop(first);
+        assert_eq!(second.fill(&mut bytes).await.unwrap(), Fill::More);
+        drop(second);
+        assert_eq!(budget.held(), 0);
+    }
+}

@@ -1,0 +1,475 @@
+//! The head of one HTTP/1 request, read so that no second reader can read it differently.
+//!
+//! `httparse` finds the fields; every leniency it has is closed here before anything is believed. Pure:
+//! bytes in, value out. RFC 9112 is the grammar, RFC 9110 the meaning.
+
+use std::ops::Range;
+
+use crate::ending::Reason;
+use crate::name::{Host, NameFault};
+
+/// More fields than any client sends; past it the head counts as too large.
+const MAX_FIELDS: usize = 128;
+
+/// One request head, and where its parts lie in the bytes it was read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestHead {
+    pub method: Box<str>,
+    pub target: RequestTarget,
+    pub host: HostField,
+    pub body: BodyLength,
+    /// Bytes up to and including the empty line.
+    pub len: usize,
+    is_http_10: bool,
+}
+
+/// RFC 9112 §3.2.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RequestTarget {
+    /// `/path?query`, or `*`.
+    Origin(Box<str>),
+    /// `http://host:port/path`; the path as origin-form.
+    Absolute { authority: Authority, path: Box<str> },
+    /// CONNECT only.
+    Authority(Authority),
+}
+
+/// A host and its port, where one was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authority {
+    pub host: Host,
+    pub port: Option<u16>,
+}
+
+/// What the Host field said (RFC 9112 §3.2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostField {
+    Absent,
+    Given(Authority),
+    Malformed { raw: Box<[u8]>, fault: NameFault },
+}
+
+/// How long the request's body is (RFC 9112 §6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyLength {
+    Exactly(u64),
+    Chunked,
+}
+
+impl RequestHead {
+    /// Looks at all bytes received so far: the head, or `None` for "need more".
+    ///
+    /// # Errors
+    /// [`Reason::BadRequest`] for what is no HTTP/1 request, [`Reason::AmbiguousRequest`] for what two
+    /// recipients may read differently, [`Reason::HeadTooLarge`], [`Reason::BadHost`],
+    /// [`Reason::NoHost`], [`Reason::UpgradeDenied`].
+    pub fn look(raw: &[u8], limit: usize) -> Result<Option<Self>, Reason> {
+        let Some(len) = head_len(raw)? else {
+            return if raw.len() >= limit { Err(Reason::HeadTooLarge) } else { Ok(None) };
+        };
+        if len > limit {
+            return Err(Reason::HeadTooLarge);
+        }
+        let head = raw.get(..len).unwrap_or_default();
+        check_bytes(head)?;
+        let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+        let mut request = httparse::Request::new(&mut fields);
+        match request.parse(head) {
+            Ok(httparse::Status::Complete(n)) if n == len => {}
+            Err(httparse::Error::TooManyHeaders) => return Err(Reason::HeadTooLarge),
+            _ => return Err(Reason::BadRequest),
+        }
+        Self::check(&request, head).map(Some)
+    }
+
+    fn check(request: &httparse::Request<'_, '_>, head: &[u8]) -> Result<Self, Reason> {
+        let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
+            return Err(Reason::BadRequest);
+        };
+        // httparse folds runs of spaces; the line must be these three and nothing else.
+        let line = format!("{method} {target} HTTP/1.{minor}\r\n");
+        if !head.starts_with(line.as_bytes()) {
+            return Err(Reason::AmbiguousRequest);
+        }
+        let target = read_target(method, target)?;
+        let seen = Fields::read(request.headers)?;
+        let is_http_10 = minor == 0;
+        let body = seen.body(is_http_10)?;
+        if matches!(target, RequestTarget::Authority(_)) && body != BodyLength::Exactly(0) {
+            return Err(Reason::AmbiguousRequest);
+        }
+        if seen.upgrade {
+            return Err(Reason::UpgradeDenied);
+        }
+        if seen.host == HostField::Absent && !is_http_10 {
+            return Err(Reason::NoHost);
+        }
+        Ok(Self { method: method.into(), target, host: seen.host, body, len: head.len(), is_http_10 })
+    }
+
+    /// The one authority this request is for: the target's where it has one, and then Host must agree
+    /// (RFC 9112 §3.2.2); Host's otherwise.
+    ///
+    /// # Errors
+    /// [`Reason::NoHost`], [`Reason::BadHost`], or [`Reason::AmbiguousRequest`] where the two differ.
+    pub fn authority(&self) -> Result<&Authority, Reason> {
+        let given = match &self.host {
+            HostField::Given(authority) => Some(authority),
+            HostField::Absent => None,
+            HostField::Malformed { .. } => return Err(Reason::BadHost),
+        };
+        let named = match &self.target {
+            RequestTarget::Absolute { authority, .. } | RequestTarget::Authority(authority) => authority,
+            RequestTarget::Origin(_) => return given.ok_or(Reason::NoHost),
+        };
+        // CONNECT to a port other than the scheme's: some clients leave it out of Host, none changes it.
+        let default = if matches!(self.target, RequestTarget::Absolute { .. }) { Some(80) } else { named.port };
+        match given {
+            Some(given) if given.host != named.host => Err(Reason::AmbiguousRequest),
+            Some(given) if given.port.or(default) != named.port.or(default) => Err(Reason::AmbiguousRequest),
+            _ => Ok(named),
+        }
+    }
+
+    /// The head as it goes to the origin: origin-form, without what concerns this hop only
+    /// (RFC 9110 §7.6.1), and with the connection closed afterwards so that no second request follows.
+    /// Every other field keeps its bytes, its order and its case.
+    #[must_use]
+    pub fn for_origin(&self, raw: &[u8]) -> Vec<u8> {
+        let head = raw.get(..self.len).unwrap_or_default();
+        let path = match &self.target {
+            RequestTarget::Origin(path) | RequestTarget::Absolute { path, .. } => path,
+            RequestTarget::Authority(_) => "*",
+        };
+        let mut out = format!("{} {path} HTTP/1.{}\r\n", self.method, u8::from(!self.is_http_10)).into_bytes();
+        if let (HostField::Absent, RequestTarget::Absolute { authority, .. }) = (&self.host, &self.target) {
+            out.extend_from_slice(format!("Host: {authority}\r\n").as_bytes());
+        }
+        out.extend(kept_fields(head).flat_map(<[u8]>::iter));
+        out.extend_from_slice(b"Connection: close\r\n\r\n");
+        out
+    }
+}
+
+impl std::fmt::Display for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.host {
+            Host::Address(std::net::IpAddr::V6(ip)) => write!(f, "[{ip}]")?,
+            host => host.fmt(f)?,
+        }
+        self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
+    }
+}
+
+/// The head of a response as it goes to the client: the connection ends with it. `None` for "need more".
+///
+/// # Errors
+/// [`Reason::BadRequest`] for bytes that begin no HTTP/1 response, or past `limit`.
+pub fn closing_response(raw: &[u8], limit: usize) -> Result<Option<ResponseHead>, Reason> {
+    let Some(len) = head_len(raw)? else {
+        return if raw.len() >= limit { Err(Reason::HeadTooLarge) } else { Ok(None) };
+    };
+    let head = raw.get(..len).unwrap_or_default();
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut response = httparse::Response::new(&mut fields);
+    let parsed = response.parse(head);
+    let (Ok(httparse::Status::Complete(_)), Some(status)) = (parsed, response.code) else {
+        return Err(Reason::BadRequest);
+    };
+    let is_interim = (100..200).contains(&status);
+    let bytes = if is_interim {
+        head.to_vec()
+    } else {
+        let line = first_line(head);
+        let mut out = head.get(line.clone()).unwrap_or_default().to_vec();
+        out.extend(kept_fields(head).flat_map(<[u8]>::iter));
+        out.extend_from_slice(b"Connection: close\r\n\r\n");
+        out
+    };
+    Ok(Some(ResponseHead { bytes, len, status, is_interim }))
+}
+
+/// A response head ready to be sent on.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ResponseHead {
+    pub bytes: Vec<u8>,
+    /// How many received bytes it stands for.
+    pub len: usize,
+    pub status: u16,
+    /// 1xx: another head follows.
+    pub is_interim: bool,
+}
+
+/// Bytes up to and including the empty line, if it is there; a bare LF is a refusal as soon as it is seen.
+fn head_len(raw: &[u8]) -> Result<Option<usize>, Reason> {
+    let mut previous = None;
+    let mut line = 0;
+    for (at, byte) in raw.iter().enumerate() {
+        match (previous, byte) {
+            (Some(b'\r'), b'\n') if line == 1 => {
+                // RFC 9112 §2.2 lets a server skip an empty line in front; two servers would not agree.
+                return if at == 1 { Err(Reason::BadRequest) } else { Ok(Some(at + 1)) };
+            }
+            (Some(b'\r'), b'\n') => line = 0,
+            (_, b'\n') => return Err(Reason::AmbiguousRequest),
+            (Some(b'\r'), _) => return Err(Reason::BadRequest),
+            _ => line += 1,
+        }
+        previous = Some(*byte);
+    }
+    Ok(None)
+}
+
+/// No control bytes but CRLF and the tab; nothing beyond ASCII in the request line.
+fn check_bytes(head: &[u8]) -> Result<(), Reason> {
+    let line = first_line(head);
+    let text_of_line = head.get(line.start..line.end.saturating_sub(2)).unwrap_or_default();
+    if text_of_line.iter().any(|b| !(0x20..0x7f).contains(b)) {
+        return Err(Reason::BadRequest);
+    }
+    let control = |b: &u8| (*b < 0x20 && !matches!(*b, b'\t' | b'\r' | b'\n')) || *b == 0x7f;
+    if head.iter().any(control) { Err(Reason::BadRequest) } else { Ok(()) }
+}
+
+/// The first line with its CRLF.
+fn first_line(head: &[u8]) -> Range<usize> {
+    0..head.iter().position(|b| *b == b'\n').map_or(head.len(), |at| at + 1)
+}
+
+/// Field lines, each with its CRLF, without those that concern one hop only.
+fn kept_fields(head: &[u8]) -> impl Iterator<Item = &[u8]> {
+    const HOP: [&str; 6] =
+        ["connection", "keep-alive", "proxy-connection", "proxy-authorization", "proxy-authenticate", "upgrade"];
+    let lines = || head.split_inclusive(|b| *b == b'\n').skip(1).filter(|line| line.len() > 2);
+    let listed: Vec<Vec<u8>> = lines()
+        .filter_map(|line| split_field(line).filter(|(name, _)| name.eq_ignore_ascii_case(b"connection")))
+        .flat_map(|(_, value)| value.split(|b| *b == b','))
+        .map(|token| token.trim_ascii().to_ascii_lowercase())
+        // These two frame the message; no option may take them away.
+        .filter(|token| token != b"transfer-encoding" && token != b"content-length" && token != b"host")
+        .collect();
+    lines().filter(move |line| {
+        split_field(line).is_none_or(|(name, _)| {
+            let name = name.to_ascii_lowercase();
+            !HOP.iter().any(|hop| hop.as_bytes() == name) && !listed.contains(&name)
+        })
+    })
+}
+
+fn split_field(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let colon = line.iter().position(|b| *b == b':')?;
+    let (name, rest) = line.split_at_checked(colon)?;
+    Some((name, rest.get(1..).unwrap_or_default().trim_ascii()))
+}
+
+fn read_target(method: &str, target: &str) -> Result<RequestTarget, Reason> {
+    if target.contains('#') {
+        return Err(Reason::BadRequest);
+    }
+    if method == "CONNECT" {
+        let authority = read_authority(target.as_bytes()).map_err(|_| Reason::BadRequest)?;
+        return match authority.port {
+            Some(_) => Ok(RequestTarget::Authority(authority)),
+            None => Err(Reason::BadRequest),
+        };
+    }
+    if target.starts_with('/') || (target == "*" && method == "OPTIONS") {
+        return Ok(RequestTarget::Origin(target.into()));
+    }
+    let (scheme, rest) = target.split_once("://").ok_or(Reason::BadRequest)?;
+    if !scheme.eq_ignore_ascii_case("http") {
+        return Err(Reason::BadRequest);
+    }
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at_checked(end).unwrap_or((rest, ""));
+    if authority.contains('@') {
+        return Err(Reason::AmbiguousRequest);
+    }
+    let authority = read_authority(authority.as_bytes()).map_err(|_| Reason::BadHost)?;
+    let path = if path.starts_with('/') { path.into() } else { format!("/{path}").into() };
+    Ok(RequestTarget::Absolute { authority, path })
+}
+
+/// `host`, `host:port`, `[v6]`, `[v6]:port`.
+fn read_authority(bytes: &[u8]) -> Result<Authority, NameFault> {
+    let after_bracket = bytes.iter().rposition(|b| *b == b']').map_or(0, |at| at + 1);
+    let colon = bytes.iter().skip(after_bracket).position(|b| *b == b':').map(|at| at + after_bracket);
+    let (host, port) = match colon.and_then(|at| bytes.split_at_checked(at)) {
+        Some((host, port)) => (host, Some(read_port(port.get(1..).unwrap_or_default())?)),
+        None => (bytes, None),
+    };
+    let host = Host::from_wire(host)?;
+    Ok(Authority { host, port })
+}
+
+fn read_port(digits: &[u8]) -> Result<u16, NameFault> {
+    let fault = NameFault::BadByte(b':');
+    if digits.is_empty() || digits.len() > 5 || !digits.iter().all(u8::is_ascii_digit) {
+        return Err(fault);
+    }
+    let port: u16 = std::str::from_utf8(digits).ok().and_then(|d| d.parse().ok()).ok_or(fault)?;
+    if port == 0 { Err(fault) } else { Ok(port) }
+}
+
+/// The fields that decide where a request goes and where it ends.
+struct Fields {
+    host: HostField,
+    lengths: Vec<u64>,
+    codings: usize,
+    upgrade: bool,
+}
+
+impl Fields {
+    fn read(headers: &[httparse::Header<'_>]) -> Result<Self, Reason> {
+        let mut seen = Self { host: HostField::Absent, lengths: Vec::new(), codings: 0, upgrade: false };
+        for field in headers {
+            let value = field.value;
+            match field.name.to_ascii_lowercase().as_str() {
+                "host" if seen.host != HostField::Absent => return Err(Reason::AmbiguousRequest),
+                "host" => {
+                    seen.host = match read_authority(value) {
+                        Ok(authority) => HostField::Given(authority),
+                        Err(NameFault::Empty) => return Err(Reason::NoHost),
+                        Err(fault) => HostField::Malformed { raw: value.into(), fault },
+                    };
+                }
+                "content-length" => seen.lengths.push(content_length(value)?),
+                "transfer-encoding" if value.eq_ignore_ascii_case(b"chunked") => seen.codings += 1,
+                "transfer-encoding" => return Err(Reason::BadRequest),
+                // Gateways turn `_` into `-`: what frames a message there must not hide here.
+                "content_length" | "transfer_encoding" => return Err(Reason::AmbiguousRequest),
+                "upgrade" => seen.upgrade = true,
+                _ => {}
+            }
+        }
+        Ok(seen)
+    }
+
+    /// RFC 9112 §6.1 and §6.3, without its allowances for the undecided.
+    fn body(&self, is_http_10: bool) -> Result<BodyLength, Reason> {
+        match (self.codings, self.lengths.as_slice()) {
+            (0, []) => Ok(BodyLength::Exactly(0)),
+            (0, [n]) => Ok(BodyLength::Exactly(*n)),
+            (1, []) if !is_http_10 => Ok(BodyLength::Chunked),
+            _ => Err(Reason::AmbiguousRequest),
+        }
+    }
+}
+
+/// Digits only (RFC 9110 §8.6), and few enough that the sum cannot wrap.
+fn content_length(value: &[u8]) -> Result<u64, Reason> {
+    if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
+        return Err(Reason::BadRequest);
+    }
+    std::str::from_utf8(value).ok().and_then(|v| v.parse().ok()).ok_or(Reason::BadRequest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(raw: &str) -> Result<Option<RequestHead>, Reason> {
+        RequestHead::look(raw.as_bytes(), 1 << 16)
+    }
+
+    #[track_caller]
+    fn allowed(raw: &str, authority: &str) -> RequestHead {
+        let head = look(raw).unwrap().expect("the head is whole");
+        assert_eq!(head.authority().map(ToString::to_string), Ok(authority.to_owned()), "{raw:?}");
+        for end in 0..raw.len() {
+            assert_eq!(look(&raw[..end]), Ok(None), "prefix {:?}", &raw[..end]);
+        }
+        head
+    }
+
+    #[track_caller]
+    fn refused(raw: &str, reason: Reason) {
+        let got = look(raw).and_then(|head| head.expect("the head is whole").authority().cloned());
+        assert_eq!(got, Err(reason), "{raw:?}");
+    }
+
+    #[test]
+    fn one_host_is_read() {
+        allowed("GET / HTTP/1.1\r\nHost: A.Example\r\n\r\n", "a.example");
+        allowed("GET / HTTP/1.1\r\nHOST:\ta.example:8080 \r\n\r\n", "a.example:8080");
+        allowed("GET http://a.example/x HTTP/1.1\r\nHost: a.example\r\n\r\n", "a.example");
+        allowed("GET http://a.example:80?q HTTP/1.1\r\nHost: a.example\r\n\r\n", "a.example:80");
+        allowed("GET http://a.example/ HTTP/1.0\r\n\r\n", "a.example");
+        allowed("CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n", "a.example:443");
+        allowed("CONNECT a.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n", "a.example:443");
+        allowed("CONNECT a.example:443 HTTP/1.0\r\n\r\n", "a.example:443");
+        allowed("CONNECT [::1]:443 HTTP/1.1\r\nHost: [::1]:443\r\n\r\n", "[::1]:443");
+        allowed("OPTIONS * HTTP/1.1\r\nHost: a.example\r\n\r\n", "a.example");
+    }
+
+    #[test]
+    fn two_readings_are_a_refusal() {
+        use Reason::AmbiguousRequest;
+        refused("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", AmbiguousRequest);
+        refused("GET http://a/ HTTP/1.1\r\nHost: b\r\n\r\n", AmbiguousRequest);
+        refused("GET http://a/ HTTP/1.1\r\nHost: a:81\r\n\r\n", AmbiguousRequest);
+        refused("GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n", AmbiguousRequest);
+        refused("CONNECT a:443 HTTP/1.1\r\nHost: b:443\r\n\r\n", AmbiguousRequest);
+        refused("CONNECT a:443 HTTP/1.1\r\nHost: a:444\r\n\r\n", AmbiguousRequest);
+
+        refused("GET / HTTP/1.1\nHost: a\r\n\r\n", AmbiguousRequest);
+        refused("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", AmbiguousRequest);
+        refused(
+            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            AmbiguousRequest,
+        );
+        refused("GET / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", AmbiguousRequest);
+        refused("POST / HTTP/1.1\r\nHost: a\r\nTransfer_Encoding: chunked\r\n\r\n", AmbiguousRequest);
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused() {
+        use Reason::{BadHost, BadRequest, NoHost, UpgradeDenied};
+        refused("\x16\x03\x01\r\n\r\n", BadRequest);
+        refused("\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", BadRequest);
+        refused("PRI * HTTP/2.0\r\n\r\n", BadRequest);
+        refused("GET /\r\n\r\n", BadRequest);
+        refused("GET  / HTTP/1.1\r\nHost: a\r\n\r\n", BadRequest);
+        refused("GET / HTTP/1.1\r\nHost : a\r\n\r\n", BadRequest);
+        refused("GET / HTTP/1.1\r\nHost: a\r\n folded: b\r\n\r\n", BadRequest);
+        refused("GET / HTTP/1.1\r\nHost: a\r\nX: b\0\r\n\r\n", BadRequest);
+        refused("GET / HTTP/1.1\r\nHost: a\r\nX: b\rc\r\n\r\n", BadRequest);
+        refused("GET a HTTP/1.1\r\nHost: a\r\n\r\n", BadRequest);
+        refused("GET https://a/ HTTP/1.1\r\nHost: a\r\n\r\n", BadRequest);
+        refused("GET /#x HTTP/1.1\r\nHost: a\r\n\r\n", BadRequest);
+        refused("CONNECT a HTTP/1.1\r\nHost: a\r\n\r\n", BadRequest);
+        refused("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n", BadRequest);
+        refused("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 18446744073709551616\r\n\r\n", BadRequest);
+        refused("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", BadRequest);
+        refused("GET / HTTP/1.1\r\nHost: a, b\r\n\r\n", BadHost);
+        refused("GET / HTTP/1.1\r\nHost: u@a\r\n\r\n", BadHost);
+        refused("GET / HTTP/1.1\r\nHost: a:0\r\n\r\n", BadHost);
+        refused("GET / HTTP/1.1\r\nHost: a:b\r\n\r\n", BadHost);
+        refused("GET / HTTP/1.1\r\nHost: [a]\r\n\r\n", BadHost);
+        refused("GET / HTTP/1.1\r\nX: a\r\n\r\n", NoHost);
+        refused("GET / HTTP/1.1\r\nHost:\r\n\r\n", NoHost);
+        refused("GET / HTTP/1.0\r\n\r\n", NoHost);
+        refused("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\n\r\n", UpgradeDenied);
+        let long = format!("GET / HTTP/1.1\r\nX: {}", "a".repeat(1 << 16));
+        assert_eq!(look(&long), Err(Reason::HeadTooLarge));
+    }
+
+    #[test]
+    fn the_origin_gets_the_fields_as_sent_and_nothing_of_this_hop() {
+        let raw = "GET http://a.example/p?q HTTP/1.1\r\nHost: a.example\r\nX-oDD:  v \r\nConnection: X-Drop, keep-alive\r\n\
+                   X-Drop: 1\r\nProxy-Connection: keep-alive\r\nProxy-Authorization: Basic c2VjcmV0\r\n\r\n";
+        let head = allowed(raw, "a.example");
+        let sent = String::from_utf8(head.for_origin(raw.as_bytes())).unwrap();
+        assert_eq!(sent, "GET /p?q HTTP/1.1\r\nHost: a.example\r\nX-oDD:  v \r\nConnection: close\r\n\r\n");
+    }
+
+    #[test]
+    fn the_client_is_told_that_the_connection_ends() {
+        let raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\nhi";
+        let head = closing_response(raw, 1 << 16).unwrap().unwrap();
+        assert_eq!(head.bytes, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n");
+        assert_eq!((head.len, head.status, head.is_interim), (raw.len() - 2, 200, false));
+        assert_eq!(closing_response(b"SSH-2.0-x\r\n\r\n", 1 << 16), Err(Reason::BadRequest));
+        assert!(closing_response(b"HTTP/1.1 100 Continue\r\n\r\n", 1 << 16).unwrap().unwrap().is_interim);
+    }
+}

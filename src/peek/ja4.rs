@@ -1,0 +1,120 @@
+//! The JA4 fingerprint of a client hello, for the log: which software is this?
+//!
+//! Follows the published description of JA4 (FoxIO, BSD-3-Clause part). Decides nothing.
+
+use super::client_hello::is_grease;
+use std::fmt::Write as _;
+
+/// What the fingerprint is made of; GREASE values may still be in the lists.
+pub(super) struct Parts<'a> {
+    pub(super) version: u16,
+    pub(super) has_sni: bool,
+    pub(super) ciphers: &'a [u16],
+    pub(super) extensions: &'a [u16],
+    pub(super) first_alpn: Option<&'a [u8]>,
+    pub(super) signature_algorithms: &'a [u16],
+}
+
+const EXT_SERVER_NAME: u16 = 0;
+const EXT_ALPN: u16 = 16;
+
+pub(super) fn fingerprint(parts: &Parts<'_>) -> String {
+    let ciphers = sorted(parts.ciphers, |_| true);
+    let extensions = sorted(parts.extensions, |_| true);
+    let hashed = sorted(parts.extensions, |e| e != EXT_SERVER_NAME && e != EXT_ALPN);
+    let version = match parts.version {
+        0x0304 => "13",
+        0x0303 => "12",
+        0x0302 => "11",
+        0x0301 => "10",
+        0x0300 => "s3",
+        0x0002 => "s2",
+        _ => "00",
+    };
+    let mut tail = hex_list(&hashed);
+    if !parts.signature_algorithms.is_empty() {
+        let algorithms: Vec<u16> = parts.signature_algorithms.iter().copied().filter(|a| !is_grease(*a)).collect();
+        tail.push('_');
+        tail.push_str(&hex_list(&algorithms));
+    }
+    format!(
+        "t{version}{}{:02}{:02}{}_{}_{}",
+        if parts.has_sni { 'd' } else { 'i' },
+        ciphers.len().min(99),
+        extensions.len().min(99),
+        alpn_mark(parts.first_alpn),
+        short_hash(&hex_list(&ciphers)),
+        short_hash(if extensions.is_empty() { "" } else { &tail }),
+    )
+}
+
+fn sorted(values: &[u16], keep: impl Fn(u16) -> bool) -> Vec<u16> {
+    let mut out: Vec<u16> = values.iter().copied().filter(|v| !is_grease(*v) && keep(*v)).collect();
+    out.sort_unstable();
+    out
+}
+
+fn hex_list(values: &[u16]) -> String {
+    let mut out = String::with_capacity(values.len() * 5);
+    for value in values {
+        if !out.is_empty() {
+            out.push(',');
+        }
+        let _ = write!(out, "{value:04x}");
+    }
+    out
+}
+
+/// First and last character of the first protocol; in hexadecimal where either is no letter or digit.
+fn alpn_mark(first: Option<&[u8]>) -> String {
+    let Some((&a, &z)) = first.and_then(|p| p.first().zip(p.last())) else { return "00".into() };
+    if a.is_ascii_alphanumeric() && z.is_ascii_alphanumeric() {
+        [char::from(a), char::from(z)].iter().collect()
+    } else {
+        format!("{:x}{:x}", a >> 4, z & 0xf)
+    }
+}
+
+/// The first twelve hexadecimal digits of SHA-256; zeros for nothing.
+fn short_hash(text: &str) -> String {
+    if text.is_empty() {
+        return "000000000000".into();
+    }
+    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    digest.as_ref().iter().take(6).fold(String::with_capacity(12), |mut out, byte| {
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The worked example of the JA4 description: a Chrome hello.
+    #[test]
+    fn the_published_example_holds() {
+        let parts = Parts {
+            version: 0x0304,
+            has_sni: true,
+            ciphers: &[
+                0x1a1a, 0x1301, 0x1302, 0x1303, 0xc02b, 0xc02f, 0xc02c, 0xc030, 0xcca9, 0xcca8, 0xc013, 0xc014, 0x009c,
+                0x009d, 0x002f, 0x0035,
+            ],
+            extensions: &[
+                0x2a2a, 0x001b, 0x0000, 0x0033, 0x0010, 0x4469, 0x0017, 0x002d, 0x000d, 0x0005, 0x0023, 0x0012, 0x002b,
+                0xff01, 0x000b, 0x000a, 0x0015,
+            ],
+            first_alpn: Some(b"h2"),
+            signature_algorithms: &[0x0403, 0x0804, 0x0401, 0x0503, 0x0805, 0x0501, 0x0806, 0x0601],
+        };
+        assert_eq!(fingerprint(&parts), "t13d1516h2_8daaf6152771_e5627efa2ab1");
+    }
+
+    #[test]
+    fn an_odd_protocol_is_marked_in_hexadecimal() {
+        assert_eq!(alpn_mark(Some(b"http/1.1")), "h1");
+        assert_eq!(alpn_mark(Some(&[0xab])), "ab");
+        assert_eq!(alpn_mark(None), "00");
+    }
+}

@@ -1,0 +1,551 @@
+//! Who may go where. Asked three times with growing evidence: the claim, the sighting, the addresses.
+//!
+//! ```text
+//! Claim --by_claim--> Expectation --by_sighting--> Clearance --by_address--> Permit
+//!            `--- a network rule: Straight(Clearance), nothing to peek ---'
+//! ```
+//!
+//! The only maker of a [`Clearance`], without which nothing is resolved, and of a [`Permit`], without which
+//! nothing is dialled. Precedence: network deny, network allow, application deny, application allow, else
+//! denied. Pure: no clock, no socket, no log.
+
+pub mod explain;
+pub mod guard;
+pub mod hosts;
+mod nearest;
+mod own;
+pub mod pattern;
+pub mod rule;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::Ipv6Net;
+
+use crate::answers::Answers;
+use crate::claim::{Claim, Target, Via};
+use crate::ending::{Hint, Reason, Refusal, Stage};
+use crate::name::{Host, HostName};
+use crate::peek::client_hello::{ClientHello, Sni};
+use crate::peek::http_head::{RequestHead, RequestTarget};
+use crate::peek::{Expected, Sighting};
+use guard::Judgement;
+use hosts::{HostIndex, PatternId};
+use own::Own;
+pub use own::OwnAddresses;
+use rule::{Action, AppProtocol, AppRule, Ech, InnerName, NetRule, Reach};
+
+/// The compiled policy.
+#[derive(Debug)]
+pub struct Policy {
+    apps: Vec<AppRule>,
+    app_hosts: HostIndex,
+    nets: Vec<NetRule>,
+    net_hosts: HostIndex,
+    /// What allow rules of any kind expect on a port.
+    ports: HashMap<u16, Expected>,
+    nat64: Option<Ipv6Net>,
+    own: Arc<OwnAddresses>,
+}
+
+/// What the claim leaves to be shown by the bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Expectation {
+    expected: Expected,
+}
+
+impl Expectation {
+    #[must_use]
+    pub const fn expected(&self) -> Expected {
+        self.expected
+    }
+}
+
+/// The way on after the claim.
+#[derive(Clone, Debug)]
+pub enum Passage {
+    /// The bytes must show a name.
+    Peek(Expectation),
+    /// A network rule covers the claim: nothing to peek.
+    Straight(Clearance),
+}
+
+/// Leave to resolve one name, or to use one literal address. Made by [`Policy`] alone.
+#[derive(Clone, Debug)]
+pub struct Clearance {
+    destination: Destination,
+    port: u16,
+    /// The client's address family goes first.
+    prefers_v6: bool,
+    client: IpAddr,
+    /// Never empty; in the order of the configuration.
+    grants: Vec<Grant>,
+}
+
+/// What a clearance is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    Name(HostName),
+    Literal(IpAddr),
+}
+
+/// One rule that allows, and how it came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Grant {
+    App { rule: u32, pattern: PatternId },
+    NetAddress { rule: u32 },
+    NetName { rule: u32, pattern: PatternId },
+}
+
+impl Clearance {
+    #[must_use]
+    pub const fn destination(&self) -> &Destination {
+        &self.destination
+    }
+
+    #[must_use]
+    pub const fn is_name(&self) -> bool {
+        matches!(self.destination, Destination::Name(_))
+    }
+}
+
+/// Leave to dial these addresses and no other. Made by [`Policy::by_address`] alone.
+#[derive(Clone, Debug)]
+pub struct Permit {
+    addresses: Vec<SocketAddr>,
+    because: Because,
+}
+
+impl Permit {
+    /// The judged addresses, in the order to try them.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    #[must_use]
+    pub const fn because(&self) -> &Because {
+        &self.because
+    }
+}
+
+/// The rule behind a decision, for the record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Because {
+    pub rule: Arc<str>,
+    pub pattern: Option<String>,
+}
+
+/// What is known about a connection when its name is judged.
+#[derive(Clone, Copy, Debug)]
+struct Evidence<'a> {
+    /// `None`: any client (`explain` without `--from`).
+    client: Option<IpAddr>,
+    port: u16,
+    protocol: AppProtocol,
+    alpn: Option<&'a [Box<[u8]>]>,
+    ech: bool,
+    inner: InnerName,
+}
+
+/// How far a name got through the rules that list it; the furthest one is the reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Progress {
+    Listed,
+    Source,
+    Port,
+    Alpn,
+}
+
+impl Policy {
+    /// Compiles checked rules.
+    #[must_use]
+    pub fn compile(apps: Vec<AppRule>, nets: Vec<NetRule>, nat64: Option<Ipv6Net>, own: Arc<OwnAddresses>) -> Self {
+        let mut app_hosts = HostIndex::default();
+        let mut ports: HashMap<u16, Expected> = HashMap::new();
+        let mut apps = apps;
+        for (id, rule) in (0..).zip(&mut apps) {
+            // The index keeps the text; a second copy per pattern would double a large list.
+            for pattern in std::mem::take(&mut rule.fqdns) {
+                app_hosts.add(&pattern, id);
+            }
+            for app in rule.protocols.iter().filter(|_| rule.action == Action::Allow) {
+                let expected = ports.entry(app.port).or_insert(Expected { tls: false, http: false });
+                match app.protocol {
+                    AppProtocol::Https => expected.tls = true,
+                    AppProtocol::Http => expected.http = true,
+                }
+            }
+        }
+        let mut net_hosts = HostIndex::default();
+        for (id, rule) in (0..).zip(&nets) {
+            for pattern in &rule.fqdns {
+                net_hosts.add(pattern, id);
+            }
+        }
+        Self { apps, app_hosts, nets, net_hosts, ports, nat64, own }
+    }
+
+    /// Rules and patterns, for the start-up screen.
+    #[must_use]
+    pub const fn size(&self) -> (usize, usize) {
+        (self.apps.len() + self.nets.len(), self.app_hosts.len() + self.net_hosts.len())
+    }
+
+    /// Judges what a client asks for, before its bytes are read.
+    ///
+    /// # Errors
+    /// A refusal at stage `name` or `network`.
+    pub fn by_claim(&self, claim: &Claim) -> Result<Passage, Refusal> {
+        let client = Some(claim.client.ip());
+        match &claim.target {
+            Target::Unnamed => Ok(Passage::Peek(self.expectation(claim.port))),
+            Target::Name(name) => {
+                if let Some(grant) = self.net_by_name(client, name, claim.port) {
+                    return Ok(Passage::Straight(clearance(claim, Destination::Name(name.clone()), vec![grant])));
+                }
+                self.expect_name(client, name, claim.port, claim.via).map(Passage::Peek)
+            }
+            Target::Address(dst) => {
+                let ip = dst.0.ip();
+                if let Some(grant) = self.net_by_address(client, ip, claim.port)? {
+                    return Ok(Passage::Straight(clearance(claim, Destination::Literal(ip), vec![grant])));
+                }
+                if claim.via == Via::Absolute {
+                    return Err(Refusal::new(Reason::IpLiteral, Stage::Name));
+                }
+                if self.ports.contains_key(&claim.port) {
+                    return Ok(Passage::Peek(self.expectation(claim.port)));
+                }
+                Err(Refusal::new(Reason::NoRule, Stage::Network).with(self.address_hint(client, ip, claim.port)))
+            }
+        }
+    }
+
+    /// Judges what the bytes show. May narrow what the claim left open, never widen it.
+    ///
+    /// # Errors
+    /// A refusal at stage `name` or `http`.
+    pub fn by_sighting(&self, claim: &Claim, _: Expectation, sighting: &Sighting) -> Result<Clearance, Refusal> {
+        let base = Evidence {
+            client: Some(claim.client.ip()),
+            port: claim.port,
+            protocol: AppProtocol::Http,
+            alpn: None,
+            ech: false,
+            inner: InnerName::Same,
+        };
+        let (seen, evidence) = match sighting {
+            Sighting::Tls(hello) => (
+                name_of_hello(hello)?,
+                Evidence { protocol: AppProtocol::Https, alpn: Some(&hello.alpn), ech: hello.ech, ..base },
+            ),
+            Sighting::Http(head) => (name_of_request(head, claim)?, base),
+        };
+        let Some(claimed) = claim.name().filter(|claimed| *claimed != seen) else {
+            return Ok(clearance(claim, Destination::Name(seen.clone()), self.judge(seen, &evidence)?));
+        };
+        let other = Evidence { inner: InnerName::AnyListed, ..evidence };
+        let mismatch = |_| Refusal::new(Reason::NameMismatch, Stage::Name);
+        let grants = self.judge(claimed, &other).map_err(mismatch)?;
+        self.judge(seen, &evidence)?;
+        Ok(clearance(claim, Destination::Name(claimed.clone()), grants))
+    }
+
+    /// Judges the addresses behind a clearance. All of them: an answer that mixes permitted and denied ones
+    /// is refused whole.
+    ///
+    /// # Errors
+    /// A refusal at stage `address`, from the first rule that would have allowed the name.
+    pub fn by_address(&self, clearance: &Clearance, answers: &Answers) -> Result<Permit, Refusal> {
+        let mut first = None;
+        for grant in &clearance.grants {
+            match self.addresses_for(*grant, clearance, answers) {
+                Ok(addresses) => {
+                    return Ok(Permit {
+                        addresses: interleave(addresses, clearance.port, clearance.prefers_v6),
+                        because: self.because(*grant),
+                    });
+                }
+                Err(refusal) => {
+                    first.get_or_insert(refusal);
+                }
+            }
+        }
+        Err(first.unwrap_or(Refusal::new(Reason::Internal, Stage::Address)))
+    }
+
+    /// The rule a clearance rests on, for the record of what is refused later.
+    #[must_use]
+    pub fn because_of(&self, clearance: &Clearance) -> Option<Because> {
+        clearance.grants.first().map(|grant| self.because(*grant))
+    }
+
+    /// What a port's rules expect; where none uses it, both, so that the record can still tell the name.
+    fn expectation(&self, port: u16) -> Expectation {
+        Expectation { expected: self.ports.get(&port).copied().unwrap_or(Expected { tls: true, http: true }) }
+    }
+
+    /// Whether a named claim could pass with some bytes, and which.
+    fn expect_name(
+        &self,
+        client: Option<IpAddr>,
+        name: &HostName,
+        port: u16,
+        via: Via,
+    ) -> Result<Expectation, Refusal> {
+        let judged = |protocol| {
+            let evidence = Evidence { client, port, protocol, alpn: None, ech: false, inner: InnerName::Same };
+            self.judge(name, &evidence)
+        };
+        // Absolute-form is plain HTTP already.
+        let tls = if via == Via::Absolute { None } else { Some(judged(AppProtocol::Https)) };
+        let http = judged(AppProtocol::Http);
+        match (tls, http) {
+            (Some(Err(tls)), Err(http)) => Err(further(tls, http)),
+            (None, Err(http)) => Err(http),
+            (tls, http) => {
+                Ok(Expectation { expected: Expected { tls: matches!(tls, Some(Ok(_))), http: http.is_ok() } })
+            }
+        }
+    }
+
+    /// Application deny, then application allow.
+    fn judge(&self, name: &HostName, evidence: &Evidence<'_>) -> Result<Vec<Grant>, Refusal> {
+        let mut grants: Vec<Grant> = Vec::new();
+        let mut denied = None;
+        let mut missed: Option<(Progress, Grant)> = None;
+        self.app_hosts.matches(name, |pattern| {
+            let id = self.app_hosts.rule(pattern);
+            let Some(rule) = self.apps.get(id as usize) else { return };
+            let grant = Grant::App { rule: id, pattern };
+            match (rule.action, conditions(rule, evidence)) {
+                (Action::Deny, Ok(())) => denied = Some(grant),
+                (Action::Deny, Err(_)) => {}
+                (Action::Allow, Ok(())) => grants.push(grant),
+                (Action::Allow, Err(progress)) => {
+                    if missed.is_none_or(|(furthest, _)| progress > furthest) {
+                        missed = Some((progress, grant));
+                    }
+                }
+            }
+        });
+        if let Some(grant) = denied {
+            return Err(self.refusal_by(Reason::RuleDenied, Stage::Name, grant));
+        }
+        if grants.is_empty() {
+            return Err(self.miss(name, evidence, missed));
+        }
+        // First in the file, first asked where its addresses may lead; a wildcard's twin counts once.
+        grants.sort_by_key(|grant| grant.rule());
+        grants.dedup_by_key(|grant| grant.rule());
+        Ok(grants)
+    }
+
+    fn miss(&self, name: &HostName, evidence: &Evidence<'_>, missed: Option<(Progress, Grant)>) -> Refusal {
+        let Some((progress, grant)) = missed else {
+            return Refusal::new(Reason::NoRule, Stage::Name).with(self.name_hint(name, evidence));
+        };
+        let reason = match progress {
+            Progress::Listed => Reason::SourceNotAllowed,
+            Progress::Source => Reason::PortNotAllowed,
+            Progress::Port => Reason::AlpnNotAllowed,
+            Progress::Alpn if evidence.ech => Reason::EchDenied,
+            Progress::Alpn => Reason::NameMismatch,
+        };
+        let mut refusal = self.refusal_by(reason, Stage::Name, grant);
+        if let Some(hint) = &mut refusal.hint {
+            hint.nearest = self.why_missed(grant, progress);
+        }
+        refusal
+    }
+
+    fn refusal_by(&self, reason: Reason, stage: Stage, grant: Grant) -> Refusal {
+        let Because { rule, pattern } = self.because(grant);
+        Refusal::new(reason, stage).with(Hint { rule: Some(rule), pattern, nearest: None, fix: None })
+    }
+
+    fn because(&self, grant: Grant) -> Because {
+        let rule = match grant {
+            Grant::App { rule, .. } => self.apps.get(rule as usize).map(|r| &r.name),
+            Grant::NetAddress { rule } | Grant::NetName { rule, .. } => self.nets.get(rule as usize).map(|r| &r.name),
+        };
+        let pattern = match grant {
+            Grant::App { pattern, .. } => Some(self.app_hosts.text(pattern).to_owned()),
+            Grant::NetName { pattern, .. } => Some(self.net_hosts.text(pattern).to_owned()),
+            Grant::NetAddress { .. } => None,
+        };
+        Because { rule: rule.map_or_else(|| Arc::from("?"), Arc::clone), pattern }
+    }
+
+    /// Network deny, then network allow, for a literal address.
+    fn net_by_address(&self, client: Option<IpAddr>, ip: IpAddr, port: u16) -> Result<Option<Grant>, Refusal> {
+        if let Some(grant) = self.net_denies(client, ip, port) {
+            return Err(self.refusal_by(Reason::RuleDenied, Stage::Network, grant));
+        }
+        Ok(self.net_rule(client, Action::Allow, |rule| rule.takes_tcp(port) && covers(rule, ip)))
+    }
+
+    fn net_denies(&self, client: Option<IpAddr>, ip: IpAddr, port: u16) -> Option<Grant> {
+        self.net_rule(client, Action::Deny, |rule| rule.takes_tcp(port) && covers(rule, ip))
+    }
+
+    fn net_rule(&self, client: Option<IpAddr>, action: Action, fits: impl Fn(&NetRule) -> bool) -> Option<Grant> {
+        let asked = |rule: &NetRule| client.is_none_or(|ip| rule.sources.include(ip));
+        (0..)
+            .zip(&self.nets)
+            .find(|(_, rule)| rule.action == action && asked(rule) && fits(rule))
+            .map(|(rule, _)| Grant::NetAddress { rule })
+    }
+
+    fn net_by_name(&self, client: Option<IpAddr>, name: &HostName, port: u16) -> Option<Grant> {
+        self.net_name_rule(client, name, |rule| rule.takes_tcp(port))
+    }
+
+    fn net_name_rule(&self, client: Option<IpAddr>, name: &HostName, fits: impl Fn(&NetRule) -> bool) -> Option<Grant> {
+        let mut found: Option<Grant> = None;
+        self.net_hosts.matches(name, |pattern| {
+            let id = self.net_hosts.rule(pattern);
+            let Some(rule) = self.nets.get(id as usize) else { return };
+            let asked = client.is_none_or(|ip| rule.sources.include(ip));
+            if asked && fits(rule) && found.is_none_or(|grant| id < grant.rule()) {
+                found = Some(Grant::NetName { rule: id, pattern });
+            }
+        });
+        found
+    }
+
+    fn addresses_for(&self, grant: Grant, clearance: &Clearance, answers: &Answers) -> Result<Vec<IpAddr>, Refusal> {
+        let net;
+        let reach = match grant {
+            Grant::App { rule, .. } => self.apps.get(rule as usize).map(|r| &r.reach),
+            Grant::NetName { rule, .. } => self.nets.get(rule as usize).map(|r| &r.reach),
+            // A literal leads where the rule's own destinations say, and nowhere else.
+            Grant::NetAddress { rule } => {
+                net = self.nets.get(rule as usize).map(|r| Reach { public: false, prefixes: r.destinations.clone() });
+                net.as_ref()
+            }
+        };
+        let Some(reach) = reach else { return Err(Refusal::new(Reason::Internal, Stage::Address)) };
+        let mut good = Vec::with_capacity(answers.addresses.len());
+        let mut worst = None;
+        for ip in &answers.addresses {
+            let address = SocketAddr::new(*ip, clearance.port);
+            if let Some(grant) = self.net_denies(Some(clearance.client), ip.to_canonical(), clearance.port) {
+                return Err(self.refusal_by(Reason::RuleDenied, Stage::Address, grant));
+            }
+            let named = reach.prefixes.iter().any(|net| net.addr() == *ip && net.prefix_len() == net.max_prefix_len());
+            match self.own.own(address) {
+                Some(Own::Always) => worst = Some(Reason::OwnAddress),
+                Some(Own::UnlessNamed) if !named => worst = Some(Reason::OwnAddress),
+                _ => match guard::judge(*ip, reach, self.nat64) {
+                    Judgement::Permitted => good.push(*ip),
+                    Judgement::Denied => worst = worst.or(Some(Reason::AddressDenied)),
+                },
+            }
+        }
+        match worst {
+            None if good.is_empty() => Err(self.refusal_by(Reason::AddressDenied, Stage::Address, grant)),
+            None => Ok(good),
+            Some(_) if !good.is_empty() => Err(self.refusal_by(Reason::AddressMixed, Stage::Address, grant)),
+            Some(reason) => Err(self.refusal_by(reason, Stage::Address, grant)),
+        }
+    }
+}
+
+impl Grant {
+    const fn rule(self) -> u32 {
+        match self {
+            Self::App { rule, .. } | Self::NetAddress { rule } | Self::NetName { rule, .. } => rule,
+        }
+    }
+}
+
+fn clearance(claim: &Claim, destination: Destination, grants: Vec<Grant>) -> Clearance {
+    let prefers_v6 = match &claim.target {
+        Target::Address(dst) => dst.0.is_ipv6(),
+        Target::Name(_) | Target::Unnamed => claim.client.ip().is_ipv6(),
+    };
+    Clearance { destination, port: claim.port, prefers_v6, client: claim.client.ip(), grants }
+}
+
+fn covers(rule: &NetRule, ip: IpAddr) -> bool {
+    rule.destinations.iter().any(|net| net.contains(&ip))
+}
+
+/// A rule's conditions in their order; how far it got where one is not met.
+fn conditions(rule: &AppRule, evidence: &Evidence<'_>) -> Result<(), Progress> {
+    if !evidence.client.is_none_or(|client| rule.sources.include(client)) {
+        return Err(Progress::Listed);
+    }
+    let on_port = |app: &rule::AppPort| app.port == evidence.port && app.protocol == evidence.protocol;
+    let any_port = rule.protocols.is_empty() && rule.action == Action::Deny;
+    if !any_port && !rule.protocols.iter().any(on_port) {
+        return Err(Progress::Source);
+    }
+    if let (Some(allowed), Some(offered)) = (&rule.alpn, evidence.alpn)
+        && (offered.is_empty() || !offered.iter().all(|p| allowed.contains(p)))
+    {
+        return Err(Progress::Port);
+    }
+    let hidden = evidence.ech && rule.ech == Ech::Deny;
+    let other_name = evidence.inner == InnerName::AnyListed && rule.inner != InnerName::AnyListed;
+    if rule.action == Action::Allow && (hidden || other_name) { Err(Progress::Alpn) } else { Ok(()) }
+}
+
+/// Of two refusals of one name under two protocols, the one that got further.
+fn further(a: Refusal, b: Refusal) -> Refusal {
+    let rank = |refusal: &Refusal| match refusal.reason {
+        Reason::RuleDenied => 3,
+        Reason::PortNotAllowed => 2,
+        Reason::SourceNotAllowed => 1,
+        _ => 0,
+    };
+    if rank(&b) > rank(&a) { b } else { a }
+}
+
+fn name_of_hello(hello: &ClientHello) -> Result<&HostName, Refusal> {
+    let refuse = |reason| Err(Refusal::new(reason, Stage::Name));
+    if hello.esni {
+        return refuse(Reason::EsniDenied);
+    }
+    match &hello.sni {
+        Sni::Name(name) => Ok(name),
+        Sni::Absent => refuse(Reason::NoSni),
+        Sni::Address(_) => refuse(Reason::IpLiteral),
+        Sni::Malformed { .. } => refuse(Reason::BadSni),
+    }
+}
+
+fn name_of_request<'a>(head: &'a RequestHead, claim: &Claim) -> Result<&'a HostName, Refusal> {
+    let refuse = |reason| Refusal::new(reason, Stage::Http);
+    if matches!(head.target, RequestTarget::Authority(_)) {
+        return Err(refuse(Reason::MethodNotAllowed));
+    }
+    let authority = head.authority().map_err(refuse)?;
+    if authority.port.is_some_and(|port| port != claim.port) {
+        return Err(refuse(Reason::AmbiguousRequest));
+    }
+    match &authority.host {
+        Host::Name(name) => Ok(name),
+        Host::Address(_) => Err(Refusal::new(Reason::IpLiteral, Stage::Name)),
+    }
+}
+
+/// RFC 8305 §4: families in turn, the preferred one first.
+fn interleave(addresses: Vec<IpAddr>, port: u16, v6_first: bool) -> Vec<SocketAddr> {
+    let (first, second): (Vec<IpAddr>, Vec<IpAddr>) = addresses.into_iter().partition(|ip| ip.is_ipv6() == v6_first);
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    let mut out = Vec::new();
+    loop {
+        let pair = [first.next(), second.next()];
+        if pair == [None, None] {
+            return out;
+        }
+        out.extend(pair.into_iter().flatten().map(|ip| SocketAddr::new(ip, port)));
+    }
+}
+
+#[cfg(test)]
+mod tests;

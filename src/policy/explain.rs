@@ -1,0 +1,216 @@
+//! `egret explain`: the same walk as a connection's, without one.
+
+use std::net::IpAddr;
+
+use super::rule::{Action, AppProtocol, InnerName};
+use super::{Because, Evidence, Policy};
+use crate::answers::Answers;
+use crate::ending::{Hint, Reason, Refusal, Stage};
+use crate::name::{Host, HostName};
+
+/// What somebody wants to know.
+#[derive(Clone, Debug)]
+pub struct Question {
+    pub subject: Subject,
+    /// `None`: any client.
+    pub from: Option<IpAddr>,
+    /// The address the client dials itself.
+    pub dst: Option<IpAddr>,
+    pub alpn: Vec<Box<[u8]>>,
+}
+
+/// `https://a.example`, `tcp://10.0.0.1:22`, `dns://a.example`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    App { protocol: AppProtocol, host: Host, port: u16 },
+    Tcp { host: Host, port: u16 },
+    Udp { host: Host, port: u16 },
+    Dns { name: HostName },
+}
+
+/// Why a subject could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubjectFault {
+    #[error("`{0}` is no target; write https://host, http://host, tcp://host:port, udp://host:port or dns://name")]
+    Scheme(String),
+    #[error("`{0}` needs a port, as in `{0}:1194`")]
+    Port(String),
+    #[error("`{0}` is no host: {1}")]
+    Host(String, crate::name::NameFault),
+}
+
+impl std::str::FromStr for Subject {
+    type Err = SubjectFault;
+
+    fn from_str(text: &str) -> Result<Self, SubjectFault> {
+        let (scheme, rest) = text.split_once("://").ok_or_else(|| SubjectFault::Scheme(text.to_owned()))?;
+        let rest = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        let (host, port) = match rest.rsplit_once(':') {
+            Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
+                let port = port.parse().ok().filter(|p| *p > 0);
+                (host, Some(port.ok_or_else(|| SubjectFault::Port(format!("{scheme}://{host}")))?))
+            }
+            _ => (rest, None),
+        };
+        let host = Host::from_wire(host.as_bytes()).map_err(|fault| SubjectFault::Host(host.to_owned(), fault))?;
+        let needed = port.ok_or_else(|| SubjectFault::Port(text.to_owned()));
+        Ok(match (scheme, host) {
+            ("https", host) => Self::App { protocol: AppProtocol::Https, host, port: port.unwrap_or(443) },
+            ("http", host) => Self::App { protocol: AppProtocol::Http, host, port: port.unwrap_or(80) },
+            ("tcp", host) => Self::Tcp { host, port: needed? },
+            ("udp", host) => Self::Udp { host, port: needed? },
+            ("dns", Host::Name(name)) => Self::Dns { name },
+            ("dns", Host::Address(_)) => {
+                return Err(SubjectFault::Host(rest.to_owned(), crate::name::NameFault::Address));
+            }
+            _ => return Err(SubjectFault::Scheme(text.to_owned())),
+        })
+    }
+}
+
+impl Policy {
+    /// Walks the four steps of precedence for a question.
+    ///
+    /// # Errors
+    /// The refusal a connection like this would get.
+    pub fn explain(&self, question: &Question) -> Result<Because, Refusal> {
+        match &question.subject {
+            Subject::App { protocol, host, port } => self.explain_app(question, *protocol, host, *port),
+            Subject::Tcp { host, port } => self.explain_net(question, host, *port, NetKind::Tcp),
+            Subject::Udp { host, port } => self.explain_net(question, host, *port, NetKind::Udp),
+            Subject::Dns { name } => self.explain_dns(question, name),
+        }
+    }
+
+    fn explain_app(
+        &self,
+        question: &Question,
+        protocol: AppProtocol,
+        host: &Host,
+        port: u16,
+    ) -> Result<Because, Refusal> {
+        let literal = if let Host::Address(ip) = host { Some(*ip) } else { question.dst };
+        if let Some(ip) = literal
+            && let Some(grant) = self.net_by_address(question.from, ip, port)?
+        {
+            return self.guarded(question, grant, ip, port);
+        }
+        let Host::Name(name) = host else { return Err(Refusal::new(Reason::IpLiteral, Stage::Name)) };
+        let evidence = Evidence {
+            client: question.from,
+            port,
+            protocol,
+            alpn: (!question.alpn.is_empty()).then_some(&question.alpn),
+            ech: false,
+            inner: InnerName::Same,
+        };
+        self.first_grant(name, &evidence)
+    }
+
+    fn explain_net(&self, question: &Question, host: &Host, port: u16, kind: NetKind) -> Result<Because, Refusal> {
+        let takes = |rule: &super::NetRule| match kind {
+            NetKind::Tcp => rule.takes_tcp(port),
+            NetKind::Udp => rule.takes_udp(port),
+        };
+        let by_name = |name: &HostName| self.net_name_rule(question.from, name, takes);
+        let ip = match (host, question.dst) {
+            (Host::Address(ip), _) => Some(*ip),
+            (Host::Name(_), dst) => dst,
+        };
+        if let Some(ip) = ip {
+            let fits = |rule: &super::NetRule| takes(rule) && super::covers(rule, ip);
+            if let Some(grant) = self.net_rule(question.from, Action::Deny, fits) {
+                return Err(self.refusal_by(Reason::RuleDenied, Stage::Network, grant));
+            }
+            if let Some(grant) = self.net_rule(question.from, Action::Allow, fits) {
+                return self.guarded(question, grant, ip, port);
+            }
+        }
+        if let Host::Name(name) = host
+            && let Some(grant) = by_name(name)
+        {
+            return Ok(self.because(grant));
+        }
+        let hint = match ip {
+            Some(ip) if kind == NetKind::Tcp => self.address_hint(question.from, ip, port),
+            _ => Hint::default(),
+        };
+        Err(Refusal::new(Reason::NoRule, Stage::Network).with(hint))
+    }
+
+    fn first_grant(&self, name: &HostName, evidence: &Evidence<'_>) -> Result<Because, Refusal> {
+        let grants = self.judge(name, evidence)?;
+        let first = grants.first().ok_or(Refusal::new(Reason::Internal, Stage::Name))?;
+        Ok(self.because(*first))
+    }
+
+    /// A literal must also pass the guard, as it would before being dialled.
+    fn guarded(&self, question: &Question, grant: super::Grant, ip: IpAddr, port: u16) -> Result<Because, Refusal> {
+        let client = question.from.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
+        let clearance = super::Clearance {
+            destination: super::Destination::Literal(ip),
+            port,
+            prefers_v6: false,
+            client,
+            grants: vec![grant],
+        };
+        self.by_address(&clearance, &Answers::literal(ip)).map(|permit| permit.because().clone())
+    }
+
+    /// A name may be asked for when some rule lists it for this client, on whatever port.
+    fn explain_dns(&self, question: &Question, name: &HostName) -> Result<Because, Refusal> {
+        if let Some(grant) = self.net_name_rule(question.from, name, |_| true) {
+            return Ok(self.because(grant));
+        }
+        let mut best = Refusal::new(Reason::NoRule, Stage::Name);
+        let mut ports: Vec<_> = self.apps.iter().flat_map(|rule| &rule.protocols).copied().collect();
+        ports.sort_by_key(|app| (app.port, app.protocol as u8));
+        ports.dedup();
+        if ports.is_empty() {
+            ports.push(super::rule::AppPort { protocol: AppProtocol::Https, port: 443 });
+        }
+        for app in ports {
+            let evidence = Evidence {
+                client: question.from,
+                port: app.port,
+                protocol: app.protocol,
+                alpn: None,
+                ech: false,
+                inner: InnerName::Same,
+            };
+            match self.first_grant(name, &evidence) {
+                Ok(because) => return Ok(because),
+                Err(refusal) => best = super::further(refusal, best),
+            }
+        }
+        Err(best)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum NetKind {
+    Tcp,
+    Udp,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_read_or_explained() {
+        let app = |protocol, host: &str, port| {
+            Ok(Subject::App { protocol, host: Host::from_wire(host.as_bytes()).unwrap(), port })
+        };
+        assert_eq!("https://A.example".parse(), app(AppProtocol::Https, "a.example", 443));
+        assert_eq!("http://a.example:8080/x?y".parse(), app(AppProtocol::Http, "a.example", 8080));
+        assert_eq!("https://[2001:db8::1]:8443".parse(), app(AppProtocol::Https, "2001:db8::1", 8443));
+        assert!(matches!("udp://20.1.2.3:1194".parse(), Ok(Subject::Udp { port: 1194, .. })));
+        assert!(matches!("udp://20.1.2.3".parse::<Subject>(), Err(SubjectFault::Port(_))));
+        assert!(matches!("https://a.example:0".parse::<Subject>(), Err(SubjectFault::Port(_))));
+        assert!(matches!("ftp://a.example".parse::<Subject>(), Err(SubjectFault::Scheme(_))));
+        assert!(matches!("a.example".parse::<Subject>(), Err(SubjectFault::Scheme(_))));
+        assert!(matches!("https://a..b".parse::<Subject>(), Err(SubjectFault::Host(..))));
+        assert!(matches!("dns://10.0.0.1".parse::<Subject>(), Err(SubjectFault::Host(..))));
+    }
+}

@@ -1,0 +1,140 @@
+//! "Why not?": the closest rule, why it missed, and the one line that would allow it.
+//!
+//! Runs only for refusals, on a bounded number of patterns, so that a flood of them stays cheap.
+
+use std::net::IpAddr;
+
+use super::rule::{Action, AppProtocol, NetPort};
+use super::{Because, Evidence, Grant, Policy, Progress};
+use crate::ending::Hint;
+use crate::likeness::typos;
+use crate::name::HostName;
+
+/// Patterns compared letter by letter when nothing hangs near the name; more would make refusals dear.
+const MAX_COMPARED: u32 = 1024;
+
+impl Policy {
+    pub(super) fn name_hint(&self, name: &HostName, evidence: &Evidence<'_>) -> Hint {
+        let near = self.hanging_near(name).or_else(|| self.spelled_alike(name));
+        // A refusal by no rule names none: what came close stands in `nearest`.
+        let nearest = near.map(|(pattern, why)| {
+            let Because { rule, .. } = self.because(Grant::App { rule: self.app_hosts.rule(pattern), pattern });
+            format!("rule {rule} allows {}{why}", self.app_hosts.text(pattern))
+        });
+        Hint { rule: None, pattern: None, nearest, fix: Some(self.name_fix(name, evidence)) }
+    }
+
+    fn hanging_near(&self, name: &HostName) -> Option<(u32, &'static str)> {
+        let mut found = None;
+        self.app_hosts.near(name, |pattern| {
+            if found.is_some() || !self.allows(pattern) {
+                return;
+            }
+            let text = self.app_hosts.text(pattern);
+            let why = if text.strip_prefix("*.") == Some(name.as_str()) {
+                ", which does not cover the bare name"
+            } else if !text.contains(['*', '?', '[', '{']) {
+                " only, not the names under it"
+            } else {
+                ", and the labels before its ending differ"
+            };
+            found = Some((pattern, why));
+        });
+        found
+    }
+
+    fn spelled_alike(&self, name: &HostName) -> Option<(u32, &'static str)> {
+        let last = u32::try_from(self.app_hosts.len()).unwrap_or(u32::MAX).min(MAX_COMPARED);
+        (0..last)
+            .filter(|pattern| self.allows(*pattern))
+            .filter_map(|pattern| {
+                let text = self.app_hosts.text(pattern);
+                typos(text, name.as_str()).map(|typos| (typos, pattern))
+            })
+            .min()
+            .map(|(_, pattern)| (pattern, ", which is spelled almost alike"))
+    }
+
+    fn allows(&self, pattern: u32) -> bool {
+        let rule = self.apps.get(self.app_hosts.rule(pattern) as usize);
+        rule.is_some_and(|rule| rule.action == Action::Allow)
+    }
+
+    fn name_fix(&self, name: &HostName, evidence: &Evidence<'_>) -> String {
+        let protocol = match (evidence.port, evidence.protocol) {
+            (443, _) => AppProtocol::Https,
+            (80, _) => AppProtocol::Http,
+            (_, protocol) => protocol,
+        };
+        let id = name.as_str().replace('.', "-");
+        let sources = self.fix_sources(evidence.client);
+        format!(
+            "application_rules: [{{ name: {id}, {sources}fqdns: [\"{name}\"], protocols: [\"{}:{}\"] }}]",
+            protocol.as_str(),
+            evidence.port
+        )
+    }
+
+    pub(super) fn address_hint(&self, client: Option<IpAddr>, ip: IpAddr, port: u16) -> Hint {
+        let nearest = self
+            .nets
+            .iter()
+            .find(|rule| rule.action == Action::Allow && rule.destinations.iter().any(|net| net.contains(&ip)))
+            .map(|rule| format!("rule {} covers the address on {}", rule.name, ports(&rule.ports)));
+        let sources = self.fix_sources(client);
+        let len = if ip.is_ipv4() { 32 } else { 128 };
+        let fix = format!(
+            "network_rules: [{{ name: tcp-{port}, {sources}destinations: [\"{ip}/{len}\"], protocols: [\"tcp:{port}\"] }}]"
+        );
+        Hint { rule: None, pattern: None, nearest, fix: Some(fix) }
+    }
+
+    /// Where rules name sources at all, the narrowest one is offered.
+    fn fix_sources(&self, client: Option<IpAddr>) -> String {
+        let used =
+            self.apps.iter().any(|r| !r.sources.0.is_empty()) || self.nets.iter().any(|r| !r.sources.0.is_empty());
+        match client {
+            Some(ip) if used => format!("sources: [\"{ip}/{}\"], ", if ip.is_ipv4() { 32 } else { 128 }),
+            _ => String::new(),
+        }
+    }
+
+    /// Why a rule that lists the name did not allow it.
+    pub(super) fn why_missed(&self, grant: Grant, progress: Progress) -> Option<String> {
+        let rule = self.apps.get(grant.rule() as usize)?;
+        let name = &rule.name;
+        let join = |items: Vec<String>| items.join(", ");
+        Some(match progress {
+            Progress::Listed => {
+                let sources = join(rule.sources.0.iter().map(ToString::to_string).collect());
+                format!("rule {name} allows it, for sources {sources}")
+            }
+            Progress::Source => {
+                let protocols = join(rule.protocols.iter().map(ToString::to_string).collect());
+                format!("rule {name} allows it, on {protocols}")
+            }
+            Progress::Port => {
+                let alpn = rule.alpn.iter().flatten().map(|p| p.escape_ascii().to_string()).collect();
+                format!("rule {name} allows it, with no ALPN beyond {}", join(alpn))
+            }
+            Progress::Alpn => format!("rule {name} allows it, with the name in the clear"),
+        })
+    }
+}
+
+fn ports(ports: &[NetPort]) -> String {
+    let texts: Vec<String> = ports.iter().map(ToString::to_string).collect();
+    texts.join(", ")
+}
+
+impl std::fmt::Display for NetPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (protocol, range) = match self {
+            Self::Tcp(range) => ("tcp", range),
+            Self::Udp(range) => ("udp", range),
+            Self::Icmp => return f.write_str("icmp"),
+        };
+        write!(f, "{protocol}:{}", range.start())?;
+        if range.start() == range.end() { Ok(()) } else { write!(f, "-{}", range.end()) }
+    }
+}

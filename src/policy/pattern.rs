@@ -1,0 +1,354 @@
+//! The pattern language of FQDN rules: text in, one checked shape out.
+//!
+//! | pattern | matches |
+//! |---|---|
+//! | `a.example` | itself |
+//! | `*.a.example` | one or more labels in front |
+//! | `.a.example` | the bare name and everything under it |
+//! | `md-*.a.example`, `*.x.*.a.example` | `*` inside a label, or as one label in the middle |
+//! | `arc-{east,west}?.a.example` | globs inside a label, as globset reads them |
+//! | `*` | every name |
+//!
+//! Owns the grammar and its errors. IDNA happens here and nowhere else.
+
+use globset::{GlobBuilder, GlobMatcher};
+
+use crate::name::{HostName, MAX_NAME};
+
+/// A pattern that means something.
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    /// As matched: lower case, A-labels.
+    text: Box<str>,
+    shape: Shape,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Shape {
+    Any,
+    Exact,
+    /// The literal labels below the leading `*.` or `.`.
+    Under {
+        bare_too: bool,
+    },
+    Glob(Labels),
+}
+
+/// A pattern with wild labels, split at its longest literal ending.
+#[derive(Clone, Debug)]
+pub(super) struct Labels {
+    /// The literal labels at the end, which the index is keyed by.
+    pub(super) suffix: Box<str>,
+    /// What stands before the suffix, from right to left.
+    pub(super) wild: Box<[Label]>,
+    /// A leading `*.`: one or more labels more.
+    pub(super) leading: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Label {
+    Any,
+    Literal(Box<str>),
+    /// Pieces between `*`: the first is a prefix, the last a suffix.
+    Stars(Box<[Box<str>]>),
+    Rich(Box<GlobMatcher>),
+}
+
+/// Why some text is no pattern, and what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PatternFault {
+    #[error("the pattern is empty; write a host name, or `*` for every name")]
+    Empty,
+    #[error("`**` is not a pattern; `*.{0}` already means one or more labels in front")]
+    DoubleStar(String),
+    #[error("a pattern is a name only; write `{0}` and put the port and protocol into `protocols`")]
+    NotOnlyAName(String),
+    #[error("spaces are not part of a name; write one pattern per list entry")]
+    Space,
+    #[error("`{0}` is not filled in; write the value, or `*` for any one label")]
+    Placeholder(String),
+    #[error("the last label must be literal; write one pattern for each ending, such as `{0}`")]
+    WildEnd(String),
+    #[error("a leading dot takes plain labels; write `*{0}`")]
+    DotGlob(String),
+    #[error("`{0}` is an address; write a network rule with `destinations` for it")]
+    Address(String),
+    #[error("{0}")]
+    Name(String),
+    #[error("label `{label}`: {problem}")]
+    Glob { label: String, problem: String },
+}
+
+impl Pattern {
+    /// Reads a pattern as written in a configuration.
+    ///
+    /// # Errors
+    /// [`PatternFault`], which says what to write instead.
+    pub fn parse(written: &str) -> Result<Self, PatternFault> {
+        refuse_foreign_syntax(written)?;
+        let text = to_ascii(written)?;
+        let bare = text.strip_suffix('.').unwrap_or(&text);
+        if bare == "*" {
+            return Ok(Self { text: "*".into(), shape: Shape::Any });
+        }
+        if let Some(rest) = bare.strip_prefix('.') {
+            if is_wild(rest) {
+                return Err(PatternFault::DotGlob(bare.to_owned()));
+            }
+            return Ok(Self { text: format!(".{}", literal(rest)?).into(), shape: Shape::Under { bare_too: true } });
+        }
+        if let Some(rest) = bare.strip_prefix("*.")
+            && !is_wild(rest)
+        {
+            return Ok(Self { text: format!("*.{}", literal(rest)?).into(), shape: Shape::Under { bare_too: false } });
+        }
+        if !is_wild(bare) {
+            return Ok(Self { text: literal(bare)?.as_str().into(), shape: Shape::Exact });
+        }
+        Ok(Self { text: bare.into(), shape: Shape::Glob(Labels::parse(bare)?) })
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    pub(super) const fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// Whether it needs globset, of which a policy may hold only so many.
+    #[must_use]
+    pub fn is_rich(&self) -> bool {
+        matches!(&self.shape, Shape::Glob(labels) if labels.wild.iter().any(|l| matches!(l, Label::Rich(_))))
+    }
+
+    #[must_use]
+    pub const fn is_any(&self) -> bool {
+        matches!(self.shape, Shape::Any)
+    }
+
+    /// The name, where the pattern is one.
+    #[must_use]
+    pub fn exact(&self) -> Option<HostName> {
+        matches!(self.shape, Shape::Exact).then(|| HostName::from_wire(self.text.as_bytes()).ok())?
+    }
+}
+
+impl Labels {
+    fn parse(text: &str) -> Result<Self, PatternFault> {
+        let (leading, rest) = text.strip_prefix("*.").map_or((false, text), |rest| (true, rest));
+        let labels = split_labels(rest)?;
+        let literal_tail = labels.iter().rev().take_while(|label| !is_wild(label)).count();
+        let (front, tail) = labels.split_at_checked(labels.len() - literal_tail).unwrap_or_default();
+        if tail.is_empty() {
+            return Err(PatternFault::WildEnd(format!(
+                "{}.com",
+                text.rsplit_once('.').map_or("name", |(head, _)| head)
+            )));
+        }
+        let suffix = literal(&tail.join("."))?;
+        let wild = front.iter().rev().map(|label| Label::parse(label)).collect::<Result<_, _>>()?;
+        Ok(Self { suffix: suffix.as_str().into(), wild, leading })
+    }
+
+    /// Whether what stands before the suffix, without the dot between, fits.
+    pub(super) fn fit(&self, front: &str) -> bool {
+        let mut rest = Some(front);
+        for label in &self.wild {
+            let Some(here) = rest else { return false };
+            let (before, last) = here.rsplit_once('.').map_or((None, here), |(before, last)| (Some(before), last));
+            if !label.fits(last) {
+                return false;
+            }
+            rest = before;
+        }
+        rest.is_some() == self.leading
+    }
+}
+
+impl Label {
+    fn parse(label: &str) -> Result<Self, PatternFault> {
+        let fault = |problem: String| PatternFault::Glob { label: label.to_owned(), problem };
+        if label.is_empty() {
+            return Err(fault("is empty".into()));
+        }
+        if label == "*" {
+            return Ok(Self::Any);
+        }
+        if !is_wild(label) {
+            return Ok(Self::Literal(label.into()));
+        }
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "-_*?[]{},!^".contains(c);
+        if let Some(odd) = label.chars().find(|c| !allowed(*c)) {
+            return Err(fault(format!("`{odd}` cannot be in a name")));
+        }
+        if label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'*')) {
+            return Ok(Self::Stars(label.split('*').map(Into::into).collect()));
+        }
+        let glob = GlobBuilder::new(label)
+            .literal_separator(true)
+            .backslash_escape(false)
+            .build()
+            .map_err(|e| fault(e.kind().to_string()))?;
+        Ok(Self::Rich(Box::new(glob.compile_matcher())))
+    }
+
+    fn fits(&self, label: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Literal(text) => **text == *label,
+            Self::Stars(pieces) => fits_stars(pieces, label),
+            Self::Rich(glob) => glob.is_match(label),
+        }
+    }
+}
+
+/// Leftmost placement of each middle piece is enough: a later one would leave less room for the rest.
+fn fits_stars(pieces: &[Box<str>], label: &str) -> bool {
+    let [first, middle @ .., last] = pieces else { return false };
+    let Some(mut rest) = label.strip_prefix(&**first) else { return false };
+    for piece in middle {
+        let Some((_, after)) = rest.split_once(&**piece) else { return false };
+        rest = after;
+    }
+    rest.ends_with(&**last)
+}
+
+fn is_wild(text: &str) -> bool {
+    text.contains(['*', '?', '[', ']', '{', '}'])
+}
+
+/// Dots inside brackets or braces would let one label match across a dot.
+fn split_labels(text: &str) -> Result<Vec<String>, PatternFault> {
+    for part in text.split('.') {
+        if part.matches('{').count() != part.matches('}').count()
+            || part.matches('[').count() != part.matches(']').count()
+        {
+            let problem = "brackets and braces must open and close inside one label".to_owned();
+            return Err(PatternFault::Glob { label: part.to_owned(), problem });
+        }
+    }
+    Ok(text.split('.').map(str::to_owned).collect())
+}
+
+fn literal(text: &str) -> Result<HostName, PatternFault> {
+    HostName::from_wire(text.as_bytes()).map_err(|fault| match fault {
+        crate::name::NameFault::Address => PatternFault::Address(text.to_owned()),
+        fault => PatternFault::Name(fault.to_string()),
+    })
+}
+
+fn refuse_foreign_syntax(written: &str) -> Result<(), PatternFault> {
+    if written.is_empty() {
+        return Err(PatternFault::Empty);
+    }
+    if written.chars().any(char::is_whitespace) {
+        return Err(PatternFault::Space);
+    }
+    if let Some(start) = written.find('<') {
+        let end = written.find('>').map_or(written.len(), |at| at + 1);
+        return Err(PatternFault::Placeholder(written.get(start..end).unwrap_or(written).to_owned()));
+    }
+    let host = written.split_once("://").map_or(written, |(_, rest)| rest);
+    let host = host.split(['/', ':', '\\']).next().unwrap_or_default();
+    if written.parse::<std::net::IpAddr>().is_ok() || written.parse::<ipnet::IpNet>().is_ok() {
+        return Err(PatternFault::Address(written.to_owned()));
+    }
+    if host != written {
+        return Err(PatternFault::NotOnlyAName(host.to_owned()));
+    }
+    if written.contains("**") {
+        return Err(PatternFault::DoubleStar(written.trim_start_matches(['*', '.']).to_owned()));
+    }
+    Ok(())
+}
+
+/// Lower case and A-labels (UTS 46); what IDNA lets pass is checked by whoever reads the labels next.
+fn to_ascii(written: &str) -> Result<String, PatternFault> {
+    if written.is_ascii() {
+        return Ok(written.to_ascii_lowercase());
+    }
+    let fault = || PatternFault::Name(format!("`{written}` has no ASCII form (IDNA)"));
+    let ascii =
+        idna::domain_to_ascii_cow(written.as_bytes(), idna::AsciiDenyList::EMPTY).map_err(|_| fault())?.into_owned();
+    if ascii.len() > MAX_NAME + 2 { Err(fault()) } else { Ok(ascii) }
+}
+
+#[cfg(test)]
+pub(super) mod naive {
+    //! The table of the module's documentation, read as directly as it can be: the matcher's oracle.
+
+    use super::*;
+
+    pub(in crate::policy) fn matches(pattern: &Pattern, name: &HostName) -> bool {
+        let name: Vec<&str> = name.as_str().split('.').collect();
+        let text = pattern.as_str();
+        if text == "*" {
+            return true;
+        }
+        if let Some(base) = text.strip_prefix('.') {
+            let base: Vec<&str> = base.split('.').collect();
+            return name.ends_with(&base);
+        }
+        let wanted: Vec<&str> = text.split('.').collect();
+        let (least, wanted) = match wanted.split_first() {
+            Some((&"*", rest)) => (rest.len() + 1, rest),
+            _ => (wanted.len(), wanted.as_slice()),
+        };
+        let fits = least == wanted.len() && name.len() == least || least > wanted.len() && name.len() >= least;
+        fits && wanted.iter().rev().zip(name.iter().rev()).all(|(glob, label)| label_matches(glob, label))
+    }
+
+    fn label_matches(glob: &str, label: &str) -> bool {
+        GlobBuilder::new(glob).literal_separator(true).build().unwrap().compile_matcher().is_match(label)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn fault(written: &str, says: &str) {
+        let message = Pattern::parse(written).expect_err(written).to_string();
+        assert!(message.contains(says), "{written:?} says {message:?}");
+    }
+
+    #[test]
+    fn what_is_no_pattern_says_what_to_write() {
+        fault("", "write a host name");
+        fault("**.example.com", "`*.example.com` already means");
+        fault("a.**.example.com", "`**` is not a pattern");
+        fault("https://example.com", "write `example.com`");
+        fault("example.com:443", "write `example.com`");
+        fault("example.com/path", "write `example.com`");
+        fault("a.example.com b.example.com", "one pattern per list entry");
+        fault("*.hcp.<location>.azmk8s.io", "`<location>` is not filled in");
+        fault("example.*", "last label must be literal");
+        fault("*.*", "last label must be literal");
+        fault("?", "last label must be literal");
+        fault(".a*.example.com", "write `*.a*.example.com`");
+        fault("10.0.0.1", "network rule");
+        fault("10.0.0.0/8", "network rule");
+        fault("0x7f.1", "network rule");
+        fault("2001:db8::1", "network rule");
+        fault("a..example.com", "a label is empty");
+        fault("*..example.com", "a label is empty");
+        fault("a*..example.com", "is empty");
+        fault("-a.example.com", "hyphen");
+        fault("{a.b,c}.example.com", "inside one label");
+        fault("[a.example.com", "inside one label");
+        fault("a]b[.example.com", "label");
+        fault("a;?.example.com", "cannot be in a name");
+        fault(&format!("{}.example.com", "a".repeat(64)), "longer than 63");
+        fault(&format!("*.{}", "a.".repeat(128)), "longer than 253");
+    }
+
+    #[test]
+    fn names_of_other_scripts_become_a_labels() {
+        assert_eq!(Pattern::parse("*.BÜCHER.example").unwrap().as_str(), "*.xn--bcher-kva.example");
+        assert_eq!(Pattern::parse("例え.テスト").unwrap().as_str(), "xn--r8jz45g.xn--zckzah");
+        fault("１２７.0.0.1", "network rule");
+    }
+}

@@ -1,0 +1,138 @@
+//! Rules as checked settings: nothing here can be wrong any more, and nothing here decides.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::pattern::Pattern;
+
+/// What a matching rule does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Allow,
+    Deny,
+}
+
+/// The two protocols whose bytes carry a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AppProtocol {
+    Https,
+    Http,
+}
+
+impl AppProtocol {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Https => "https",
+            Self::Http => "http",
+        }
+    }
+}
+
+/// `https:443`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AppPort {
+    pub protocol: AppProtocol,
+    pub port: u16,
+}
+
+impl std::fmt::Display for AppPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.protocol.as_str(), self.port)
+    }
+}
+
+/// What a network rule opens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetPort {
+    Tcp(RangeInclusive<u16>),
+    Udp(RangeInclusive<u16>),
+    Icmp,
+}
+
+/// Who a rule is for; empty means everyone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sources(pub Vec<IpNet>);
+
+impl Sources {
+    #[must_use]
+    pub fn include(&self, client: IpAddr) -> bool {
+        self.0.is_empty() || self.0.iter().any(|net| net.contains(&client))
+    }
+}
+
+/// Where a rule's names may lead (`addresses`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reach {
+    /// Every address that belongs to no special range.
+    pub public: bool,
+    pub prefixes: Vec<IpNet>,
+}
+
+impl Default for Reach {
+    fn default() -> Self {
+        Self { public: true, prefixes: Vec::new() }
+    }
+}
+
+/// What an encrypted client hello means to a rule (`ech`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ech {
+    /// The outer name is judged like any SNI.
+    #[default]
+    Outer,
+    Deny,
+}
+
+/// How the SNI must relate to the name of a CONNECT or SOCKS request (`sni`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InnerName {
+    #[default]
+    Same,
+    /// Any name that is allowed by itself for the same client and port.
+    AnyListed,
+}
+
+/// Sources × FQDN patterns × protocols; judged by the name in the bytes.
+#[derive(Clone, Debug)]
+pub struct AppRule {
+    pub name: Arc<str>,
+    pub action: Action,
+    pub sources: Sources,
+    pub fqdns: Vec<Pattern>,
+    /// Empty only in a deny rule, where it means all of them.
+    pub protocols: Vec<AppPort>,
+    /// Every offered protocol must be in the list; `None` asks nothing.
+    pub alpn: Option<Vec<Box<[u8]>>>,
+    pub ech: Ech,
+    pub inner: InnerName,
+    pub reach: Reach,
+}
+
+/// Sources × addresses or names × ports; judged by address.
+#[derive(Clone, Debug)]
+pub struct NetRule {
+    pub name: Arc<str>,
+    pub action: Action,
+    pub sources: Sources,
+    pub destinations: Vec<IpNet>,
+    pub fqdns: Vec<Pattern>,
+    pub ports: Vec<NetPort>,
+    /// Where its `fqdns` may lead.
+    pub reach: Reach,
+}
+
+impl NetRule {
+    #[must_use]
+    pub fn takes_tcp(&self, port: u16) -> bool {
+        self.ports.iter().any(|p| matches!(p, NetPort::Tcp(range) if range.contains(&port)))
+    }
+
+    #[must_use]
+    pub fn takes_udp(&self, port: u16) -> bool {
+        self.ports.iter().any(|p| matches!(p, NetPort::Udp(range) if range.contains(&port)))
+    }
+}

@@ -1,0 +1,330 @@
+use super::explain::{Question, Subject};
+use super::*;
+use crate::claim::{ClientAddr, OriginalDst};
+use crate::config::Settings;
+use std::path::Path;
+
+const POLICY: &str = r#"
+listeners: [{ kind: forward, bind: "127.0.0.1:3128" }]
+own_addresses: ["198.18.0.9"]
+policy:
+  application_rules:
+    - { name: web, fqdns: ["a.example", "*.sub.example"], protocols: ["https:443", "http:80"] }
+    - { name: evil, action: deny, fqdns: ["bad.sub.example"] }
+    - { name: team, sources: ["10.1.0.0/16"], fqdns: ["team.example"], protocols: ["https:443"] }
+    - { name: konn, fqdns: ["k.example"], protocols: ["https:443"], alpn: [konnectivity, h2] }
+    - { name: noech, fqdns: ["e.example"], protocols: ["https:443"], ech: deny }
+    - { name: shared, fqdns: ["front.example"], protocols: ["https:443"], sni: any_listed }
+    - { name: private, fqdns: ["p.example"], protocols: ["https:443"], addresses: ["10.1.0.0/16"] }
+    - { name: both, fqdns: ["b.example"], protocols: ["https:443"], addresses: [public, "10.1.0.0/16"] }
+    - { name: here, fqdns: ["h.example"], protocols: ["https:443"], addresses: ["198.18.0.7/32", "198.18.0.9/32", "127.0.0.0/8"] }
+  network_rules:
+    - { name: blocked, action: deny, destinations: ["192.9.9.0/24"], protocols: ["tcp:1-65535"] }
+    - { name: partner, destinations: ["192.9.0.0/16", "0.0.0.0/0"], protocols: ["tcp:8443", "udp:1194"] }
+    - { name: lan, destinations: ["10.2.0.0/16"], protocols: ["tcp:9000-9010"] }
+    - { name: time, fqdns: ["ntp.example"], protocols: ["udp:123", "tcp:4460"] }
+"#;
+
+fn policy() -> Policy {
+    let settings = Settings::parse(POLICY, "test", Path::new(".")).unwrap();
+    let own = Arc::new(OwnAddresses::new(vec!["127.0.0.1:443".parse().unwrap()], settings.own_addresses));
+    own.set_interfaces(vec!["198.18.0.7".parse().unwrap(), "8.8.4.4".parse().unwrap()]);
+    Policy::compile(settings.rules.apps, settings.rules.nets, settings.rules.nat64, own)
+}
+
+fn claim(target: &str, port: u16) -> Claim {
+    let target = match target {
+        "" => Target::Unnamed,
+        text => Claim::target(Host::from_wire(text.as_bytes()).unwrap(), port),
+    };
+    let client = ClientAddr("10.9.0.1:40000".parse().unwrap());
+    Claim { client, listener: "test".into(), target, port, via: Via::Connect }
+}
+
+fn hello(name: &str) -> ClientHello {
+    let sni = HostName::from_wire(name.as_bytes()).map_or(Sni::Absent, Sni::Name);
+    ClientHello { sni, alpn: vec![], version: 0x304, ech: false, esni: false, ja4: "".into() }
+}
+
+fn request(raw: &str) -> Sighting {
+    Sighting::Http(Box::new(RequestHead::look(raw.as_bytes(), 9999).unwrap().unwrap()))
+}
+
+/// The whole walk of a connection, up to the permit.
+fn walk(claim: &Claim, sighting: &Sighting, answers: &[&str]) -> Result<(String, Vec<String>), Reason> {
+    let policy = policy();
+    let run = || {
+        let clearance = match policy.by_claim(claim)? {
+            Passage::Straight(clearance) => clearance,
+            Passage::Peek(expectation) => policy.by_sighting(claim, expectation, sighting)?,
+        };
+        let answers = match clearance.destination() {
+            Destination::Literal(ip) => Answers::literal(*ip),
+            Destination::Name(_) => Answers {
+                addresses: answers.iter().map(|a| a.parse().unwrap()).collect(),
+                ttl: std::time::Duration::ZERO,
+            },
+        };
+        policy.by_address(&clearance, &answers)
+    };
+    run().map_err(|refusal: Refusal| refusal.reason).map(|permit| {
+        let addresses = permit.addresses().iter().map(ToString::to_string).collect();
+        (permit.because().rule.to_string(), addresses)
+    })
+}
+
+fn tls(target: &str, sni: &str, answers: &[&str]) -> Result<(String, Vec<String>), Reason> {
+    walk(&claim(target, 443), &Sighting::Tls(Box::new(hello(sni))), answers)
+}
+
+fn rule(result: Result<(String, Vec<String>), Reason>) -> Result<String, Reason> {
+    result.map(|(rule, _)| rule)
+}
+
+#[track_caller]
+fn allowed(result: Result<(String, Vec<String>), Reason>, by: &str) {
+    assert_eq!(rule(result), Ok(by.to_owned()));
+}
+
+#[track_caller]
+fn refused(result: Result<(String, Vec<String>), Reason>, reason: Reason) {
+    assert_eq!(rule(result), Err(reason));
+}
+
+const PUBLIC: &[&str] = &["8.8.8.8"];
+
+#[test]
+fn a_name_is_let_out_and_its_neighbours_are_not() {
+    allowed(tls("a.example", "a.example", PUBLIC), "web");
+    allowed(tls("", "a.example", PUBLIC), "web");
+    allowed(tls("", "x.sub.example", PUBLIC), "web");
+    refused(tls("", "sub.example", PUBLIC), Reason::NoRule);
+    refused(tls("", "xa.example", PUBLIC), Reason::NoRule);
+    refused(tls("", "a.example.evil", PUBLIC), Reason::NoRule);
+    refused(tls("", "bad.sub.example", PUBLIC), Reason::RuleDenied);
+    refused(tls("bad.sub.example", "bad.sub.example", PUBLIC), Reason::RuleDenied);
+    refused(
+        walk(&claim("a.example", 8443), &Sighting::Tls(Box::new(hello("a.example"))), PUBLIC),
+        Reason::PortNotAllowed,
+    );
+    refused(tls("team.example", "team.example", PUBLIC), Reason::SourceNotAllowed);
+    let mut inside = claim("team.example", 443);
+    inside.client = ClientAddr("[::ffff:10.1.2.3]:5".parse().unwrap());
+    allowed(walk(&inside, &Sighting::Tls(Box::new(hello("team.example"))), PUBLIC), "team");
+}
+
+#[test]
+fn the_inner_name_must_be_the_claimed_one() {
+    refused(tls("a.example", "x.sub.example", PUBLIC), Reason::NameMismatch);
+    refused(tls("a.example", "", PUBLIC), Reason::NoSni);
+    allowed(tls("front.example", "a.example", PUBLIC), "shared");
+    refused(tls("front.example", "z.example", PUBLIC), Reason::NoRule);
+    refused(tls("front.example", "team.example", PUBLIC), Reason::SourceNotAllowed);
+    refused(tls("a.example", "front.example", PUBLIC), Reason::NameMismatch);
+}
+
+#[test]
+fn hellos_that_hide_or_offer_too_much_are_refused() {
+    let seen = |change: &dyn Fn(&mut ClientHello), name: &str| {
+        let mut hello = hello(name);
+        change(&mut hello);
+        walk(&claim("", 443), &Sighting::Tls(Box::new(hello)), PUBLIC)
+    };
+    let offer = |names: &'static [&str]| {
+        move |h: &mut ClientHello| h.alpn = names.iter().map(|n| n.as_bytes().into()).collect()
+    };
+    allowed(seen(&offer(&["konnectivity", "h2"]), "k.example"), "konn");
+    refused(seen(&offer(&["konnectivity", "http/1.1"]), "k.example"), Reason::AlpnNotAllowed);
+    allowed(seen(&offer(&["http/1.1"]), "a.example"), "web");
+    allowed(seen(&|h| h.ech = true, "a.example"), "web");
+    refused(seen(&|h| h.ech = true, "e.example"), Reason::EchDenied);
+    allowed(seen(&|_| (), "e.example"), "noech");
+    refused(seen(&|h| h.esni = true, "a.example"), Reason::EsniDenied);
+    refused(seen(&|h| h.sni = Sni::Address("8.8.8.8".parse().unwrap()), ""), Reason::IpLiteral);
+    let malformed = Sni::Malformed { raw: (*b"a b").into(), fault: crate::name::NameFault::Empty };
+    refused(seen(&|h| h.sni = malformed.clone(), ""), Reason::BadSni);
+}
+
+#[test]
+fn a_literal_is_judged_by_network_rules_and_then_by_its_bytes() {
+    let to = |ip: &str, port, sni: &str| walk(&claim(ip, port), &Sighting::Tls(Box::new(hello(sni))), PUBLIC);
+    allowed(to("192.9.1.1", 8443, ""), "partner");
+    refused(to("192.9.9.1", 8443, ""), Reason::RuleDenied);
+    refused(to("192.9.1.1", 8444, ""), Reason::NoRule);
+    allowed(to("10.2.0.1", 9005, ""), "lan");
+    refused(to("10.3.0.1", 9005, ""), Reason::NoRule);
+    refused(to("10.2.0.1", 9011, ""), Reason::NoRule);
+    // The whole internet opens no private address, in no spelling.
+    refused(to("10.2.0.1", 8443, ""), Reason::AddressDenied);
+    refused(to("127.0.0.1", 8443, ""), Reason::AddressDenied);
+    refused(to("169.254.169.254", 8443, ""), Reason::AddressDenied);
+    // A port of application rules: the name in the bytes decides, and egret's own answer is dialled.
+    assert_eq!(to("203.0.114.1", 443, "a.example"), Ok(("web".into(), vec!["8.8.8.8:443".into()])));
+    refused(to("203.0.114.1", 443, "z.example"), Reason::NoRule);
+    refused(to("203.0.114.1", 443, ""), Reason::NoSni);
+}
+
+#[test]
+fn a_network_rule_by_name_needs_no_peek() {
+    allowed(walk(&claim("ntp.example", 4460), &request("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), PUBLIC), "time");
+    refused(walk(&claim("ntp.example", 4461), &request("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), PUBLIC), Reason::NoRule);
+    refused(
+        walk(&claim("ntp.example", 4460), &request("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), &["10.0.0.1"]),
+        Reason::AddressDenied,
+    );
+}
+
+#[test]
+fn a_request_is_judged_by_its_host() {
+    let get = |target: &str, port, raw: &str| walk(&claim(target, port), &request(raw), PUBLIC);
+    allowed(get("", 80, "GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"), "web");
+    allowed(get("", 80, "GET / HTTP/1.1\r\nHost: a.example:80\r\n\r\n"), "web");
+    refused(get("", 80, "GET / HTTP/1.1\r\nHost: a.example:81\r\n\r\n"), Reason::AmbiguousRequest);
+    refused(get("", 80, "GET / HTTP/1.1\r\nHost: z.example\r\n\r\n"), Reason::NoRule);
+    refused(get("", 80, "GET / HTTP/1.1\r\nHost: 10.0.0.1\r\n\r\n"), Reason::IpLiteral);
+    refused(get("", 80, "GET / HTTP/1.0\r\n\r\n"), Reason::NoHost);
+    refused(get("", 80, "CONNECT a.example:80 HTTP/1.1\r\nHost: a.example:80\r\n\r\n"), Reason::MethodNotAllowed);
+    refused(get("a.example", 80, "GET / HTTP/1.1\r\nHost: x.sub.example\r\n\r\n"), Reason::NameMismatch);
+    // Plain bytes on a port that is https for this name.
+    refused(get("", 443, "GET / HTTP/1.1\r\nHost: team.example\r\n\r\n"), Reason::SourceNotAllowed);
+    refused(get("", 443, "GET / HTTP/1.1\r\nHost: k.example\r\n\r\n"), Reason::PortNotAllowed);
+}
+
+#[test]
+fn all_addresses_of_a_name_are_judged_together() {
+    refused(tls("", "a.example", &["10.1.0.1"]), Reason::AddressDenied);
+    refused(tls("", "a.example", &["8.8.8.8", "10.1.0.1"]), Reason::AddressMixed);
+    refused(tls("", "a.example", &["8.8.8.8", "::ffff:8.8.8.8"]), Reason::AddressMixed);
+    refused(tls("", "p.example", PUBLIC), Reason::AddressDenied);
+    allowed(tls("", "p.example", &["10.1.0.1"]), "private");
+    refused(tls("", "p.example", &["10.2.0.1"]), Reason::AddressDenied);
+    allowed(tls("", "b.example", &["10.1.0.1", "8.8.8.8"]), "both");
+    refused(tls("", "b.example", &["10.2.0.1", "8.8.8.8"]), Reason::AddressMixed);
+    refused(tls("", "a.example", &["192.9.9.7"]), Reason::RuleDenied);
+}
+
+#[test]
+fn a_name_never_leads_to_egret() {
+    refused(tls("", "h.example", &["127.0.0.1"]), Reason::OwnAddress);
+    allowed(tls("", "h.example", &["127.0.0.2"]), "here");
+    refused(tls("", "h.example", &["198.18.0.9"]), Reason::OwnAddress);
+    // An interface's own address is open only to a rule that names exactly it.
+    allowed(tls("", "h.example", &["198.18.0.7"]), "here");
+    refused(tls("", "a.example", &["8.8.4.4"]), Reason::OwnAddress);
+    refused(tls("", "a.example", &["8.8.8.8", "8.8.4.4"]), Reason::AddressMixed);
+}
+
+#[test]
+fn families_take_turns_and_the_clients_own_comes_first() {
+    let (_, order) = tls("", "a.example", &["8.8.8.8", "8.8.8.9", "2a01::1"]).unwrap();
+    assert_eq!(order, ["8.8.8.8:443", "[2a01::1]:443", "8.8.8.9:443"]);
+    let mut v6 = claim("", 443);
+    v6.client = ClientAddr("[2a02::1]:5".parse().unwrap());
+    let (_, order) =
+        walk(&v6, &Sighting::Tls(Box::new(hello("a.example"))), &["8.8.8.8", "8.8.8.9", "2a01::1"]).unwrap();
+    assert_eq!(order, ["[2a01::1]:443", "8.8.8.8:443", "8.8.8.9:443"]);
+    let mut dst = claim("", 443);
+    dst.target = Target::Address(OriginalDst("[2a01::9]:443".parse().unwrap()));
+    let (_, order) = walk(&dst, &Sighting::Tls(Box::new(hello("a.example"))), &["8.8.8.8", "2a01::1"]).unwrap();
+    assert_eq!(order, ["[2a01::1]:443", "8.8.8.8:443"]);
+}
+
+fn explain(target: &str, from: Option<&str>, dst: Option<&str>, alpn: &[&str]) -> Result<Because, Refusal> {
+    policy().explain(&Question {
+        subject: target.parse::<Subject>().unwrap(),
+        from: from.map(|ip| ip.parse().unwrap()),
+        dst: dst.map(|ip| ip.parse().unwrap()),
+        alpn: alpn.iter().map(|p| p.as_bytes().into()).collect(),
+    })
+}
+
+#[track_caller]
+fn explained(target: &str, from: Option<&str>, expected: Result<&str, Reason>) {
+    let got = explain(target, from, None, &[]);
+    assert_eq!(got.as_ref().map(|b| &*b.rule).map_err(|r| r.reason), expected, "{target}");
+}
+
+#[test]
+fn explaining_walks_the_same_steps() {
+    explained("https://a.example", None, Ok("web"));
+    explained("http://x.sub.example", None, Ok("web"));
+    explained("https://bad.sub.example", None, Err(Reason::RuleDenied));
+    explained("https://a.example:8443", None, Err(Reason::PortNotAllowed));
+    explained("https://z.example", None, Err(Reason::NoRule));
+    explained("https://team.example", Some("10.1.2.3"), Ok("team"));
+    explained("https://team.example", Some("10.2.2.3"), Err(Reason::SourceNotAllowed));
+    explained("https://8.8.8.8", None, Err(Reason::IpLiteral));
+    explained("tcp://192.9.1.1:8443", None, Ok("partner"));
+    explained("tcp://192.9.9.1:8443", None, Err(Reason::RuleDenied));
+    explained("tcp://10.0.0.1:8443", None, Err(Reason::AddressDenied));
+    explained("udp://192.9.1.1:1194", None, Ok("partner"));
+    explained("udp://192.9.1.1:1195", None, Err(Reason::NoRule));
+    explained("udp://ntp.example:123", None, Ok("time"));
+    explained("tcp://ntp.example:123", None, Err(Reason::NoRule));
+    explained("dns://a.example", None, Ok("web"));
+    explained("dns://ntp.example", None, Ok("time"));
+    explained("dns://bad.sub.example", None, Err(Reason::RuleDenied));
+    explained("dns://z.example", None, Err(Reason::NoRule));
+    let alpn = |offer: &[&str]| explain("https://k.example", None, None, offer).map(|_| ()).map_err(|r| r.reason);
+    assert_eq!(alpn(&["konnectivity"]), Ok(()));
+    assert_eq!(alpn(&["konnectivity", "spdy/3"]), Err(Reason::AlpnNotAllowed));
+    // A network rule that covers the destination is asked before any name.
+    let dst = explain("https://z.example:8443", None, Some("192.9.1.1"), &[]).unwrap();
+    assert_eq!(&*dst.rule, "partner");
+}
+
+#[track_caller]
+fn hinted(target: &str, nearest: &str, fix: &str) {
+    let hint = explain(target, Some("10.9.0.1"), None, &[]).unwrap_err().hint.expect("a hint");
+    assert_eq!(hint.nearest.as_deref().unwrap_or_default(), nearest, "{target}");
+    assert_eq!(hint.fix.as_deref().unwrap_or_default(), fix, "{target}");
+}
+
+#[test]
+fn a_refusal_names_what_came_close_and_the_cure() {
+    let fix = |id: &str, name: &str| {
+        format!(
+            "application_rules: [{{ name: {id}, sources: [\"10.9.0.1/32\"], fqdns: [\"{name}\"], protocols: [\"https:443\"] }}]"
+        )
+    };
+    hinted(
+        "https://sub.example",
+        "rule web allows *.sub.example, which does not cover the bare name",
+        &fix("sub-example", "sub.example"),
+    );
+    hinted(
+        "https://x.a.example",
+        "rule web allows a.example only, not the names under it",
+        &fix("x-a-example", "x.a.example"),
+    );
+    hinted(
+        "https://teem.example",
+        "rule team allows team.example, which is spelled almost alike",
+        &fix("teem-example", "teem.example"),
+    );
+    hinted("https://elsewhere.test", "", &fix("elsewhere-test", "elsewhere.test"));
+    hinted("https://team.example", "rule team allows it, for sources 10.1.0.0/16", "");
+    hinted("https://a.example:8443", "rule web allows it, on https:443, http:80", "");
+    hinted(
+        "tcp://192.9.1.1:8444",
+        "rule partner covers the address on tcp:8443, udp:1194",
+        "network_rules: [{ name: tcp-8444, sources: [\"10.9.0.1/32\"], destinations: [\"192.9.1.1/32\"], protocols: [\"tcp:8444\"] }]",
+    );
+}
+
+#[test]
+fn the_fix_is_a_rule_that_works() {
+    for target in ["https://sub.example", "http://new.test:8080", "https://new.test:444"] {
+        let fix = explain(target, Some("10.9.0.1"), None, &[]).unwrap_err().hint.unwrap().fix.unwrap();
+        let text = format!("listeners: [{{ kind: forward, bind: \"127.0.0.1:1\" }}]\npolicy:\n  {fix}\n");
+        let settings = Settings::parse(&text, "fix", Path::new(".")).unwrap();
+        let policy = Policy::compile(settings.rules.apps, settings.rules.nets, None, Arc::default());
+        let question = Question {
+            subject: target.parse().unwrap(),
+            from: Some("10.9.0.1".parse().unwrap()),
+            dst: None,
+            alpn: vec![],
+        };
+        assert!(policy.explain(&question).is_ok(), "{target}: {fix}");
+    }
+}

@@ -1,0 +1,257 @@
+//! One line for each connection, whatever happened to it.
+//!
+//! A [`Record`] is opened at accept and closed with an ending; dropped without one, it still writes its
+//! line. Lines go through a bounded queue to a thread of their own: the data path never waits for a disk,
+//! and what does not fit is counted. Decides nothing.
+
+mod line;
+mod writer;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use tokio::time::Instant;
+
+use crate::claim::{Claim, ClientAddr, Target, Via};
+use crate::ending::{Ending, Reason, Refusal, Stage};
+use crate::metrics::Metrics;
+use crate::name::Host;
+use crate::peek::Sighting;
+use crate::peek::client_hello::{ClientHello, Sni};
+use crate::peek::http_head::{HostField, RequestHead};
+use crate::policy::Because;
+use crate::relay::Meter;
+pub use line::Line;
+pub use writer::{LogWriter, Scribe};
+
+/// What every record needs.
+#[derive(Debug)]
+pub struct Book {
+    scribe: Scribe,
+    metrics: Arc<Metrics>,
+    /// Tells the records of two runs apart.
+    run: u32,
+    next: AtomicU64,
+}
+
+impl Book {
+    #[must_use]
+    pub fn new(scribe: Scribe, metrics: Arc<Metrics>) -> Self {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self {
+            scribe,
+            metrics,
+            run: since.subsec_nanos() ^ std::process::id().rotate_left(16),
+            next: AtomicU64::new(0),
+        }
+    }
+
+    /// Opens the record of a connection.
+    #[must_use]
+    pub fn open(self: &Arc<Self>, listener: &Arc<str>, client: ClientAddr) -> Record {
+        self.metrics.opened();
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let line = Line {
+            ts: humantime::format_rfc3339_micros(SystemTime::now()).to_string(),
+            event: "tcp",
+            id: format!("{:08x}-{id:x}", self.run),
+            listener: Arc::clone(listener),
+            client: client.to_string(),
+            ..Line::default()
+        };
+        Record {
+            line: Box::new(line),
+            begun: Instant::now(),
+            meter: Arc::default(),
+            book: Arc::clone(self),
+            closed: false,
+        }
+    }
+}
+
+/// The record of one connection while it lives.
+#[derive(Debug)]
+pub struct Record {
+    line: Box<Line>,
+    begun: Instant,
+    meter: Arc<Meter>,
+    book: Arc<Book>,
+    closed: bool,
+}
+
+impl Record {
+    /// Where the connection's bytes are counted.
+    #[must_use]
+    pub fn meter(&self) -> Arc<Meter> {
+        Arc::clone(&self.meter)
+    }
+
+    pub fn claim(&mut self, claim: &Claim) {
+        self.line.port = Some(claim.port);
+        match &claim.target {
+            Target::Name(name) => {
+                self.line.name = Some(name.to_string());
+                self.line.name_source = Some(source(claim.via));
+            }
+            Target::Address(dst) => self.line.original_dst = Some(dst.0.to_string()),
+            Target::Unnamed => {}
+        }
+    }
+
+    /// A name that is none, as it came.
+    pub fn raw_name(&mut self, raw: &[u8]) {
+        self.line.name_raw = Some(escape(raw));
+    }
+
+    pub fn sighting(&mut self, sighting: &Sighting) {
+        match sighting {
+            Sighting::Tls(hello) => self.hello(hello),
+            Sighting::Http(head) => self.request(head),
+        }
+    }
+
+    fn hello(&mut self, hello: &ClientHello) {
+        let line = &mut self.line;
+        line.protocol = Some("https");
+        line.alpn = hello.alpn.iter().map(|p| escape(p)).collect();
+        line.tls = Some(hello.version_name());
+        line.ja4 = Some(hello.ja4.to_string());
+        line.ech = Some(hello.ech || hello.esni);
+        match &hello.sni {
+            Sni::Name(name) => match &line.name {
+                Some(claimed) if claimed == name.as_str() => {}
+                Some(_) => line.sni = Some(name.to_string()),
+                None => {
+                    line.name = Some(name.to_string());
+                    line.name_source = Some("sni");
+                }
+            },
+            Sni::Address(ip) => line.name_raw = Some(ip.to_string()),
+            Sni::Malformed { raw, .. } => line.name_raw = Some(escape(raw)),
+            Sni::Absent => {}
+        }
+    }
+
+    fn request(&mut self, head: &RequestHead) {
+        let line = &mut self.line;
+        line.protocol = Some("http");
+        line.event = "http";
+        line.method = Some(head.method.to_string());
+        match (head.authority(), &head.host) {
+            (Ok(authority), _) => match &authority.host {
+                Host::Name(name) if line.name.is_none() => {
+                    line.name = Some(name.to_string());
+                    line.name_source = Some("host");
+                }
+                Host::Name(_) => {}
+                Host::Address(ip) => line.name_raw = Some(ip.to_string()),
+            },
+            (Err(_), HostField::Malformed { raw, .. }) => line.name_raw = Some(escape(raw)),
+            (Err(_), _) => {}
+        }
+    }
+
+    /// The bytes were not looked at: a network rule decided.
+    pub fn straight(&mut self) {
+        self.line.protocol = Some("tcp");
+    }
+
+    pub fn because(&mut self, because: &Because) {
+        self.line.rule = Some(because.rule.to_string());
+        self.line.pattern.clone_from(&because.pattern);
+    }
+
+    pub fn answers(&mut self, addresses: &[IpAddr]) {
+        self.line.answers = addresses.iter().map(ToString::to_string).collect();
+    }
+
+    pub fn upstream(&mut self, address: SocketAddr) {
+        self.line.upstream = Some(address.to_string());
+    }
+
+    /// Closes the record of a connection that was allowed.
+    pub fn close(mut self, ending: Ending) {
+        self.line.verdict = Some("allow");
+        self.finish(ending);
+    }
+
+    /// Closes the record of a connection that was refused.
+    pub fn refuse(mut self, refusal: &Refusal) {
+        self.line.verdict = Some("deny");
+        self.line.reason = Some(refusal.reason.as_str());
+        self.line.stage = Some(refusal.stage.as_str());
+        if let Some(hint) = &refusal.hint {
+            let line = &mut self.line;
+            if let Some(rule) = &hint.rule {
+                line.rule = Some(rule.to_string());
+                line.pattern.clone_from(&hint.pattern);
+            }
+            line.nearest.clone_from(&hint.nearest);
+            line.fix.clone_from(&hint.fix);
+        }
+        self.book.metrics.refused(refusal.reason, refusal.stage);
+        self.finish(Ending::Refused);
+    }
+
+    fn finish(&mut self, ending: Ending) {
+        let totals = self.meter.totals();
+        self.line.bytes_up = totals.up;
+        self.line.bytes_down = totals.down;
+        self.line.duration_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.line.ending = Some(ending.as_str());
+        self.closed = true;
+        self.book.metrics.closed(ending, totals);
+        self.book.scribe.write(&self.line);
+    }
+}
+
+impl Drop for Record {
+    /// A session that was cut (the end of a drain) or lost still has its line.
+    fn drop(&mut self) {
+        if self.closed {
+            return;
+        }
+        if std::thread::panicking() {
+            self.line.verdict = Some("deny");
+            self.line.reason = Some(Reason::Internal.as_str());
+            self.line.stage = Some(Stage::Relay.as_str());
+            return self.finish(Ending::Failed);
+        }
+        if self.line.upstream.is_some() {
+            self.line.verdict = Some("allow");
+        } else {
+            self.line.verdict = Some("deny");
+            self.line.reason = Some(Reason::Draining.as_str());
+            self.line.stage = Some(Stage::Limit.as_str());
+        }
+        self.finish(Ending::Drained);
+    }
+}
+
+const fn source(via: Via) -> &'static str {
+    match via {
+        Via::Connect => "connect",
+        Via::Socks => "socks",
+        Via::Absolute => "host",
+        Via::Steered => "sni",
+    }
+}
+
+/// Bytes from the wire as printable ASCII, cut at 255 characters.
+#[must_use]
+pub fn escape(bytes: &[u8]) -> String {
+    bytes.escape_ascii().map(char::from).take(255).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wire_bytes_cannot_break_a_line() {
+        assert_eq!(escape(b"a\r\n\"\\\xff\x1b[2J"), r#"a\r\n\"\\\xff\x1b[2J"#);
+        assert_eq!(escape(&[0xff; 1000]).len(), 255);
+    }
+}

@@ -1,0 +1,191 @@
+//! Moving bytes both ways until both sides have finished.
+//!
+//! Owns half-close, the idle deadline, the totals and the spreading of resets. Knows no protocol, judges
+//! nothing, logs nothing.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::time::Instant;
+
+use crate::ending::{Ending, Totals};
+
+/// One read: large enough that a busy stream pays few system calls, small enough for thousands of streams.
+const CHUNK: usize = 32 << 10;
+
+/// Counts bytes as they go, so that a connection cut at any moment still has true totals.
+#[derive(Debug)]
+pub struct Meter {
+    up: AtomicU64,
+    down: AtomicU64,
+    begun: Instant,
+    /// Milliseconds after `begun` at which a byte last moved.
+    moved: AtomicU64,
+}
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Client to upstream.
+    Up,
+    Down,
+}
+
+impl Meter {
+    #[must_use]
+    pub fn new() -> Self {
+        Self { up: AtomicU64::new(0), down: AtomicU64::new(0), begun: Instant::now(), moved: AtomicU64::new(0) }
+    }
+
+    pub fn count(&self, way: Way, bytes: usize) {
+        let total = match way {
+            Way::Up => &self.up,
+            Way::Down => &self.down,
+        };
+        total.fetch_add(bytes as u64, Ordering::Relaxed);
+        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.moved.store(now, Ordering::Relaxed);
+    }
+
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        Totals { up: self.up.load(Ordering::Relaxed), down: self.down.load(Ordering::Relaxed) }
+    }
+
+    /// Returns when no byte has moved for `idle`.
+    pub async fn idle(&self, idle: Duration) {
+        loop {
+            let last = self.begun + Duration::from_millis(self.moved.load(Ordering::Relaxed));
+            let deadline = last + idle;
+            if Instant::now() >= deadline {
+                return;
+            }
+            tokio::time::sleep_until(deadline).await;
+        }
+    }
+}
+
+impl Default for Meter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Relays until both sides have finished, one of them resets, or nothing moves for `idle`.
+///
+/// A side that finishes is told to the other, which may go on sending. A reset of one side becomes a reset
+/// of the other.
+pub async fn run(client: &mut TcpStream, upstream: &mut TcpStream, idle: Duration, meter: &Meter) -> Ending {
+    let broken = Broken::default();
+    let ending = {
+        let (client_read, client_write) = client.split();
+        let (upstream_read, upstream_write) = upstream.split();
+        let up = one_way(client_read, upstream_write, Way::Up, meter, &broken);
+        let down = one_way(upstream_read, client_write, Way::Down, meter, &broken);
+        let both = async {
+            // A failed direction ends the other, except that what an upstream sent before it reset is still
+            // delivered: only `down` itself knows when that is done.
+            tokio::pin!(up, down);
+            let mut up_done = None;
+            loop {
+                tokio::select! {
+                    ended = &mut up, if up_done.is_none() => match ended {
+                        Err(Side::Client) => return Ending::ClientReset,
+                        ended => up_done = Some(ended),
+                    },
+                    ended = &mut down => return match (ended, up_done) {
+                        (Err(side), _) | (Ok(()), Some(Err(side))) => side.reset(),
+                        (Ok(()), Some(Ok(()))) => Ending::Closed,
+                        (Ok(()), None) => match up.await {
+                            Ok(()) => Ending::Closed,
+                            Err(side) => side.reset(),
+                        },
+                    },
+                }
+            }
+        };
+        tokio::select! {
+            ending = both => ending,
+            () = meter.idle(idle) => Ending::Idle,
+        }
+    };
+    if ending != Ending::Closed {
+        reset(client);
+        reset(upstream);
+    }
+    ending
+}
+
+/// Whose socket failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Client,
+    Upstream,
+}
+
+impl Side {
+    const fn reset(self) -> Ending {
+        match self {
+            Self::Client => Ending::ClientReset,
+            Self::Upstream => Ending::UpstreamReset,
+        }
+    }
+}
+
+/// Set where a write to the upstream failed: the kernel tells a reset once, and the reader must then not
+/// take the end of the stream for a polite one.
+#[derive(Debug, Default)]
+struct Broken {
+    upstream: AtomicBool,
+}
+
+async fn one_way(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    way: Way,
+    meter: &Meter,
+    broken: &Broken,
+) -> Result<(), Side> {
+    let (reader, writer) = match way {
+        Way::Up => (Side::Client, Side::Upstream),
+        Way::Down => (Side::Upstream, Side::Client),
+    };
+    let failed = |side: Side| {
+        if side == Side::Upstream {
+            broken.upstream.store(true, Ordering::Relaxed);
+        }
+        side
+    };
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let n = from.read(&mut chunk).await.map_err(|_| failed(reader))?;
+        if n == 0 {
+            break;
+        }
+        let bytes = chunk.get(..n).unwrap_or_default();
+        to.write_all(bytes).await.map_err(|_| failed(writer))?;
+        meter.count(way, n);
+    }
+    if way == Way::Down && broken.upstream.load(Ordering::Relaxed) {
+        return Err(Side::Upstream);
+    }
+    match to.shutdown().await {
+        // The other side is gone already: it will say so itself, or has.
+        Err(e) if e.kind() != io::ErrorKind::NotConnected => Err(failed(writer)),
+        _ => Ok(()),
+    }
+}
+
+/// Makes the close of a socket a reset.
+pub fn reset(stream: &TcpStream) {
+    // Failing means that the socket is gone, which is what was wanted.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+#[cfg(test)]
+mod tests;
