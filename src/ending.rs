@@ -141,6 +141,14 @@ pub struct Refusal {
     pub hint: Option<Box<Hint>>,
 }
 
+/// How a conversation with an upstream stopped before its relay could end by itself.
+#[derive(Debug)]
+pub enum Halt {
+    /// What the bytes turned out to be is not allowed; a word to the client is still possible.
+    Refused(Refusal),
+    Broken(Ending),
+}
+
 /// What a refusal can say beyond its reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hint {

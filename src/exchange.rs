@@ -9,9 +9,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
-use crate::ending::{Ending, Reason, Refusal, Stage};
+use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
 use crate::peek::http_head::{BodyLength, RequestHead, closing_response};
-use crate::relay::{self, Meter, Way};
+use crate::relay::{Meter, Way};
 
 /// One read of a body.
 const CHUNK: usize = 32 << 10;
@@ -19,14 +19,6 @@ const CHUNK: usize = 32 << 10;
 const MAX_CHUNK_LINE: usize = 256;
 /// Trailers of one message.
 const MAX_TRAILERS: usize = 16 << 10;
-
-/// How an exchange stopped, if not by a closed connection.
-#[derive(Debug)]
-pub enum Halt {
-    /// Nothing of the answer reached the client yet: a refusal can still be spoken.
-    Refused(Refusal),
-    Broken(Ending),
-}
 
 /// What an exchange may take.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +30,7 @@ pub struct ExchangeLimits {
 /// Sends one request on and its answer back. `raw` holds the head and whatever of the body came with it.
 ///
 /// # Errors
-/// [`Halt`].
+/// [`Halt`]; refused only while nothing of the answer has reached the client.
 pub async fn run(
     client: &mut TcpStream,
     upstream: &mut TcpStream,
@@ -47,39 +39,46 @@ pub async fn run(
     limits: ExchangeLimits,
     meter: &Meter,
 ) -> Result<Ending, Halt> {
-    let result = {
-        let (client_read, client_write) = client.split();
-        let (upstream_read, upstream_write) = upstream.split();
-        let request = send_request(client_read, upstream_write, head, raw, meter);
-        let answer = send_answer(upstream_read, client_write, limits.head, meter);
-        let both = async {
-            tokio::pin!(request, answer);
-            // The answer may come before the request has been read to its end; then the rest is not wanted.
-            tokio::select! {
-                sent = &mut request => match sent {
-                    // What the upstream said before it stopped reading is still an answer.
-                    Ok(()) | Err(Halt::Broken(Ending::UpstreamReset)) => answer.await,
-                    Err(halt) => Err(halt),
-                },
-                answered = &mut answer => answered,
-            }
-        };
+    let (mut client_read, client_write) = client.split();
+    let (upstream_read, upstream_write) = upstream.split();
+    let request = async {
+        send_request(&mut client_read, upstream_write, head, raw, meter).await?;
+        Err(watch(&mut client_read).await)
+    };
+    let answer = send_answer(upstream_read, client_write, limits.head, meter);
+    let both = async {
+        tokio::pin!(request, answer);
+        // The answer may come before the request has been read to its end; then the rest is not wanted.
         tokio::select! {
-            result = both => result,
-            () = meter.idle(limits.idle) => Err(Halt::Broken(Ending::Idle)),
+            sent = &mut request => match sent {
+                // What the upstream said before it stopped reading is still an answer.
+                Err(Halt::Broken(Ending::UpstreamReset)) => answer.await,
+                halt => halt,
+            },
+            answered = &mut answer => answered,
         }
     };
-    if let Err(Halt::Broken(_)) = &result {
-        relay::reset(client);
+    tokio::select! {
+        result = both => result,
+        () = meter.idle(limits.idle) => Err(Halt::Broken(Ending::Idle)),
     }
-    if result.is_err() {
-        relay::reset(upstream);
+}
+
+/// Watches a client whose request is on its way. What it still sends is not part of what was judged and
+/// goes nowhere; a reset means that nobody waits for the answer any more.
+async fn watch(client: &mut ReadHalf<'_>) -> Halt {
+    let mut waste = vec![0; 4096];
+    loop {
+        match client.read(&mut waste).await {
+            Ok(0) => std::future::pending().await,
+            Ok(_) => {}
+            Err(_) => return Halt::Broken(Ending::ClientReset),
+        }
     }
-    result
 }
 
 async fn send_request(
-    mut client: ReadHalf<'_>,
+    client: &mut ReadHalf<'_>,
     mut upstream: WriteHalf<'_>,
     head: &RequestHead,
     raw: &[u8],

@@ -8,22 +8,14 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::ending::{Ending, Reason, Refusal, Stage};
+use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
 use crate::peek::PeekLimits;
 use crate::peek::client_hello::{ClientHello, HelloReader};
 use crate::peek::retry::{ClientGate, SERVER_FIRST_MAX, ServerFirst, second_hello, server_first};
-use crate::relay::{Meter, Way};
+use crate::relay::{self, Meter, Way};
 
 /// One read while waiting; a server's first flight is a few of these.
 const CHUNK: usize = 16 << 10;
-
-/// How the wait ended, if not with a free relay.
-#[derive(Debug)]
-pub enum Halt {
-    /// A second hello was not like the first; none of it went on.
-    Refused(Refusal),
-    Broken(Ending),
-}
 
 /// Both sides of one connection whose hello has been sent on.
 struct Wait<'a> {
@@ -44,19 +36,31 @@ enum Step {
     UpstreamEnded,
 }
 
-/// Waits for the upstream's first record and, after a HelloRetryRequest, for a second hello like the first.
+/// What the wait may take.
+#[derive(Clone, Copy, Debug)]
+pub struct SettleLimits {
+    pub peek: PeekLimits,
+    pub idle: Duration,
+}
+
+/// Sends the hello on, waits for the upstream's first record and, after a HelloRetryRequest, for a second hello like the first.
 ///
 /// # Errors
-/// [`Halt`]: a refusal for another name or other protocols, or the connection's own end.
+/// [`Halt`]: a refusal for another name or other protocols, none of which went on, or the connection's own end.
 pub async fn settle(
     client: &mut TcpStream,
     upstream: &mut TcpStream,
     first: &ClientHello,
-    limits: PeekLimits,
-    idle: Duration,
+    peeked: &[u8],
+    limits: SettleLimits,
     meter: &Meter,
 ) -> Result<(), Halt> {
-    let mut wait = Wait { client, upstream, meter, held: Vec::new(), gate: ClientGate::default(), client_ended: false };
+    let SettleLimits { peek: limits, idle } = limits;
+    let mut wait =
+        Wait { client, upstream, meter, held: peeked.to_vec(), gate: ClientGate::default(), client_ended: false };
+    wait.send(first.raw_len).await?;
+    // What came in the same breath as the hello is held to the same rule as what comes after it.
+    wait.send_passable().await?;
     let answered = tokio::select! {
         answered = wait.first_answer(limits.hello) => answered?,
         () = meter.idle(idle) => return Err(Halt::Broken(Ending::Idle)),
@@ -73,6 +77,8 @@ impl Wait<'_> {
         let mut seen = Vec::new();
         loop {
             match self.step(most).await? {
+                // Nobody is left to send a second hello: the relay may tell the upstream so.
+                Step::FromClient if self.client_ended && self.held.is_empty() => return Ok(ServerFirst::Other),
                 Step::FromClient => {}
                 Step::UpstreamEnded => return Ok(ServerFirst::Other),
                 Step::FromUpstream(bytes) => {
@@ -124,8 +130,7 @@ impl Wait<'_> {
                 let n = n.map_err(|_| Halt::Broken(Ending::ClientReset))?;
                 self.client_ended = n == 0;
                 self.held.extend(early.iter().take(n));
-                let passed = self.gate.passable(&self.held);
-                self.send(passed).await?;
+                self.send_passable().await?;
                 Ok(Step::FromClient)
             }
         }
@@ -135,13 +140,14 @@ impl Wait<'_> {
         self.send(self.held.len()).await
     }
 
+    async fn send_passable(&mut self) -> Result<(), Halt> {
+        let passed = self.gate.passable(&self.held);
+        self.send(passed).await
+    }
+
     async fn send(&mut self, n: usize) -> Result<(), Halt> {
         let bytes: Vec<u8> = self.held.drain(..n.min(self.held.len())).collect();
-        self.upstream.write_all(&bytes).await.map_err(|_| Halt::Broken(Ending::UpstreamReset))?;
-        if n > 0 {
-            self.meter.count(Way::Up, n);
-        }
-        Ok(())
+        relay::send(self.upstream, &bytes, self.meter).await
     }
 }
 

@@ -163,7 +163,7 @@ pub async fn sight(
 ) -> Result<Sighting, Refusal> {
     let mut hello = HelloReader::default();
     let look = |bytes: &[u8]| match expects_tls(bytes, expected) {
-        Some(true) => Ok(hello.look(bytes, limits.hello)?.map(|(hello, _)| Sighting::Tls(Box::new(hello)))),
+        Some(true) => Ok(hello.look(bytes, limits.hello)?.map(|hello| Sighting::Tls(Box::new(hello)))),
         Some(false) => Ok(RequestHead::look(bytes, limits.head)?.map(|head| Sighting::Http(Box::new(head)))),
         None => Ok(None),
     };

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
-use crate::ending::{Ending, Totals};
+use crate::ending::{Ending, Halt, Totals};
 
 /// One read: large enough that a busy stream pays few system calls, small enough for thousands of streams.
 const CHUNK: usize = 32 << 10;
@@ -74,6 +74,19 @@ impl Default for Meter {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Sends bytes that were read before the relay began.
+///
+/// # Errors
+/// [`Halt::Broken`] where the upstream is gone.
+pub async fn send(upstream: &mut TcpStream, bytes: &[u8], meter: &Meter) -> Result<(), Halt> {
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    upstream.write_all(bytes).await.map_err(|_| Halt::Broken(Ending::UpstreamReset))?;
+    meter.count(Way::Up, bytes.len());
+    Ok(())
 }
 
 /// Relays until both sides have finished, one of them resets, or nothing moves for `idle`.

@@ -3,21 +3,20 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::claim::{Claim, ClientAddr};
 use crate::config::{Limits, ListenerKind};
 use crate::dns::Resolver;
 use crate::drain::Guest;
-use crate::ending::{Ending, Reason, Refusal, Stage};
+use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
 use crate::exchange::{self, ExchangeLimits};
-use crate::handshake;
+use crate::handshake::{self, SettleLimits};
 use crate::listen::{Client, Door};
 use crate::peek::{PeekBudget, PeekLimits, Sighting, Window};
 use crate::policy::{Clearance, Passage, Policy};
 use crate::record::{Book, Record};
-use crate::relay::{self, Way};
+use crate::relay::{self, Meter};
 use crate::upstream;
 
 /// What every connection shares.
@@ -136,7 +135,8 @@ async fn connect(
     Ok(upstream)
 }
 
-/// Sends on what was peeked, and relays the rest.
+/// Sends on what was peeked, and relays the rest. What stops halfway becomes a reset of both sides, but for
+/// a client that is still to be told why.
 async fn converse(
     client: &mut Client,
     upstream: &mut TcpStream,
@@ -144,40 +144,41 @@ async fn converse(
     house: &House,
     record: &Record,
 ) -> Result<Ending, Refusal> {
-    let limits = &house.limits;
-    let meter = record.meter();
-    let peeked = client.take_peeked();
-    if let Some(Sighting::Http(head)) = sighting {
-        let exchange_limits = ExchangeLimits { head: limits.head, idle: limits.idle };
-        let ended = exchange::run(&mut client.stream, upstream, &head, &peeked, exchange_limits, &meter).await;
-        return ended.or_else(|halt| match halt {
-            exchange::Halt::Refused(refusal) => Err(refusal),
-            exchange::Halt::Broken(ending) => Ok(ending),
-        });
-    }
-    if upstream.write_all(&peeked).await.is_err() {
-        relay::reset(&client.stream);
-        return Ok(Ending::UpstreamReset);
-    }
-    if !peeked.is_empty() {
-        meter.count(Way::Up, peeked.len());
-    }
-    drop(peeked);
-    if let Some(Sighting::Tls(hello)) = sighting {
-        let settled =
-            handshake::settle(&mut client.stream, upstream, &hello, house.peek_limits(), limits.idle, &meter).await;
-        match settled {
-            Ok(()) => {}
-            Err(handshake::Halt::Refused(refusal)) => {
-                relay::reset(upstream);
-                return Err(refusal);
-            }
-            Err(handshake::Halt::Broken(ending)) => {
-                relay::reset(&client.stream);
-                relay::reset(upstream);
-                return Ok(ending);
-            }
+    match talk(client, upstream, sighting, house, &record.meter()).await {
+        Ok(ending) => Ok(ending),
+        Err(Halt::Refused(refusal)) => {
+            relay::reset(upstream);
+            Err(refusal)
+        }
+        Err(Halt::Broken(ending)) => {
+            relay::reset(&client.stream);
+            relay::reset(upstream);
+            Ok(ending)
         }
     }
-    Ok(relay::run(&mut client.stream, upstream, limits.idle, &meter).await)
+}
+
+async fn talk(
+    client: &mut Client,
+    upstream: &mut TcpStream,
+    sighting: Option<Sighting>,
+    house: &House,
+    meter: &Meter,
+) -> Result<Ending, Halt> {
+    let Limits { head, idle, .. } = house.limits;
+    let peeked = client.take_peeked();
+    match sighting {
+        Some(Sighting::Http(request)) => {
+            let limits = ExchangeLimits { head, idle };
+            return exchange::run(&mut client.stream, upstream, &request, &peeked, limits, meter).await;
+        }
+        Some(Sighting::Tls(hello)) => {
+            let limits = SettleLimits { peek: house.peek_limits(), idle };
+            handshake::settle(&mut client.stream, upstream, &hello, &peeked, limits, meter).await?;
+        }
+        // What a client of a network rule sent while it was being dialled for.
+        None => relay::send(upstream, &peeked, meter).await?,
+    }
+    drop(peeked);
+    Ok(relay::run(&mut client.stream, upstream, idle, meter).await)
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::policy::pattern::Pattern;
 
 const BASE: &str = "listeners: [{ kind: forward, bind: \"127.0.0.1:3128\" }]\n";
 
@@ -178,7 +179,7 @@ fn bundles_are_checked() {
     fault(&bundle("{ bundle: aks, location: \"West Europe\" }"), &[("2:46", "short name such as westeurope")]);
     fault(&bundle("{ bundle: aks }"), &[("2:21", "`location` is missing")]);
     let one = parse(&bundle("{ bundle: aks, location: westeurope, sources: [10.224.0.0/16] }")).unwrap();
-    let patterns: Vec<&str> = one.rules.apps.iter().flat_map(|r| &r.fqdns).map(|p| p.as_str()).collect();
+    let patterns: Vec<&str> = one.rules.apps.iter().flat_map(|r| &r.fqdns).map(Pattern::as_str).collect();
     assert!(patterns.contains(&"*.hcp.westeurope.azmk8s.io") && patterns.contains(&"mcr.microsoft.com"));
     assert!(one.rules.apps.iter().all(|r| r.sources.0.len() == 1));
 }

@@ -31,6 +31,8 @@ pub struct ClientHello {
     pub ech: bool,
     pub esni: bool,
     pub ja4: Box<str>,
+    /// Received bytes that its records took; whatever follows is not part of it.
+    pub raw_len: usize,
 }
 
 /// The server name indication (RFC 6066 §3).
@@ -66,14 +68,13 @@ impl ClientHello {
 pub struct HelloReader(Deframer);
 
 impl HelloReader {
-    /// Looks at all bytes received so far: the hello and the length of its records, or `None` for "need
-    /// more".
+    /// Looks at all bytes received so far: the hello, or `None` for "need more".
     ///
     /// # Errors
     /// The reason why these bytes can never become a hello; at most `limit` bytes are held.
-    pub fn look(&mut self, raw: &[u8], limit: usize) -> Result<Option<(ClientHello, usize)>, Reason> {
+    pub fn look(&mut self, raw: &[u8], limit: usize) -> Result<Option<ClientHello>, Reason> {
         match self.0.message(raw, limit)? {
-            Some(message) if message.kind == CLIENT_HELLO => Ok(Some((parse(message.body)?, message.raw_len))),
+            Some(message) if message.kind == CLIENT_HELLO => parse(message.body, message.raw_len).map(Some),
             Some(_) => Err(Reason::BadTls),
             None if raw.len() >= limit => Err(Reason::HelloTooLarge),
             None => Ok(None),
@@ -81,7 +82,7 @@ impl HelloReader {
     }
 }
 
-fn parse(body: &[u8]) -> Result<ClientHello, Reason> {
+fn parse(body: &[u8], raw_len: usize) -> Result<ClientHello, Reason> {
     let (rest, hello) = tls_parser::parse_tls_handshake_client_hello(body).map_err(|_| Reason::BadTls)?;
     // The parser leaves an extension block whose length lies in `rest`, and says "no extensions".
     if !rest.is_empty() {
@@ -105,6 +106,7 @@ fn parse(body: &[u8]) -> Result<ClientHello, Reason> {
         ech: seen.kinds.contains(&EXT_ECH),
         esni: seen.kinds.contains(&EXT_ESNI),
         ja4: ja4.into(),
+        raw_len,
     })
 }
 
@@ -189,7 +191,8 @@ fn server_name(data: &[u8]) -> Result<Sni, Reason> {
     })
 }
 
-/// At least one protocol, none of them empty (RFC 7301 §3.1).
+/// None of the protocols may be empty (RFC 7301 §3.1). An empty list may not either, but real stacks send
+/// it, and it can only be read as no offer.
 fn protocols(data: &[u8]) -> Result<Vec<Box<[u8]>>, Reason> {
     let mut outer = Reader::new(data);
     let mut list = Reader::new(outer.vec16()?);
@@ -201,10 +204,7 @@ fn protocols(data: &[u8]) -> Result<Vec<Box<[u8]>>, Reason> {
         }
         out.push(name.into());
     }
-    if !outer.is_empty() || out.is_empty() {
-        return Err(Reason::BadTls);
-    }
-    Ok(out)
+    if outer.is_empty() { Ok(out) } else { Err(Reason::BadTls) }
 }
 
 #[cfg(test)]

@@ -107,7 +107,7 @@ pub fn second_hello(
     limit: usize,
     first: &ClientHello,
 ) -> Result<Option<()>, Reason> {
-    let Some((second, _)) = reader.look(raw, limit)? else { return Ok(None) };
+    let Some(second) = reader.look(raw, limit)? else { return Ok(None) };
     if second.sni == first.sni && second.alpn == first.alpn { Ok(Some(())) } else { Err(Reason::NameMismatch) }
 }
 

@@ -43,16 +43,22 @@ impl Policy {
         found
     }
 
+    /// The pattern with the fewest letters that differ, or else with the longest ending in common.
     fn spelled_alike(&self, name: &HostName) -> Option<(u32, &'static str)> {
         let last = u32::try_from(self.app_hosts.len()).unwrap_or(u32::MAX).min(MAX_COMPARED);
-        (0..last)
-            .filter(|pattern| self.allows(*pattern))
-            .filter_map(|pattern| {
-                let text = self.app_hosts.text(pattern);
-                typos(text, name.as_str()).map(|typos| (typos, pattern))
-            })
-            .min()
-            .map(|(_, pattern)| (pattern, ", which is spelled almost alike"))
+        let allowed = || (0..last).filter(|pattern| self.allows(*pattern));
+        let alike = allowed()
+            .filter_map(|pattern| typos(self.app_hosts.text(pattern), name.as_str()).map(|n| (n, pattern)))
+            .min();
+        if let Some((_, pattern)) = alike {
+            return Some((pattern, ", which is spelled almost alike"));
+        }
+        let ending = |pattern: &u32| {
+            let text = self.app_hosts.text(*pattern).bytes().rev();
+            text.zip(name.as_str().bytes().rev()).take_while(|(a, b)| a == b).count()
+        };
+        // The first of equals: `max_by_key` alone would take the last.
+        allowed().rev().max_by_key(ending).map(|pattern| (pattern, ", which is another name"))
     }
 
     fn allows(&self, pattern: u32) -> bool {

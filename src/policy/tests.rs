@@ -43,7 +43,7 @@ fn claim(target: &str, port: u16) -> Claim {
 
 fn hello(name: &str) -> ClientHello {
     let sni = HostName::from_wire(name.as_bytes()).map_or(Sni::Absent, Sni::Name);
-    ClientHello { sni, alpn: vec![], version: 0x304, ech: false, esni: false, ja4: "".into() }
+    ClientHello { sni, alpn: vec![], version: 0x304, ech: false, esni: false, ja4: "".into(), raw_len: 0 }
 }
 
 fn request(raw: &str) -> Sighting {
@@ -302,7 +302,11 @@ fn a_refusal_names_what_came_close_and_the_cure() {
         "rule team allows team.example, which is spelled almost alike",
         &fix("teem-example", "teem.example"),
     );
-    hinted("https://elsewhere.test", "", &fix("elsewhere-test", "elsewhere.test"));
+    hinted(
+        "https://elsewhere.test",
+        "rule web allows a.example, which is another name",
+        &fix("elsewhere-test", "elsewhere.test"),
+    );
     hinted("https://team.example", "rule team allows it, for sources 10.1.0.0/16", "");
     hinted("https://a.example:8443", "rule web allows it, on https:443, http:80", "");
     hinted(

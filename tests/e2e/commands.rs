@@ -1,0 +1,166 @@
+//! The commands as a shell sees them: what they print, and their exit codes.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::support::{own_ip, text};
+
+fn egret(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_egret")).args(args).output().unwrap()
+}
+
+#[track_caller]
+fn exits(args: &[&str], code: i32, says: &[&str]) -> String {
+    let out = egret(args);
+    let text = text(&out);
+    assert_eq!(out.status.code(), Some(code), "{args:?}: {text}");
+    for part in says {
+        assert!(text.contains(part), "{args:?} says {part:?}: {text}");
+    }
+    text
+}
+
+fn config(text: &str) -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("egret.yaml");
+    std::fs::write(&file, text).unwrap();
+    let path = file.display().to_string();
+    (folder, path)
+}
+
+const GOOD: &str = "listeners: [{ kind: forward, bind: \"127.0.0.1:3128\" }]\npolicy:\n  application_rules:\n    - { name: web, sources: [\"10.0.0.0/8\"], fqdns: [\"*.web.test\"], protocols: [\"https:443\"] }\n";
+
+#[test]
+fn check_tells_faults_warnings_and_peace() {
+    let (_folder, good) = config(GOOD);
+    exits(&["check", "--config", &good], 0, &["fine: 1 listeners, 1 application rules, 0 network rules"]);
+    let (_folder, odd) = config(&GOOD.replace("*.web.test", "*"));
+    exits(&["check", "--config", &odd], 0, &["warning: ", ":4:", "lets every name out"]);
+    exits(&["check", "--config", &odd, "--strict"], 1, &["lets every name out"]);
+    let (_folder, bad) = config(&GOOD.replace("sources", "source").replace("https:443", "https:0"));
+    let said =
+        exits(&["check", "--config", &bad], 2, &["error: ", "did you mean `sources`?", "`0` is no port", "2 faults"]);
+    assert!(said.contains(&format!("{bad}:4:")), "{said}");
+    let json: Value = serde_json::from_slice(&egret(&["check", "--config", &bad, "--json"]).stdout).unwrap();
+    assert_eq!((json["faults"].as_array().unwrap().len(), &json["faults"][0]["line"]), (2, &4.into()));
+    exits(&["check", "--config", "/nowhere/egret.yaml"], 2, &["cannot read /nowhere/egret.yaml"]);
+}
+
+#[test]
+fn run_refuses_what_check_refuses() {
+    let ip = own_ip();
+    for (text, says) in [
+        ("listeners: [", "YAML"),
+        ("listen: []\n", "did you mean"),
+        (&GOOD.replace("listeners", "listener"), "did you mean `listeners`?"),
+        (&GOOD.replace("10.0.0.0/8", "10.0.0.0/40"), "is no CIDR"),
+        (&GOOD.replace("*.web.test", "**.web.test"), "`**` is not a pattern"),
+        (&GOOD.replace(":3128", ":0"), "0 is no port"),
+        (&format!("{GOOD}  mode: audit\n"), "audit is not available"),
+        (&format!("{GOOD}admin: {{ bind: \"127.0.0.1:3128\" }}\n"), "is taken by listeners[0].bind"),
+    ] {
+        let (_folder, path) = config(text);
+        let says = if says == "did you mean" { "unknown key `listen`" } else { says };
+        exits(&["run", "--config", &path], 2, &[says]);
+    }
+    let taken = std::net::TcpListener::bind((ip, 3128)).unwrap();
+    let (_folder, path) = config(&GOOD.replace("127.0.0.1", &ip.to_string()));
+    exits(&["run", "--config", &path], 1, &["cannot listen on", "another process has it"]);
+    drop(taken);
+    let (_folder, path) = config(&GOOD.replace("127.0.0.1", "192.0.2.1"));
+    exits(&["run", "--config", &path], 1, &["no interface of this machine has the address"]);
+    let (_folder, path) =
+        config(&format!("{}log: {{ output: /nowhere/log }}\n", GOOD.replace("127.0.0.1", &ip.to_string())));
+    exits(&["run", "--config", &path], 1, &["cannot write the access log"]);
+}
+
+#[test]
+fn a_privileged_port_without_the_right_is_explained() {
+    let (folder, path) = config(&GOOD.replace("127.0.0.1:3128", &format!("{}:81", own_ip())));
+    let start = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
+    let root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n");
+    if start.trim().parse().is_ok_and(|port: u16| port <= 81) {
+        return crate::support::missing("a kernel that guards ports below 1024");
+    }
+    let out = if root {
+        let public = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(folder.path(), public).unwrap();
+        let copy = folder.path().join("egret");
+        std::fs::copy(env!("CARGO_BIN_EXE_egret"), &copy).unwrap();
+        let copy = copy.display().to_string();
+        crate::support::run(
+            "setpriv",
+            &[
+                "--reuid=65534",
+                "--regid=65534",
+                "--clear-groups",
+                "--inh-caps=-all",
+                "--bounding-set=-all",
+                &copy,
+                "run",
+                "--config",
+                &path,
+            ],
+        )
+    } else {
+        egret(&["run", "--config", &path])
+    };
+    assert_eq!(out.status.code(), Some(1), "{}", text(&out));
+    assert!(text(&out).contains("CAP_NET_BIND_SERVICE"), "{}", text(&out));
+}
+
+#[test]
+fn explain_answers_with_verdict_reason_and_code() {
+    exits(&["explain", "https://mcr.microsoft.com"], 0, &["allow", "aks/global/registry"]);
+    exits(&["explain", "https://x.hcp.westeurope.azmk8s.io"], 0, &["*.hcp.*.azmk8s.io"]);
+    exits(
+        &["explain", "https://x.mcr.microsoft.com"],
+        1,
+        &["deny", "no_rule", "mcr.microsoft.com only, not the names under it", "fqdns: [\"x.mcr.microsoft.com\"]"],
+    );
+    exits(&["explain", "https://data.mcr.microsoft.com"], 1, &["does not cover the bare name"]);
+    exits(&["explain", "http://mcr.microsoft.com"], 1, &["port_not_allowed", "on https:443"]);
+    exits(&["explain", "mcr.microsoft.com"], 2, &["write https://host"]);
+    exits(&["explain", "udp://mcr.microsoft.com"], 2, &["needs a port"]);
+    let (_folder, path) = config(GOOD);
+    exits(&["explain", "--config", &path, "--from", "10.1.2.3", "https://a.web.test"], 0, &["rule     web"]);
+    exits(
+        &["explain", "--config", &path, "--from", "11.1.2.3", "https://a.web.test"],
+        1,
+        &["source_not_allowed", "for sources 10.0.0.0/8"],
+    );
+    let out = egret(&["explain", "--json", "https://evil.test"]);
+    let json: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(
+        (&json["verdict"], &json["reason"], &json["stage"]),
+        (&"deny".into(), &"no_rule".into(), &"name".into())
+    );
+    assert_eq!(out.status.code(), Some(1));
+    exits(&["explain", "--config", "/nowhere", "https://a.test"], 2, &["cannot read"]);
+}
+
+#[test]
+fn schema_help_and_completions_read_well() {
+    let schema: Value = serde_json::from_slice(&egret(&["schema"]).stdout).unwrap();
+    assert_eq!(schema["properties"]["listeners"]["type"], "array");
+    assert_eq!(schema["additionalProperties"], false);
+    assert!(schema["$defs"]["ApplicationRule"]["properties"]["fqdns"]["description"].is_string());
+    exits(&["--help"], 0, &["lets out only what is named", "run", "check", "explain", "schema"]);
+    exits(&["--version"], 0, &[env!("CARGO_PKG_VERSION")]);
+    exits(&["completions", "bash"], 0, &["_egret()"]);
+    exits(&["fly"], 2, &["unrecognized subcommand"]);
+}
+
+#[test]
+fn health_asks_the_running_one() {
+    let ip = own_ip();
+    let text = GOOD.replace("127.0.0.1", &ip.to_string())
+        + &format!("admin: {{ bind: \"{ip}:9901\" }}\nhealth: {{ bind: \"0.0.0.0:19902\" }}\n");
+    let text = text.replace("0.0.0.0:19902", &format!("{}:9902", own_ip()));
+    let (_folder, path) = config(&text);
+    exits(&["health", "--config", &path], 1, &["does not answer"]);
+    let running = crate::support::Egret::run(&text, ip);
+    exits(&["health", "--config", &path], 0, &["ok"]);
+    drop(running);
+}

@@ -1,0 +1,164 @@
+//! Bounds hold and manners are kept: too many, too slow, too few descriptors, and the end.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+
+use crate::clients::{HTTP, HTTPS, policy};
+use crate::support::dns::Dns;
+use crate::support::hello::Hello;
+use crate::support::origin::Recorder;
+use crate::support::{Egret, allowed, connect, eventually, own_ip, read_all, refused, tunnel};
+
+const ALERT: &[u8] = &[21, 3, 3, 0, 2, 2, 40];
+
+fn world(more: &str) -> (Egret, (Recorder, Dns)) {
+    let (dns, ip) = (Dns::start(), own_ip());
+    dns.answer("a.web.test", &[&ip.to_string()]);
+    let origin = Recorder::start(ip, HTTPS, ALERT);
+    let egret = Egret::start(dns.address, (HTTPS, HTTP), &policy(), more);
+    (egret, (origin, dns))
+}
+
+/// A tunnel through which bytes have gone both ways.
+fn open(egret: &Egret) -> TcpStream {
+    let mut stream = tunnel(egret, &format!("a.web.test:{HTTPS}"));
+    stream.write_all(&Hello::named("a.web.test").record()).unwrap();
+    let mut alert = [0; 7];
+    stream.read_exact(&mut alert).unwrap();
+    stream
+}
+
+#[test]
+fn one_client_and_all_together_have_a_limit() {
+    let (egret, _origin) = world("limits: { connections: 3, connections_per_client: 2 }");
+    let first = open(&egret);
+    let _second = open(&egret);
+    let mut third = connect(egret.forward());
+    let local = third.local_addr().unwrap();
+    assert_eq!(read_all(&mut third), b"");
+    refused(&egret.record_of(local), "too_many_connections", "limit");
+    drop(first);
+    eventually("a place is free again", || {
+        let mut stream = connect(egret.forward());
+        let _ = write!(stream, "CONNECT a.web.test:{HTTPS} HTTP/1.1\r\nHost: a.web.test:{HTTPS}\r\n\r\n");
+        let mut byte = [0; 1];
+        matches!(stream.read(&mut byte), Ok(1))
+    });
+    assert!(egret.errors().contains("3 connections, 2 from one client"), "told at start: {}", egret.errors());
+}
+
+#[test]
+fn an_idle_connection_ends() {
+    let (egret, _origin) = world("limits: { idle: 400ms }");
+    let mut stream = open(&egret);
+    let local = stream.local_addr().unwrap();
+    assert_eq!(stream.read(&mut [0; 1]).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(egret.record_of(local)["ending"], "idle");
+}
+
+#[test]
+fn all_peeks_together_hold_no_more_than_their_memory() {
+    let (egret, _origin) = world("limits: { peek_memory: 64KiB, peek: 10s }");
+    let hello = Hello::named("a.web.test").with(21, &[0; 40_000]).record();
+    // Two clients that never end their hellos: there is room for one of them.
+    let mut hogs = [connect(egret.sni()), connect(egret.sni())];
+    for hog in &mut hogs {
+        let _ = hog.write_all(&hello[..39_000]);
+    }
+    let refusal = egret.record("the one too many", |line| line["reason"] == "too_many_connections");
+    refused(&refusal, "too_many_connections", "limit");
+    assert_eq!(egret.records().len(), 1, "the other one is waited for");
+    drop(hogs);
+    eventually("the memory is free again", || {
+        let mut stream = connect(egret.sni());
+        let local = stream.local_addr().unwrap();
+        let _ = stream.write_all(&hello);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        read_all(&mut stream);
+        egret.record_of(local)["verdict"] == "allow"
+    });
+}
+
+#[test]
+fn keepalives_go_towards_both_sides() {
+    let (egret, (origin, _dns)) = world("limits: { keepalive: 77s }");
+    let stream = open(&egret);
+    let sockets = || {
+        let out = Command::new("ss").args(["-tnoH", "state", "established"]).output();
+        out.map(|out| String::from_utf8_lossy(&out.stdout).into_owned())
+    };
+    if sockets().is_err() {
+        return crate::support::missing("ss");
+    }
+    let client = stream.local_addr().unwrap().to_string();
+    // A socket with something in flight shows another timer for a moment.
+    for (own, peer) in [(Some(egret.forward().to_string()), client), (None, origin.address.to_string())] {
+        eventually("a keepalive of a minute and 17 seconds", || {
+            let all = sockets().unwrap();
+            all.lines().any(|line| {
+                let mut ends = line.split_whitespace().skip(2);
+                let is_own = ends.next().is_some_and(|end| own.as_deref().is_none_or(|own| own == end));
+                is_own && ends.next() == Some(&peer) && line.contains("keepalive,1min")
+            })
+        });
+    }
+}
+
+#[test]
+fn a_signal_stops_accepting_waits_and_ends() {
+    let (mut egret, _origin) = world("limits: { drain: 20s }");
+    let mut stream = open(&egret);
+    egret.signal("TERM");
+    eventually("no new connections", || TcpStream::connect(egret.forward()).is_err());
+    stream.write_all(b"last words").unwrap();
+    let local = stream.local_addr().unwrap();
+    drop(stream);
+    assert_eq!(egret.wait(), 0);
+    let record = egret.record_of(local);
+    allowed(&record, "web");
+    assert_eq!(record["ending"], "closed");
+}
+
+#[test]
+fn the_end_of_the_drain_cuts_what_is_left_and_writes_its_record() {
+    for second_signal in [false, true] {
+        let (mut egret, _origin) = world(if second_signal { "" } else { "limits: { drain: 200ms }" });
+        let stream = open(&egret);
+        egret.signal("INT");
+        if second_signal {
+            eventually("stopping", || egret.errors().contains("stopping"));
+            egret.signal("TERM");
+        }
+        assert_eq!(egret.wait(), 0);
+        assert_eq!(egret.record_of(stream.local_addr().unwrap())["ending"], "drained");
+    }
+}
+
+#[test]
+fn running_out_of_descriptors_is_survived() {
+    let (egret, _origin) = world("limits: { connections: 100000, peek: 10s }");
+    let limit = Command::new("prlimit").args([&format!("--pid={}", egret.pid()), "--nofile=64:64"]).status();
+    if !limit.is_ok_and(|s| s.success()) {
+        return crate::support::missing("prlimit");
+    }
+    let crowd: Vec<TcpStream> = (0..80).map(|_| connect(egret.forward())).collect();
+    eventually("accepting fails", || egret.errors().contains("cannot accept"));
+    drop(crowd);
+    // Whoever comes when descriptors are free again is served.
+    drop(open(&egret));
+    let page = egret.metrics();
+    assert!(page.contains("egret_connections_total"), "{page}");
+    assert!(egret.errors().matches("cannot accept").count() < 200, "backing off, not spinning");
+}
+
+#[test]
+fn many_quick_clients_leave_nothing_behind() {
+    let (egret, _origin) = world("");
+    let gauge = || egret.metrics().lines().find(|l| l.starts_with("egret_connections_active")).map(str::to_owned);
+    for _ in 0..200 {
+        drop(connect(egret.forward()));
+    }
+    eventually("all are gone", || gauge().as_deref() == Some("egret_connections_active 0"));
+    eventually("each has its record", || egret.records().len() == 200);
+}

@@ -1,0 +1,206 @@
+//! Where allowed connections end: a recorder of raw bytes, certificates, and openssl and nginx servers.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Instant;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use tempfile::TempDir;
+
+use super::{PATIENCE, Server, eventually};
+
+/// Keeps every connection's bytes, and answers each chunk with nothing or with an echo.
+pub struct Recorder {
+    pub address: SocketAddr,
+    streams: Arc<(Mutex<Vec<Vec<u8>>>, Condvar)>,
+}
+
+impl Recorder {
+    /// A recorder at an address; `answer` is sent as soon as a client connects has sent something.
+    pub fn start(ip: IpAddr, port: u16, answer: &'static [u8]) -> Self {
+        Self::forward_to(ip, port, move |mut stream, keep| {
+            let mut chunk = [0; 65536];
+            let mut answered = answer.is_empty();
+            while let Ok(n) = stream.read(&mut chunk) {
+                if n == 0 {
+                    break;
+                }
+                keep(&chunk[..n]);
+                if !answered {
+                    answered = true;
+                    let _ = stream.write_all(answer);
+                }
+            }
+        })
+    }
+
+    /// A recorder that answers what comes first and closes, as a server told `Connection: close` does.
+    pub fn closing(ip: IpAddr, port: u16, answer: &'static [u8]) -> Self {
+        Self::forward_to(ip, port, move |mut stream, keep| {
+            let mut chunk = [0; 65536];
+            if let Ok(n) = stream.read(&mut chunk) {
+                keep(&chunk[..n]);
+                let _ = stream.write_all(answer);
+                let _ = stream.shutdown(std::net::Shutdown::Write);
+            }
+            while let Ok(n) = stream.read(&mut chunk) {
+                if n == 0 {
+                    break;
+                }
+                keep(&chunk[..n]);
+            }
+        })
+    }
+
+    /// A recorder in front of another server: what passes towards it is kept.
+    pub fn in_front_of(ip: IpAddr, port: u16, server: SocketAddr) -> Self {
+        Self::forward_to(ip, port, move |mut stream, keep| {
+            let Ok(mut behind) = TcpStream::connect(server) else { return };
+            let (mut back, mut front) = (behind.try_clone().unwrap(), stream.try_clone().unwrap());
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut back, &mut front);
+                let _ = front.shutdown(std::net::Shutdown::Write);
+            });
+            let mut chunk = [0; 65536];
+            while let Ok(n) = stream.read(&mut chunk) {
+                if n == 0 {
+                    break;
+                }
+                keep(&chunk[..n]);
+                if behind.write_all(&chunk[..n]).is_err() {
+                    break;
+                }
+            }
+            let _ = behind.shutdown(std::net::Shutdown::Write);
+        })
+    }
+
+    fn forward_to(ip: IpAddr, port: u16, serve: impl Fn(TcpStream, &dyn Fn(&[u8])) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind((ip, port)).unwrap();
+        let streams: Arc<(Mutex<Vec<Vec<u8>>>, Condvar)> = Arc::default();
+        let (kept, serve) = (Arc::clone(&streams), Arc::new(serve));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let (kept, serve) = (Arc::clone(&kept), Arc::clone(&serve));
+                let id = {
+                    let mut all = kept.0.lock().unwrap();
+                    all.push(Vec::new());
+                    all.len() - 1
+                };
+                std::thread::spawn(move || {
+                    serve(stream, &|bytes| {
+                        kept.0.lock().unwrap()[id].extend_from_slice(bytes);
+                        kept.1.notify_all();
+                    });
+                });
+            }
+        });
+        Self { address: SocketAddr::new(ip, port), streams }
+    }
+
+    /// Connections so far.
+    pub fn count(&self) -> usize {
+        self.streams.0.lock().unwrap().len()
+    }
+
+    /// The bytes of every connection so far.
+    pub fn streams(&self) -> Vec<Vec<u8>> {
+        self.streams.0.lock().unwrap().clone()
+    }
+
+    /// Waits until some connection brought exactly these bytes.
+    pub fn received(&self, bytes: &[u8]) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut all = self.streams.0.lock().unwrap();
+        while !all.iter().any(|stream| stream == bytes) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(
+                !left.is_zero(),
+                "never received; connections brought {:?}",
+                all.iter().map(Vec::len).collect::<Vec<_>>()
+            );
+            all = self.streams.1.wait_timeout(all, left).unwrap().0;
+        }
+    }
+}
+
+/// A certificate authority and what it signed, as PEM files.
+pub struct Authority {
+    folder: TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "the test's own authority");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("ca.pem"), issuer.pem()).unwrap();
+        Self { folder, issuer }
+    }
+
+    pub fn ca(&self) -> String {
+        self.path("ca.pem")
+    }
+
+    pub fn path(&self, file: &str) -> String {
+        self.folder.path().join(file).display().to_string()
+    }
+
+    /// Signs a certificate for some names; the files' paths without `.crt` and `.key`.
+    pub fn sign(&self, file: &str, names: &[&str]) -> PathBuf {
+        let mut params = CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let cert = params.signed_by(&key, &self.issuer).unwrap();
+        std::fs::write(self.folder.path().join(format!("{file}.crt")), cert.pem()).unwrap();
+        std::fs::write(self.folder.path().join(format!("{file}.key")), key.serialize_pem()).unwrap();
+        self.folder.path().join(file)
+    }
+}
+
+/// `openssl s_server` with a certificate for the names.
+pub fn openssl_server(authority: &Authority, address: SocketAddr, names: &[&str], more: &[&str]) -> Server {
+    let stem = authority.sign(&format!("server-{}", address.port()), names);
+    let mut command = Command::new("openssl");
+    command.args(["s_server", "-accept", &address.to_string(), "-quiet"]);
+    command.arg("-cert").arg(stem.with_extension("crt")).arg("-key").arg(stem.with_extension("key")).args(more);
+    Server::start(&mut command, address)
+}
+
+/// nginx with TLS (HTTP/1.1 and h2) at `https`, plain at `http`, and a folder of files.
+pub struct Nginx {
+    pub root: TempDir,
+    _server: Server,
+}
+
+impl Nginx {
+    pub fn start(authority: &Authority, ip: IpAddr, https: u16, http: u16, names: &[&str], more: &str) -> Self {
+        let stem = authority.sign("nginx", names);
+        let root = tempfile::tempdir().unwrap();
+        let (dir, stem) = (root.path().display(), stem.display());
+        let config = format!(
+            "daemon off; user root; pid {dir}/pid; error_log {dir}/error.log; worker_processes 1;\n\
+             events {{ worker_connections 512; }}\n\
+             http {{ access_log {dir}/access.log; client_body_temp_path {dir}/t1; proxy_temp_path {dir}/t2;\n\
+             fastcgi_temp_path {dir}/t3; uwsgi_temp_path {dir}/t4; scgi_temp_path {dir}/t5; client_max_body_size 0;\n\
+             server {{ listen {ip}:{http}; listen {ip}:{https} ssl http2; root {dir};\n\
+             ssl_certificate {stem}.crt; ssl_certificate_key {stem}.key; ssl_protocols TLSv1.2 TLSv1.3; {more}\n\
+             location /who {{ return 200 \"$host $server_protocol $ssl_protocol\\n\"; }} }} }}\n"
+        );
+        let file = root.path().join("nginx.conf");
+        std::fs::write(&file, config).unwrap();
+        std::fs::write(root.path().join("hello"), "hello\n").unwrap();
+        let program = if Path::new("/usr/sbin/nginx").exists() { "/usr/sbin/nginx" } else { "nginx" };
+        let mut command = Command::new(program);
+        command.arg("-c").arg(&file);
+        let server = Server::start(&mut command, SocketAddr::new(ip, http));
+        eventually("nginx serves TLS", || TcpStream::connect((ip, https)).is_ok());
+        Self { root, _server: server }
+    }
+}
