@@ -1,0 +1,40 @@
+# What a developer types; `just --list` shows it.
+
+default: lint test
+
+fmt:
+    cargo fmt
+
+lint:
+    cargo fmt --check
+    cargo clippy --locked --all-targets -- -D warnings
+
+test:
+    cargo test --locked
+
+# Every test, none skipped for want of a tool or a right.
+test-all:
+    EGRET_TEST_ALL=1 cargo test --locked
+
+bench:
+    cargo bench --locked
+
+# A minute of each fuzz target (needs nightly and cargo-fuzz).
+fuzz:
+    for target in hello http_head pattern config; do cargo +nightly fuzz run $target -- -max_total_time=60; done
+
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+deny:
+    cargo deny check
+
+demo:
+    cargo run --release --example demo
+
+image:
+    .ci/image
+
+# All that the pipeline runs.
+ci:
+    .ci/run
