@@ -62,7 +62,9 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct Explain {
-    /// https://host[:port], http://host[:port], tcp://host-or-ip:port, udp://host-or-ip:port or dns://name
+    #[arg(
+        help = "https://host[:port], http://host[:port], tcp://host-or-ip:port, udp://host-or-ip:port or dns://name"
+    )]
     target: String,
     /// Configuration file; without it the built-in one
     #[arg(long, value_name = "FILE")]
