@@ -195,6 +195,14 @@ mod tests {
     }
 
     #[test]
+    fn every_reason_is_explained_to_people() {
+        let page = include_str!("../docs/reasons.md");
+        for reason in Reason::ALL {
+            assert!(page.contains(&format!("`{reason}`")), "docs/reasons.md does not explain {reason}");
+        }
+    }
+
+    #[test]
     fn only_policy_is_spoken() {
         assert!(Stage::Name.is_spoken());
         assert!(!Stage::Dns.is_spoken());

@@ -12,7 +12,7 @@ use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
 use crate::peek::PeekLimits;
 use crate::peek::client_hello::{ClientHello, HelloReader};
 use crate::peek::retry::{ClientGate, SERVER_FIRST_MAX, ServerFirst, second_hello, server_first};
-use crate::relay::{self, Meter, Way};
+use crate::relay::{Meter, Way};
 
 /// One read while waiting; a server's first flight is a few of these.
 const CHUNK: usize = 16 << 10;
@@ -55,24 +55,26 @@ pub async fn settle(
     limits: SettleLimits,
     meter: &Meter,
 ) -> Result<(), Halt> {
-    let SettleLimits { peek: limits, idle } = limits;
     let mut wait =
         Wait { client, upstream, meter, held: peeked.to_vec(), gate: ClientGate::default(), client_ended: false };
-    wait.send(first.raw_len).await?;
-    // What came in the same breath as the hello is held to the same rule as what comes after it.
-    wait.send_passable().await?;
-    let answered = tokio::select! {
-        answered = wait.first_answer(limits.hello) => answered?,
-        () = meter.idle(idle) => return Err(Halt::Broken(Ending::Idle)),
-    };
-    if answered == ServerFirst::Retry {
-        let again = tokio::time::timeout(limits.time, wait.second_hello(first, limits.hello));
-        again.await.map_err(|_| refused(Reason::PeekTimeout))??;
+    tokio::select! {
+        settled = wait.settle(first, limits.peek) => settled,
+        () = meter.idle(limits.idle) => Err(Halt::Broken(Ending::Idle)),
     }
-    wait.release().await
 }
 
 impl Wait<'_> {
+    async fn settle(&mut self, first: &ClientHello, limits: PeekLimits) -> Result<(), Halt> {
+        self.send(first.raw_len).await?;
+        // What came in the same breath as the hello is held to the same rule as what comes after it.
+        self.send_passable().await?;
+        if self.first_answer(limits.hello).await? == ServerFirst::Retry {
+            let again = tokio::time::timeout(limits.time, self.second_hello(first, limits.hello));
+            again.await.map_err(|_| refused(Reason::PeekTimeout))??;
+        }
+        self.send(self.held.len()).await
+    }
+
     async fn first_answer(&mut self, most: usize) -> Result<ServerFirst, Halt> {
         let mut seen = Vec::new();
         loop {
@@ -136,10 +138,6 @@ impl Wait<'_> {
         }
     }
 
-    async fn release(&mut self) -> Result<(), Halt> {
-        self.send(self.held.len()).await
-    }
-
     async fn send_passable(&mut self) -> Result<(), Halt> {
         let passed = self.gate.passable(&self.held);
         self.send(passed).await
@@ -147,7 +145,11 @@ impl Wait<'_> {
 
     async fn send(&mut self, n: usize) -> Result<(), Halt> {
         let bytes: Vec<u8> = self.held.drain(..n.min(self.held.len())).collect();
-        relay::send(self.upstream, &bytes, self.meter).await
+        if !bytes.is_empty() {
+            self.upstream.write_all(&bytes).await.map_err(|_| Halt::Broken(Ending::UpstreamReset))?;
+            self.meter.count(Way::Up, bytes.len());
+        }
+        Ok(())
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
-use crate::ending::{Ending, Halt, Totals};
+use crate::ending::{Ending, Totals};
 
 /// One read: large enough that a busy stream pays few system calls, small enough for thousands of streams.
 const CHUNK: usize = 32 << 10;
@@ -76,30 +76,24 @@ impl Default for Meter {
     }
 }
 
-/// Sends bytes that were read before the relay began.
-///
-/// # Errors
-/// [`Halt::Broken`] where the upstream is gone.
-pub async fn send(upstream: &mut TcpStream, bytes: &[u8], meter: &Meter) -> Result<(), Halt> {
-    if bytes.is_empty() {
-        return Ok(());
-    }
-    upstream.write_all(bytes).await.map_err(|_| Halt::Broken(Ending::UpstreamReset))?;
-    meter.count(Way::Up, bytes.len());
-    Ok(())
-}
-
-/// Relays until both sides have finished, one of them resets, or nothing moves for `idle`.
+/// Sends `first` to the upstream, then relays until both sides have finished, one of them resets, or nothing
+/// moves for `idle`.
 ///
 /// A side that finishes is told to the other, which may go on sending. A reset of one side becomes a reset
 /// of the other.
-pub async fn run(client: &mut TcpStream, upstream: &mut TcpStream, idle: Duration, meter: &Meter) -> Ending {
+pub async fn run(
+    client: &mut TcpStream,
+    upstream: &mut TcpStream,
+    first: &[u8],
+    idle: Duration,
+    meter: &Meter,
+) -> Ending {
     let broken = Broken::default();
     let ending = {
         let (client_read, client_write) = client.split();
         let (upstream_read, upstream_write) = upstream.split();
-        let up = one_way(client_read, upstream_write, Way::Up, meter, &broken);
-        let down = one_way(upstream_read, client_write, Way::Down, meter, &broken);
+        let up = one_way(client_read, upstream_write, Way::Up, meter, &broken, first);
+        let down = one_way(upstream_read, client_write, Way::Down, meter, &broken, &[]);
         let both = async {
             // A failed direction ends the other, except that what an upstream sent before it reset is still
             // delivered: only `down` itself knows when that is done.
@@ -163,6 +157,7 @@ async fn one_way(
     way: Way,
     meter: &Meter,
     broken: &Broken,
+    first: &[u8],
 ) -> Result<(), Side> {
     let (reader, writer) = match way {
         Way::Up => (Side::Client, Side::Upstream),
@@ -174,6 +169,10 @@ async fn one_way(
         }
         side
     };
+    if !first.is_empty() {
+        to.write_all(first).await.map_err(|_| failed(writer))?;
+        meter.count(way, first.len());
+    }
     let mut chunk = vec![0; CHUNK];
     loop {
         let n = from.read(&mut chunk).await.map_err(|_| failed(reader))?;

@@ -89,7 +89,9 @@ async fn visit(client: &mut Client, house: &House, record: &mut Record) -> Resul
     // a refusal can only be spoken in the protocol of those bytes.
     let (clearance, sighting) = match policy.by_claim(&claim)? {
         Passage::Straight(clearance) => {
-            record.straight();
+            if claimed.sighting.is_none() {
+                record.straight();
+            }
             (clearance, claimed.sighting)
         }
         Passage::Peek(expectation) => {
@@ -166,7 +168,7 @@ async fn talk(
     meter: &Meter,
 ) -> Result<Ending, Halt> {
     let Limits { head, idle, .. } = house.limits;
-    let peeked = client.take_peeked();
+    let mut peeked = client.take_peeked();
     match sighting {
         Some(Sighting::Http(request)) => {
             let limits = ExchangeLimits { head, idle };
@@ -175,10 +177,10 @@ async fn talk(
         Some(Sighting::Tls(hello)) => {
             let limits = SettleLimits { peek: house.peek_limits(), idle };
             handshake::settle(&mut client.stream, upstream, &hello, &peeked, limits, meter).await?;
+            peeked = Vec::new();
         }
-        // What a client of a network rule sent while it was being dialled for.
-        None => relay::send(upstream, &peeked, meter).await?,
+        // What a client of a network rule sent while it was being dialled for goes first.
+        None => {}
     }
-    drop(peeked);
-    Ok(relay::run(&mut client.stream, upstream, idle, meter).await)
+    Ok(relay::run(&mut client.stream, upstream, &peeked, idle, meter).await)
 }

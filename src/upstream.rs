@@ -24,8 +24,12 @@ const MAX_TRIED: usize = 16;
 /// # Errors
 /// A refusal at stage `dial`, after `deadline` at the latest.
 pub async fn dial(permit: &Permit, deadline: Duration) -> Result<TcpStream, Refusal> {
+    within(deadline, permit.addresses()).await
+}
+
+async fn within(deadline: Duration, addresses: &[SocketAddr]) -> Result<TcpStream, Refusal> {
     let refuse = |reason| Refusal::new(reason, Stage::Dial);
-    match tokio::time::timeout(deadline, race(permit.addresses())).await {
+    match tokio::time::timeout(deadline, race(addresses)).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => Err(refuse(reason(&error))),
         Err(_) => Err(refuse(Reason::ConnectTimeout)),
@@ -80,4 +84,60 @@ pub fn set_options(stream: &TcpStream, keepalive: Duration) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(keepalive).with_interval(keepalive))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use socket2::{Domain, Socket, Type};
+    use tokio::net::TcpListener;
+
+    /// A place where nobody listens: connections are refused at once.
+    async fn closed() -> SocketAddr {
+        TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+    }
+
+    /// A place whose queue is full: connections are neither taken nor refused.
+    fn silent() -> (Socket, Vec<Socket>, SocketAddr) {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let crowd = (0..4).map(|_| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let _ = socket.connect(&address);
+            socket
+        });
+        let crowd = crowd.collect();
+        (listener, crowd, address.as_socket().unwrap())
+    }
+
+    async fn reached(addresses: &[SocketAddr], deadline: Duration) -> Result<SocketAddr, Reason> {
+        let dialled = within(deadline, addresses).await;
+        dialled.map(|stream| stream.peer_addr().unwrap()).map_err(|refusal| refusal.reason)
+    }
+
+    #[tokio::test]
+    async fn the_first_address_that_answers_is_taken() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let open = listener.local_addr().unwrap();
+        let (_listener, _crowd, silent) = silent();
+        let closed = closed().await;
+        let long = Duration::from_secs(20);
+        assert_eq!(reached(&[open], long).await, Ok(open));
+        assert_eq!(reached(&[closed, open], long).await, Ok(open));
+        assert_eq!(reached(&[silent, open], long).await, Ok(open), "silence costs a head start, not the connection");
+        assert_eq!(reached(&[silent, closed, open], long).await, Ok(open));
+    }
+
+    #[tokio::test]
+    async fn where_nobody_answers_the_reason_says_how() {
+        let (_listener, _crowd, silent) = silent();
+        let closed = closed().await;
+        let short = Duration::from_millis(400);
+        assert_eq!(reached(&[closed, closed], short).await, Err(Reason::ConnectRefused));
+        assert_eq!(reached(&[silent], short).await, Err(Reason::ConnectTimeout));
+        assert_eq!(reached(&[closed, silent], short).await, Err(Reason::ConnectTimeout));
+    }
 }

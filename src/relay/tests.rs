@@ -14,7 +14,7 @@ async fn relayed(idle: Duration) -> (TcpStream, TcpStream, tokio::task::JoinHand
     let (mut far, upstream) = pair().await;
     let task = tokio::spawn(async move {
         let meter = Meter::new();
-        let ending = run(&mut near, &mut far, idle, &meter).await;
+        let ending = run(&mut near, &mut far, b"first, ", idle, &meter).await;
         (ending, meter.totals())
     });
     (client, upstream, task)
@@ -29,13 +29,13 @@ async fn both_sides_finish_in_their_own_time() {
     client.shutdown().await.unwrap();
     let mut got = Vec::new();
     upstream.read_to_end(&mut got).await.unwrap();
-    assert_eq!(got, b"question");
+    assert_eq!(got, b"first, question");
     upstream.write_all(b"answer").await.unwrap();
     upstream.shutdown().await.unwrap();
     got.clear();
     client.read_to_end(&mut got).await.unwrap();
     assert_eq!(got, b"answer");
-    assert_eq!(task.await.unwrap(), (Ending::Closed, Totals { up: 8, down: 6 }));
+    assert_eq!(task.await.unwrap(), (Ending::Closed, Totals { up: 15, down: 6 }));
 }
 
 #[tokio::test]
@@ -48,12 +48,13 @@ async fn what_came_before_a_reset_is_delivered_and_then_the_reset() {
     drop(upstream);
     let error = client.read(&mut [0; 1]).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-    assert_eq!(task.await.unwrap(), (Ending::UpstreamReset, Totals { up: 0, down: 100_000 }));
+    assert_eq!(task.await.unwrap(), (Ending::UpstreamReset, Totals { up: 7, down: 100_000 }));
 }
 
 #[tokio::test]
 async fn a_client_that_resets_ends_the_upstream_at_once() {
     let (client, mut upstream, task) = relayed(LONG).await;
+    upstream.read_exact(&mut [0; 7]).await.unwrap();
     reset(&client);
     drop(client);
     let error = upstream.read(&mut [0; 1]).await.unwrap_err();
