@@ -13,11 +13,13 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::drain::{Guest, Watcher};
 use crate::metrics::Metrics;
+use crate::peek::PeekBudget;
 
 /// What the pages tell about.
 #[derive(Clone, Debug)]
 pub struct Told {
     pub metrics: Arc<Metrics>,
+    pub budget: Arc<PeekBudget>,
     pub watcher: Watcher,
 }
 
@@ -32,9 +34,9 @@ pub fn health_pages(told: &Told) -> Router {
 
 /// The health pages and `/metrics`.
 pub fn admin_pages(told: &Told) -> Router {
-    let metrics = Arc::clone(&told.metrics);
+    let (metrics, budget) = (Arc::clone(&told.metrics), Arc::clone(&told.budget));
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let page = move || async move { ([(header::CONTENT_TYPE, kind)], metrics.page()) };
+    let page = move || async move { ([(header::CONTENT_TYPE, kind)], metrics.page(budget.held())) };
     health_pages(told).route("/metrics", get(page))
 }
 

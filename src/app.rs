@@ -114,7 +114,11 @@ impl App {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let drain = Drain::new();
-        let told = Told { metrics: Arc::clone(&self.metrics), watcher: drain.watcher() };
+        let told = Told {
+            metrics: Arc::clone(&self.metrics),
+            budget: Arc::clone(&self.house.budget),
+            watcher: drain.watcher(),
+        };
         // The pages are no guests: they answer until everybody else has left.
         let pages = Drain::new();
         if let Some(listener) = self.admin {

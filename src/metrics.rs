@@ -26,6 +26,7 @@ use prometheus_client::encoding::EncodeLabel as _;
 pub struct Metrics {
     registry: Registry,
     active: Gauge,
+    peek_memory: Gauge,
     endings: Family<Words<1>, Counter>,
     refusals: Family<Words<2>, Counter>,
     bytes: Family<Words<1>, Counter>,
@@ -36,23 +37,25 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("egret");
-        let (active, lost_lines) = (Gauge::default(), Counter::default());
+        let (active, peek_memory, lost_lines) = (Gauge::default(), Gauge::default(), Counter::default());
         let (endings, refusals) = (Family::default(), Family::default());
         let (bytes, lookups) = (Family::default(), Family::default());
         registry.register("connections_active", "Client connections open now", active.clone());
+        registry.register("peek_memory_bytes", "Memory that all peeks hold now", peek_memory.clone());
         registry.register("connections", "Client connections by how they ended", Family::clone(&endings));
         registry.register("refusals", "Refused connections by reason and stage", Family::clone(&refusals));
         registry.register("bytes", "Bytes relayed; up is towards the upstream", Family::clone(&bytes));
         registry.register("dns_lookups", "Name look-ups by outcome", Family::clone(&lookups));
         registry.register("log_lines_lost", "Access lines that could not be written", lost_lines.clone());
-        Self { registry, active, endings, refusals, bytes, lookups, lost_lines }
+        Self { registry, active, peek_memory, endings, refusals, bytes, lookups, lost_lines }
     }
 }
 
 impl Metrics {
     /// The page in OpenMetrics text format.
     #[must_use]
-    pub fn page(&self) -> String {
+    pub fn page(&self, peek_memory: usize) -> String {
+        self.peek_memory.set(i64::try_from(peek_memory).unwrap_or(i64::MAX));
         let mut out = String::new();
         // Writing into a string cannot fail.
         let _ = encode(&mut out, &self.registry);
@@ -97,9 +100,10 @@ mod tests {
         metrics.opened();
         metrics.refused(Reason::NoRule, Stage::Name);
         metrics.closed(Ending::Refused, Totals { up: 7, down: 0 });
-        let page = metrics.page();
+        let page = metrics.page(5);
         for line in [
             "egret_connections_active 0",
+            "egret_peek_memory_bytes 5",
             "egret_connections_total{ending=\"refused\"} 1",
             "egret_refusals_total{reason=\"no_rule\",stage=\"name\"} 1",
             "egret_bytes_total{direction=\"up\"} 7",

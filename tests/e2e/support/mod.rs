@@ -147,6 +147,18 @@ impl Egret {
         }
     }
 
+    /// The record of the n-th connection that ended, counted from 0.
+    pub fn record_number(&self, n: usize) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        let mut lines = self.lines.0.lock().unwrap();
+        while lines.len() <= n {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "no record number {n}\n{}", self.errors());
+            lines = self.lines.1.wait_timeout(lines, left).unwrap().0;
+        }
+        lines[n].clone()
+    }
+
     /// The record of the connection whose client had this local address.
     pub fn record_of(&self, client: SocketAddr) -> Value {
         self.record(&format!("client {client}"), |line| line["client"] == client.to_string())
