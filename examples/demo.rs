@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio_rustls::TlsAcceptor;
 
-const PROXY: &str = "127.0.0.1:3128";
+const PROXY: &str = "127.0.0.1:13128";
 const PAGE: &[u8] =
     b"HTTP/1.1 200 OK\r\nContent-Length: 33\r\nConnection: close\r\n\r\nhello from an allowed TLS origin\n";
 
@@ -84,8 +84,18 @@ async fn origin(certificate_file: &Path) -> Result<SocketAddr, Box<dyn Error>> {
     Ok(address)
 }
 
-#[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> std::process::ExitCode {
+    let runtime = tokio::runtime::Runtime::new().map_err(Into::into);
+    match runtime.and_then(|runtime| runtime.block_on(demo())) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("demo: {error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+async fn demo() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     let certificate = folder.path().join("origin.pem");
     let (dns, origin) = (dns().await?, origin(&certificate).await?);
@@ -97,7 +107,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
          protocols: [\"https:{port}\"]\n      addresses: [\"127.0.0.0/8\"]\nlog: {{ format: text }}\n"
     );
     println!("{text}");
-    let app = App::build(Settings::parse(&text, "demo", Path::new("."))?, "the one above")?;
+    let app = App::build(Settings::parse(&text, "demo", Path::new("."))?, None)?;
     let serving = tokio::spawn(app.serve());
     for name in ["allowed.test", "other.test"] {
         let url = format!("https://{name}:{port}/");

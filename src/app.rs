@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin::{self, Told};
-use crate::config::{ListenerKind, ListenerSettings, Settings};
+use crate::config::{Limits, ListenerKind, ListenerSettings, Settings};
 use crate::dns::{Resolver, UpstreamError};
 use crate::drain::Drain;
 use crate::listen::{self, Door};
@@ -42,8 +42,14 @@ pub enum StartError {
     },
     #[error(transparent)]
     Dns(#[from] UpstreamError),
-    #[error("cannot write the access log: {0}")]
-    Log(#[source] io::Error),
+    #[error("cannot write the access log to {output}: {source}; use a place that exists and may be written")]
+    Log {
+        output: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot read this machine's own addresses, which no name may lead to: {0}")]
+    Interfaces(#[source] io::Error),
     #[error("cannot start the runtime: {0}")]
     Runtime(#[source] io::Error),
 }
@@ -62,14 +68,15 @@ pub struct App {
 }
 
 impl App {
-    /// Binds all sockets and builds all rooms. Must run inside a runtime.
+    /// Binds all sockets and builds all rooms. Must run inside a runtime. `config` is the file's name, for the
+    /// screen.
     ///
     /// # Errors
     /// [`StartError`]; nothing has been served then.
-    pub fn build(settings: Settings, source: &str) -> Result<Self, StartError> {
+    pub fn build(settings: Settings, config: Option<&str>) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::default());
         let limits = settings.limits;
-        let most = limits.connections.unwrap_or_else(|| connections_auto(settings.limits.peek_memory as u64));
+        let room = Room::measure(&limits);
         raise_descriptors();
         let listeners = settings
             .listeners
@@ -83,18 +90,19 @@ impl App {
         let health = settings.health.map(|bind| bind_to(bind, "health")).transpose()?;
         let binds = settings.listeners.iter().map(|l| l.bind).chain(settings.admin).chain(settings.health).collect();
         let own = Arc::new(OwnAddresses::new(binds, settings.own_addresses.clone()));
-        own.set_interfaces(interfaces());
-        let screen_parts = Screen::of(&settings, source, most);
+        own.set_interfaces(interfaces().map_err(StartError::Interfaces)?);
+        let screen_parts = Screen::of(&settings, config, room.connections);
         let policy = Policy::compile(settings.rules.apps, settings.rules.nets, settings.rules.nat64, Arc::clone(&own));
         let dns = Resolver::new(settings.dns, limits.dns, Arc::clone(&metrics))?;
-        let (scribe, writer) = Scribe::start(&settings.log, Arc::clone(&metrics)).map_err(StartError::Log)?;
+        let (scribe, writer) = Scribe::start(&settings.log, Arc::clone(&metrics))
+            .map_err(|source| StartError::Log { output: settings.log.output.to_string(), source })?;
         let screen = screen_parts.text(&policy, &dns);
         let house = Arc::new(House {
             policy,
             dns,
             limits,
-            budget: PeekBudget::new(limits.peek_memory),
-            door: Door::new(most, limits.connections_per_client),
+            budget: PeekBudget::new(room.peek_memory),
+            door: Door::new(room.connections, limits.connections_per_client),
             book: Arc::new(Book::new(scribe, Arc::clone(&metrics))),
         });
         Ok(Self { house, listeners, admin, health, metrics, own, writer, screen })
@@ -136,9 +144,14 @@ impl App {
             tokio::spawn(listen::serve(listener, drain.guest(), handle));
         }
         let watch = tokio::spawn(watch_interfaces(self.own));
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        let mut hangup = signal(SignalKind::hangup())?;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                // Left alone it would end the process, and every connection with it.
+                _ = hangup.recv() => tracing::warn!("SIGHUP: reloading is not available in this version; restart egret"),
+            }
         }
         let grace = self.house.limits.drain;
         tracing::info!(?grace, "stopping: no new connections; waiting for those that are open");
@@ -149,20 +162,24 @@ impl App {
             }
         };
         drain.stop(grace, hurry).await;
+        tracing::info!("stopped");
         pages.stop(Duration::ZERO, std::future::ready(())).await;
         watch.abort();
         // The watch holds no book; the last scribe goes with the house, and the writer ends.
         drop(self.house);
-        let writer = self.writer;
-        tokio::task::spawn_blocking(move || writer.finish()).await.map_err(io::Error::other)
+        self.writer.finish().await;
+        Ok(())
     }
 }
 
 /// The start-up screen's facts that go into other hands while building.
 struct Screen {
     source: String,
+    /// The file, where there is one.
+    config: Option<String>,
     listeners: Vec<String>,
     admin: Option<SocketAddr>,
+    health: Option<SocketAddr>,
     most: usize,
     per_client: Option<usize>,
     forward: Option<SocketAddr>,
@@ -170,16 +187,18 @@ struct Screen {
 }
 
 impl Screen {
-    fn of(settings: &Settings, source: &str, most: usize) -> Self {
+    fn of(settings: &Settings, config: Option<&str>, most: usize) -> Self {
         let listeners = settings.listeners.iter().map(|l| match l.kind {
             ListenerKind::Forward => format!("forward      {}  (HTTP CONNECT, HTTP, SOCKS5)", l.bind),
             ListenerKind::Sni { port } => format!("sni          {}  (to port {port})", l.bind),
         });
         let forward = settings.listeners.iter().find(|l| l.kind == ListenerKind::Forward).map(|l| l.bind);
         Self {
-            source: source.to_owned(),
+            source: config.unwrap_or("built in (config/default.yaml)").to_owned(),
+            config: config.map(str::to_owned),
             listeners: listeners.collect(),
             admin: settings.admin,
+            health: settings.health,
             most,
             per_client: settings.limits.connections_per_client,
             forward,
@@ -191,12 +210,15 @@ impl Screen {
         use std::fmt::Write as _;
         let (rules, patterns) = policy.size();
         let mut out = format!("egret {} lets out only what is named\n\n", env!("CARGO_PKG_VERSION"));
-        let _ = writeln!(out, "  configuration  {}", self.source);
+        let _ = writeln!(out, "  settings     {}", self.source);
         for listener in &self.listeners {
             let _ = writeln!(out, "  {listener}");
         }
         if let Some(admin) = self.admin {
             let _ = writeln!(out, "  admin        {admin}  (/metrics, /healthz, /readyz)");
+        }
+        if let Some(health) = self.health {
+            let _ = writeln!(out, "  health       {health}  (/healthz, /readyz)");
         }
         let _ = writeln!(out, "  policy       {rules} rules with {patterns} names and patterns; all else is refused");
         let _ = writeln!(out, "  dns          {}", dns.described());
@@ -209,13 +231,18 @@ impl Screen {
             let host =
                 if forward.ip().is_unspecified() { IpAddr::V4(std::net::Ipv4Addr::LOCALHOST) } else { forward.ip() };
             let proxy = SocketAddr::new(host, forward.port());
-            let _ = write!(
+            let option = self.config.as_ref().map(|path| format!("--config {path} ")).unwrap_or_default();
+            out.push_str("\nTry it from another shell:\n");
+            if let Some((name, port)) = policy.example() {
+                let port = if port == 443 { String::new() } else { format!(":{port}") };
+                let _ = writeln!(out, "  curl -x http://{proxy} https://{name}{port}/    # a listed name goes through");
+            }
+            let _ = writeln!(
                 out,
-                "\nTry it from another shell:\n  \
-                 curl -x http://{proxy} https://mcr.microsoft.com/v2/      a listed name goes through\n  \
-                 curl -ix http://{proxy} https://example.com/              any other gets 403 and the reason\n  \
-                 egret explain https://example.com                            says why, without a connection\n"
+                "  curl -ix http://{proxy} https://not-listed.example/    # any other gets 403 and the reason"
             );
+            let _ =
+                writeln!(out, "  egret explain {option}https://not-listed.example    # says why, without a connection");
         }
         out
     }
@@ -247,12 +274,29 @@ fn raise_descriptors() {
     }
 }
 
-/// As many connections as descriptors (two each) and half the memory allow.
-fn connections_auto(peek_memory: u64) -> usize {
-    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard);
-    let by_descriptors = descriptors.saturating_sub(SPARE_DESCRIPTORS) / 2;
-    let by_memory = (memory_limit() / 2).saturating_sub(peek_memory) / BYTES_PER_CONNECTION;
-    usize::try_from(by_descriptors.min(by_memory)).unwrap_or(usize::MAX).max(16)
+/// What the machine's memory and descriptors leave for connections and for peeking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Room {
+    connections: usize,
+    peek_memory: usize,
+}
+
+impl Room {
+    fn measure(limits: &Limits) -> Self {
+        let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard);
+        Self::within(memory_limit(), descriptors, limits)
+    }
+
+    /// Peeking gets an eighth of the memory at most, connections (two descriptors each) half of it.
+    fn within(memory: u64, descriptors: u64, limits: &Limits) -> Self {
+        let fit = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        let by_descriptors = descriptors.saturating_sub(SPARE_DESCRIPTORS) / 2;
+        let by_memory = memory / 2 / BYTES_PER_CONNECTION;
+        Self {
+            connections: limits.connections.unwrap_or_else(|| fit(by_descriptors.min(by_memory)).max(16)),
+            peek_memory: limits.peek_memory.min(fit(memory / 8)),
+        }
+    }
 }
 
 /// Bytes this process may use: the container's limit (cgroup v2) or the machine's memory.
@@ -274,24 +318,42 @@ fn memory_limit() -> u64 {
 async fn watch_interfaces(own: Arc<OwnAddresses>) {
     loop {
         tokio::time::sleep(INTERFACES_EVERY).await;
-        own.set_interfaces(interfaces());
+        match interfaces() {
+            Ok(addresses) => own.set_interfaces(addresses),
+            // The last ones known still hold.
+            Err(error) => tracing::warn!(%error, "cannot read this machine's addresses again"),
+        }
     }
 }
 
 /// The addresses of this machine's interfaces.
-fn interfaces() -> Vec<IpAddr> {
-    let found = match nix::ifaddrs::getifaddrs() {
-        Ok(found) => found,
-        Err(error) => {
-            tracing::warn!(%error, "cannot read this machine's addresses; a name may lead to one of them");
-            return Vec::new();
-        }
-    };
-    found
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
-        })
-        .collect()
+fn interfaces() -> io::Result<Vec<IpAddr>> {
+    let found = nix::ifaddrs::getifaddrs()?;
+    let addresses = found.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+    });
+    Ok(addresses.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn a_small_machine_still_serves_and_bounds_its_peeks() {
+        let settings = Settings::parse(crate::config::DEFAULT, "t", Path::new(".")).unwrap();
+        let room = |mebibytes: u64, descriptors| {
+            let room = Room::within(mebibytes << 20, descriptors, &settings.limits);
+            (room.connections, room.peek_memory >> 20)
+        };
+        assert_eq!(room(64, 1 << 20), (204, 8));
+        assert_eq!(room(128, 1 << 20), (409, 16));
+        assert_eq!(room(512, 1 << 20), (1638, 64));
+        assert_eq!(room(8192, 1 << 20), (26_214, 256));
+        assert_eq!(room(8192, 1024), (448, 256));
+        assert_eq!(room(1, 64), (16, 0));
+    }
 }

@@ -34,16 +34,18 @@ enum Command {
     /// Serve until SIGTERM
     Run {
         /// Configuration file; without it the built-in one
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", env = "EGRET_CONFIG")]
         config: Option<PathBuf>,
     },
     /// Validate and lint a configuration (exit 0; 1 with warnings under --strict; 2 with faults)
     Check {
+        /// The file to check
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
         /// Warnings are failures
         #[arg(long)]
         strict: bool,
+        /// Print faults and warnings as one JSON object
         #[arg(long)]
         json: bool,
     },
@@ -53,7 +55,8 @@ enum Command {
     Schema,
     /// Ask a running egret whether it is well, for a container's health check
     Health {
-        #[arg(long, value_name = "FILE")]
+        /// Its configuration file; without it the built-in one
+        #[arg(long, value_name = "FILE", env = "EGRET_CONFIG")]
         config: Option<PathBuf>,
     },
     /// Print a completion script for a shell
@@ -78,6 +81,7 @@ struct Explain {
     /// ALPN protocols the client offers, such as h2,http/1.1
     #[arg(long, value_name = "P,…", value_delimiter = ',')]
     alpn: Vec<String>,
+    /// Print the verdict as one JSON object
     #[arg(long)]
     json: bool,
 }
@@ -108,7 +112,10 @@ impl Cli {
     /// Runs the command; the one place that prints errors.
     #[must_use]
     pub fn run(self) -> ExitCode {
-        let outcome = match self.command.unwrap_or(Command::Run { config: None }) {
+        let outcome = match self
+            .command
+            .unwrap_or_else(|| Command::Run { config: std::env::var_os("EGRET_CONFIG").map(PathBuf::from) })
+        {
             Command::Run { config } => run(config.as_deref()),
             Command::Check { config, strict, json } => check(&config, strict, json),
             Command::Explain(explain) => explain.answer(),
@@ -121,7 +128,7 @@ impl Cli {
             }
         };
         outcome.unwrap_or_else(|error| {
-            eprintln!("egret: {error}");
+            complain(&format!("egret: {error}\n"));
             ExitCode::from(error.code())
         })
     }
@@ -141,12 +148,12 @@ fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
 
 fn run(path: Option<&Path>) -> Result<ExitCode, CommandError> {
     let settings = load(path)?;
-    let source = path.map_or_else(|| "built in (see config/default.yaml)".to_owned(), |p| p.display().to_string());
+    let config = path.map(|p| p.display().to_string());
     let runtime = runtime()?;
     let _inside = runtime.enter();
-    let app = App::build(settings, &source)?;
+    let app = App::build(settings, config.as_deref())?;
     // The screen is for people; stdout belongs to the access log.
-    eprintln!("{}", app.screen());
+    complain(&format!("{}\n", app.screen()));
     runtime.block_on(app.serve())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -155,14 +162,19 @@ fn check(path: &Path, strict: bool, as_json: bool) -> Result<ExitCode, CommandEr
     let file = path.display().to_string();
     let (faults, warnings, summary) = match Settings::load(path) {
         Ok(settings) => {
-            let (apps, nets) = (settings.rules.apps.len(), settings.rules.nets.len());
-            let listeners = settings.listeners.len();
-            let summary =
-                format!("{file}: fine: {listeners} listeners, {apps} application rules, {nets} network rules");
-            (Vec::new(), settings.warnings, summary)
+            let counts = [
+                count(settings.listeners.len(), "listener"),
+                count(settings.rules.apps.len(), "application rule"),
+                count(settings.rules.nets.len(), "network rule"),
+            ];
+            let word = match settings.warnings.len() {
+                0 => "fine".to_owned(),
+                n => count(n, "warning"),
+            };
+            (Vec::new(), settings.warnings, format!("{file}: {word}: {}", counts.join(", ")))
         }
         Err(error) => {
-            let summary = format!("{file}: {} faults", error.faults.len());
+            let summary = format!("{file}: {}", count(error.faults.len(), "fault"));
             (error.faults, Vec::new(), summary)
         }
     };
@@ -191,7 +203,7 @@ fn check(path: &Path, strict: bool, as_json: bool) -> Result<ExitCode, CommandEr
     if code == 0 {
         print(&text)?;
     } else {
-        eprint!("{text}");
+        complain(&text);
     }
     Ok(ExitCode::from(code))
 }
@@ -274,6 +286,15 @@ fn health(path: Option<&Path>) -> Result<ExitCode, CommandError> {
             Err(CommandError::Io(std::io::Error::new(error.kind(), format!("{bind} does not answer: {error}"))))
         }
     }
+}
+
+fn count(n: usize, thing: &str) -> String {
+    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
+}
+
+/// Where nobody can hear it, the exit code still says it.
+fn complain(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// A reader that went away (`| head`) is no error.

@@ -144,6 +144,16 @@ pub enum LogOutput {
     File(PathBuf),
 }
 
+impl fmt::Display for LogOutput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdout => f.write_str("stdout"),
+            Self::Stderr => f.write_str("stderr"),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
 /// One thing wrong with a configuration, where, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {

@@ -11,9 +11,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hickory_net::xfer::{DnsHandle, FirstAnswer};
 use hickory_net::{DnsError, NetError, NoRecords};
-use hickory_proto::op::{DnsRequestOptions, Query, ResponseCode};
+use hickory_proto::op::Query;
 use hickory_proto::rr::{Name, RecordType};
 use tokio::time::Instant;
 
@@ -25,11 +24,14 @@ use crate::name::HostName;
 use crate::policy::{Clearance, Destination};
 use cache::{Cache, Kept};
 pub use upstreams::UpstreamError;
-use upstreams::{Pool, Upstreams};
+use upstreams::{Group, Upstreams, is_absence};
 
 /// An answer of one family only, where the other failed: kept this long at most, so that a passing fault
 /// does not hide half a service.
 const HALF_ANSWER: Duration = Duration::from_secs(30);
+
+/// How long the second family may take once the first has answered (RFC 8305 §3 waits for less).
+const SECOND_FAMILY: Duration = Duration::from_millis(500);
 
 /// The one place where names become addresses.
 #[derive(Debug)]
@@ -50,6 +52,12 @@ struct Failure {
     reason: Reason,
     /// How long to believe it, where the upstream said so.
     ttl: Option<Duration>,
+}
+
+impl Failure {
+    const fn of(reason: Reason) -> Self {
+        Self { reason, ttl: None }
+    }
 }
 
 impl Resolver {
@@ -82,10 +90,7 @@ impl Resolver {
             self.metrics.dns_cached();
             return kept.map_err(refuse);
         }
-        let found = match tokio::time::timeout(self.deadline, self.ask(name)).await {
-            Ok(found) => found,
-            Err(_) => Err(Failure { reason: Reason::DnsTimeout, ttl: None }),
-        };
+        let found = self.ask(name).await;
         self.metrics.dns_asked(found.as_ref().err().map(|failure| failure.reason));
         let (kept, ttl): (Kept, Duration) = match found {
             Ok(answers) => {
@@ -104,39 +109,48 @@ impl Resolver {
     }
 
     async fn ask(&self, name: &HostName) -> Result<Answers, Failure> {
-        let pool = self.upstreams.pool_for(name);
+        let group = self.upstreams.group_for(name);
         // A trailing dot: no search list ever applies.
-        let question =
-            Name::from_ascii(format!("{name}.")).map_err(|_| Failure { reason: Reason::BadDns, ttl: None })?;
-        let (v4, v6) =
-            tokio::join!(one_family(pool, &question, RecordType::A), one_family(pool, &question, RecordType::AAAA));
-        together(v4, v6)
+        let question = Name::from_ascii(format!("{name}.")).map_err(|_| Failure::of(Reason::BadDns))?;
+        let v4 = one_family(group, &question, RecordType::A, self.deadline);
+        let v6 = one_family(group, &question, RecordType::AAAA, self.deadline);
+        tokio::pin!(v4, v6);
+        let (one, other) = tokio::select! {
+            v4 = &mut v4 => { let grace = grace(&v4, self.deadline); (v4, within(grace, v6).await) }
+            v6 = &mut v6 => { let grace = grace(&v6, self.deadline); (v6, within(grace, v4).await) }
+        };
+        together(one, other)
     }
 }
 
-async fn one_family(pool: &Pool, question: &Name, kind: RecordType) -> Family {
-    let query = Query::query(question.clone(), kind);
-    match pool.lookup(query, DnsRequestOptions::default()).first_answer().await {
-        Ok(response) => {
-            let (addresses, ttl) =
-                chain::follow(question, kind, &response.answers).map_err(|reason| Failure { reason, ttl: None })?;
-            Ok((addresses, ttl))
+/// How long the second family may still take: an answer in hand is not kept waiting for a server that drops
+/// the other question.
+fn grace(first: &Family, deadline: Duration) -> Duration {
+    if first.is_ok() { deadline.min(SECOND_FAMILY) } else { deadline }
+}
+
+async fn within(time: Duration, family: impl Future<Output = Family>) -> Family {
+    tokio::time::timeout(time, family).await.unwrap_or(Err(Failure::of(Reason::DnsTimeout)))
+}
+
+async fn one_family(group: &Group, question: &Name, kind: RecordType, deadline: Duration) -> Family {
+    let asking = async {
+        match group.lookup(Query::query(question.clone(), kind)).await {
+            Ok(response) => chain::follow(question, kind, &response.answers).map_err(Failure::of),
+            Err(error) => failure(&error),
         }
-        Err(error) => failure(&error),
-    }
+    };
+    within(deadline, asking).await
 }
 
 /// What an error of the client library means; an absence is an empty answer.
 fn failure(error: &NetError) -> Family {
-    let fail = |reason| Err(Failure { reason, ttl: None });
+    let fail = |reason| Err(Failure::of(reason));
     match error {
-        NetError::Dns(DnsError::NoRecordsFound(NoRecords { response_code, negative_ttl, .. })) => match response_code {
-            ResponseCode::NoError | ResponseCode::NXDomain => {
-                let ttl = negative_ttl.map(|seconds| Duration::from_secs(seconds.into()));
-                Err(Failure { reason: Reason::NoSuchName, ttl })
-            }
-            _ => fail(Reason::DnsFailed),
-        },
+        NetError::Dns(DnsError::NoRecordsFound(NoRecords { negative_ttl, .. })) if is_absence(error) => {
+            let ttl = negative_ttl.map(|seconds| Duration::from_secs(seconds.into()));
+            Err(Failure { reason: Reason::NoSuchName, ttl })
+        }
         NetError::Dns(_) => fail(Reason::DnsFailed),
         // Nobody answered: a closed port, no route, no time. Which one is the operator's to see, in the log.
         NetError::Timeout | NetError::NoConnections | NetError::Io(_) | NetError::Busy => {

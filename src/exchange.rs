@@ -3,6 +3,7 @@
 //! Owns the request's framing, so that not one byte behind its body reaches the upstream, and the
 //! `Connection: close` on both sides. Does not choose where the request goes.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
-use crate::peek::http_head::{BodyLength, RequestHead, closing_response};
+use crate::peek::http_head::{AnswerLength, BodyLength, HeadReader, RequestHead};
 use crate::relay::{Meter, Way};
 
 /// One read of a body.
@@ -19,6 +20,10 @@ const CHUNK: usize = 32 << 10;
 const MAX_CHUNK_LINE: usize = 256;
 /// Trailers of one message.
 const MAX_TRAILERS: usize = 16 << 10;
+
+/// How long a client that has finished sending may still be waiting for an answer that does not come. A
+/// client that only half-closed is rare; one that is gone looks just the same.
+const GONE: Duration = Duration::from_secs(60);
 
 /// What an exchange may take.
 #[derive(Clone, Copy, Debug)]
@@ -41,11 +46,16 @@ pub async fn run(
 ) -> Result<Ending, Halt> {
     let (mut client_read, client_write) = client.split();
     let (upstream_read, upstream_write) = upstream.split();
+    let spoke = AtomicBool::new(false);
     let request = async {
-        send_request(&mut client_read, upstream_write, head, raw, meter).await?;
-        Err(watch(&mut client_read).await)
+        match send_request(&mut client_read, upstream_write, head, raw, meter).await {
+            Ok(()) => Err(watch(&mut client_read, meter).await),
+            // A word of ours inside the upstream's answer would be taken for a part of it.
+            Err(Halt::Refused(_)) if spoke.load(Ordering::Relaxed) => Err(Halt::Broken(Ending::Failed)),
+            Err(halt) => Err(halt),
+        }
     };
-    let answer = send_answer(upstream_read, client_write, limits.head, meter);
+    let answer = send_answer(upstream_read, client_write, head, limits.head, &spoke, meter);
     let both = async {
         tokio::pin!(request, answer);
         // The answer may come before the request has been read to its end; then the rest is not wanted.
@@ -66,15 +76,17 @@ pub async fn run(
 
 /// Watches a client whose request is on its way. What it still sends is not part of what was judged and
 /// goes nowhere; a reset means that nobody waits for the answer any more.
-async fn watch(client: &mut ReadHalf<'_>) -> Halt {
+async fn watch(client: &mut ReadHalf<'_>, meter: &Meter) -> Halt {
     let mut waste = vec![0; 4096];
     loop {
         match client.read(&mut waste).await {
-            Ok(0) => std::future::pending().await,
+            Ok(0) => break,
             Ok(_) => {}
             Err(_) => return Halt::Broken(Ending::ClientReset),
         }
     }
+    meter.idle(GONE).await;
+    Halt::Broken(Ending::ClientReset)
 }
 
 async fn send_request(
@@ -110,43 +122,60 @@ async fn send_request(
 async fn send_answer(
     mut upstream: ReadHalf<'_>,
     mut client: WriteHalf<'_>,
+    request: &RequestHead,
     limit: usize,
+    spoke: &AtomicBool,
     meter: &Meter,
 ) -> Result<Ending, Halt> {
-    let unreachable = || Halt::Refused(Refusal::new(Reason::Unreachable, Stage::Relay));
+    let silent = || Halt::Refused(Refusal::new(Reason::Unreachable, Stage::Relay));
     let mut held = Vec::new();
-    let mut spoke = false;
-    loop {
-        match closing_response(&held, limit) {
-            Ok(Some(head)) => {
-                write(&mut client, &head.bytes, Way::Down, meter).await?;
-                spoke = true;
-                held.drain(..head.len);
-                if !head.is_interim {
-                    break;
-                }
+    let length = loop {
+        let mut reader = HeadReader::default();
+        let head = loop {
+            match reader.closing_response(&held, limit) {
+                Ok(Some(head)) => break head,
+                Ok(None) => {}
+                // An upstream that speaks no HTTP has no answer to a request.
+                Err(_) => return Err(silent()),
             }
-            Ok(None) => match upstream.read_buf(&mut held).await {
-                Ok(0) | Err(_) if spoke => return Err(Halt::Broken(Ending::UpstreamReset)),
-                Ok(0) | Err(_) => return Err(unreachable()),
-                Ok(_) => {}
-            },
-            // An upstream that speaks no HTTP has no answer to a request.
-            Err(_) if spoke => return Err(Halt::Broken(Ending::UpstreamReset)),
-            Err(_) => return Err(unreachable()),
+            if !matches!(upstream.read_buf(&mut held).await, Ok(1..)) {
+                return Err(silent());
+            }
+        };
+        if !head.is_interim {
+            spoke.store(true, Ordering::Relaxed);
         }
-    }
-    write(&mut client, &held, Way::Down, meter).await?;
-    held.clear();
-    held.resize(CHUNK, 0);
+        write(&mut client, &head.bytes, Way::Down, meter).await?;
+        held.drain(..head.len);
+        if !head.is_interim {
+            break if &*request.method == "HEAD" { AnswerLength::Framed(BodyLength::Exactly(0)) } else { head.body };
+        }
+    };
+    let cut = |_| Halt::Broken(Ending::UpstreamReset);
+    let mut body = match length {
+        AnswerLength::Framed(length) => Some(Body::new(length)),
+        AnswerLength::ToTheEnd => None,
+    };
     loop {
-        let n = upstream.read(&mut held).await.map_err(|_| Halt::Broken(Ending::UpstreamReset))?;
-        if n == 0 {
-            let _ = client.shutdown().await;
-            return Ok(Ending::Closed);
-        }
+        let n = match &mut body {
+            Some(body) => body.take(&held).map_err(cut)?,
+            None => held.len(),
+        };
         write(&mut client, held.get(..n).unwrap_or_default(), Way::Down, meter).await?;
+        held.drain(..n);
+        // What an upstream says behind its answer is nobody's answer.
+        if body.as_ref().is_some_and(Body::is_done) {
+            break;
+        }
+        held.reserve(CHUNK);
+        match upstream.read_buf(&mut held).await.map_err(|_| Halt::Broken(Ending::UpstreamReset))? {
+            0 if body.is_none() => break,
+            0 => return Err(Halt::Broken(Ending::UpstreamReset)),
+            _ => {}
+        }
     }
+    let _ = client.shutdown().await;
+    Ok(Ending::Closed)
 }
 
 async fn write(to: &mut WriteHalf<'_>, bytes: &[u8], way: Way, meter: &Meter) -> Result<(), Halt> {

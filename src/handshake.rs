@@ -9,7 +9,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
-use crate::peek::PeekLimits;
 use crate::peek::client_hello::{ClientHello, HelloReader};
 use crate::peek::retry::{ClientGate, SERVER_FIRST_MAX, ServerFirst, second_hello, server_first};
 use crate::relay::{Meter, Way};
@@ -39,7 +38,9 @@ enum Step {
 /// What the wait may take.
 #[derive(Clone, Copy, Debug)]
 pub struct SettleLimits {
-    pub peek: PeekLimits,
+    pub hello: usize,
+    /// The time for a second hello.
+    pub again: Duration,
     pub idle: Duration,
 }
 
@@ -51,26 +52,30 @@ pub async fn settle(
     client: &mut TcpStream,
     upstream: &mut TcpStream,
     first: &ClientHello,
-    peeked: &[u8],
+    peeked: Vec<u8>,
     limits: SettleLimits,
     meter: &Meter,
 ) -> Result<(), Halt> {
-    let mut wait =
-        Wait { client, upstream, meter, held: peeked.to_vec(), gate: ClientGate::default(), client_ended: false };
+    let mut wait = Wait { client, upstream, meter, held: peeked, gate: ClientGate::default(), client_ended: false };
     tokio::select! {
-        settled = wait.settle(first, limits.peek) => settled,
+        settled = wait.settle(first, limits) => settled,
         () = meter.idle(limits.idle) => Err(Halt::Broken(Ending::Idle)),
     }
 }
 
 impl Wait<'_> {
-    async fn settle(&mut self, first: &ClientHello, limits: PeekLimits) -> Result<(), Halt> {
+    async fn settle(&mut self, first: &ClientHello, limits: SettleLimits) -> Result<(), Halt> {
         self.send(first.raw_len).await?;
         // What came in the same breath as the hello is held to the same rule as what comes after it.
         self.send_passable().await?;
-        if self.first_answer(limits.hello).await? == ServerFirst::Retry {
-            let again = tokio::time::timeout(limits.time, self.second_hello(first, limits.hello));
-            again.await.map_err(|_| refused(Reason::PeekTimeout))??;
+        match self.first_answer(limits.hello).await? {
+            ServerFirst::Retry => {
+                let again = tokio::time::timeout(limits.again, self.second_hello(first, limits.hello));
+                again.await.map_err(|_| refused(Reason::PeekTimeout))??;
+            }
+            // No version lets a client speak a handshake between its hello and the answer.
+            ServerFirst::Other if self.gate.is_closed() => return Err(refused(Reason::BadTls)),
+            ServerFirst::Other => {}
         }
         self.send(self.held.len()).await
     }
@@ -80,14 +85,17 @@ impl Wait<'_> {
         loop {
             match self.step(most).await? {
                 // Nobody is left to send a second hello: the relay may tell the upstream so.
-                Step::FromClient if self.client_ended && self.held.is_empty() => return Ok(ServerFirst::Other),
+                Step::FromClient if self.client_ended && !self.gate.is_closed() => return Ok(ServerFirst::Other),
                 Step::FromClient => {}
                 Step::UpstreamEnded => return Ok(ServerFirst::Other),
                 Step::FromUpstream(bytes) => {
                     let room = SERVER_FIRST_MAX.saturating_sub(seen.len());
                     seen.extend(bytes.iter().take(room));
-                    if let Some(answer) = server_first(&seen) {
-                        return Ok(answer);
+                    match server_first(&seen) {
+                        Some(answer) => return Ok(answer),
+                        // Nothing but warnings: whatever handshake follows must be the same hello.
+                        None if seen.len() >= SERVER_FIRST_MAX => return Ok(ServerFirst::Retry),
+                        None => {}
                     }
                 }
             }
@@ -98,14 +106,16 @@ impl Wait<'_> {
         let mut reader = HelloReader::default();
         loop {
             // Only what begins at a held record can be the hello.
-            if second_hello(&mut reader, &self.held, limit, first).map_err(refused)?.is_some() {
+            let looked = self.gate.is_closed().then(|| second_hello(&mut reader, &self.held, limit, first));
+            if let Some(Some(())) = looked.transpose().map_err(refused)? {
                 return Ok(());
             }
             if self.client_ended {
-                return Ok(());
+                // What is held is no whole hello, and goes nowhere.
+                return if self.gate.is_closed() { Err(refused(Reason::BadTls)) } else { Ok(()) };
             }
             if matches!(self.step(limit).await?, Step::UpstreamEnded) {
-                return Ok(());
+                return Err(Halt::Broken(Ending::UpstreamReset));
             }
         }
     }

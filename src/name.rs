@@ -140,7 +140,8 @@ fn check_label(label: &str) -> Result<(), NameFault> {
 fn literal(text: &str) -> Option<IpAddr> {
     let inner = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
     if inner.contains(':') {
-        return inner.parse().ok().map(IpAddr::V6);
+        // An IPv4-mapped literal is the IPv4 address: one destination, one verdict.
+        return inner.parse::<IpAddr>().ok().map(|ip| ip.to_canonical());
     }
     inet_aton(text).map(IpAddr::V4)
 }
@@ -252,7 +253,7 @@ mod tests {
         address("0x", "0.0.0.0");
         address("09.0.0.1", "9.0.0.1");
         address("::1", "::1");
-        address("[::ffff:10.0.0.1]", "::ffff:10.0.0.1");
+        address("[::ffff:10.0.0.1]", "10.0.0.1");
         name("4294967296", "4294967296");
         name("0xg.example", "0xg.example");
     }

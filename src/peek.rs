@@ -13,13 +13,13 @@ pub mod retry;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::time::Instant;
 
 use crate::ending::{Reason, Refusal, Stage};
 use client_hello::{ClientHello, HelloReader};
-use http_head::RequestHead;
+use http_head::{HeadReader, RequestHead};
 
 /// What a client's first bytes show.
 #[derive(Clone, Debug)]
@@ -40,7 +40,8 @@ pub struct Expected {
 pub struct PeekLimits {
     pub hello: usize,
     pub head: usize,
-    pub time: Duration,
+    /// One for all that a client must show before it is let out or refused.
+    pub until: Instant,
 }
 
 /// Bytes read from a client and not yet sent on. `unread` is what the next reader gets first.
@@ -74,11 +75,15 @@ impl Window {
         self.bytes.drain(..n.min(self.bytes.len()));
     }
 
-    /// Hands the bytes out and gives their memory back to the budget.
+    /// Hands the bytes out. Their memory counts as held until [`Window::release`].
     #[must_use]
     pub fn take(&mut self) -> Vec<u8> {
-        self.share.shrink();
         std::mem::take(&mut self.bytes)
+    }
+
+    /// Gives the memory back to the budget: the bytes handed out are gone.
+    pub fn release(&mut self) {
+        self.share.shrink();
     }
 
     /// Reads once. The buffer grows by what the budget grants.
@@ -161,14 +166,14 @@ pub async fn sight(
     expected: Expected,
     limits: PeekLimits,
 ) -> Result<Sighting, Refusal> {
-    let mut hello = HelloReader::default();
+    let (mut hello, mut head) = (HelloReader::default(), HeadReader::default());
     let look = |bytes: &[u8]| match expects_tls(bytes, expected) {
         Some(true) => Ok(hello.look(bytes, limits.hello)?.map(|hello| Sighting::Tls(Box::new(hello)))),
-        Some(false) => Ok(RequestHead::look(bytes, limits.head)?.map(|head| Sighting::Http(Box::new(head)))),
+        Some(false) => Ok(head.look(bytes, limits.head)?.map(|head| Sighting::Http(Box::new(head)))),
         None => Ok(None),
     };
     let nothing_came = if expected.tls { Reason::NotTls } else { Reason::BadRequest };
-    read_until(stream, window, limits.time, look, |bytes| match expects_tls(bytes, expected) {
+    read_until(stream, window, limits.until, look, |bytes| match expects_tls(bytes, expected) {
         _ if bytes.is_empty() => nothing_came,
         Some(true) => Reason::BadTls,
         Some(false) => Reason::BadRequest,
@@ -184,7 +189,7 @@ pub async fn sight(
 pub async fn read_until<T>(
     stream: &mut (impl AsyncRead + Unpin),
     window: &mut Window,
-    time: Duration,
+    until: Instant,
     mut look: impl FnMut(&[u8]) -> Result<Option<T>, Reason>,
     cut: impl Fn(&[u8]) -> Reason,
 ) -> Result<T, Refusal> {
@@ -202,7 +207,7 @@ pub async fn read_until<T>(
             }
         }
     };
-    match tokio::time::timeout(time, reading).await {
+    match tokio::time::timeout_at(until, reading).await {
         Ok(found) => found,
         Err(_) => Err(Refusal::new(Reason::PeekTimeout, Stage::Peek)),
     }
@@ -224,7 +229,10 @@ mod tests {
     use super::*;
     use tokio::io::AsyncWriteExt;
 
-    const LIMITS: PeekLimits = PeekLimits { hello: 1 << 16, head: 1 << 16, time: Duration::from_secs(5) };
+    fn limits() -> PeekLimits {
+        PeekLimits { hello: 1 << 16, head: 1 << 16, until: Instant::now() + std::time::Duration::from_secs(5) }
+    }
+
     const TLS: Expected = Expected { tls: true, http: false };
     const HTTP: Expected = Expected { tls: false, http: true };
     const BOTH: Expected = Expected { tls: true, http: true };
@@ -234,7 +242,7 @@ mod tests {
         near.write_all(sent).await.unwrap();
         drop(near);
         let mut window = Window::new(PeekBudget::new(1 << 20));
-        let got = sight(&mut far, &mut window, expected, LIMITS).await.map_err(|refusal| refusal.reason);
+        let got = sight(&mut far, &mut window, expected, limits()).await.map_err(|refusal| refusal.reason);
         if got.is_ok() {
             assert_eq!(window.unread(), sent, "what was peeked is still there, byte for byte");
         }
@@ -265,9 +273,9 @@ mod tests {
     async fn silence_ends_at_the_deadline() {
         let (_near, mut far) = tokio::io::duplex(64);
         let mut window = Window::new(PeekBudget::new(1 << 20));
-        let begun = tokio::time::Instant::now();
-        let refusal = sight(&mut far, &mut window, BOTH, LIMITS).await.unwrap_err();
-        assert_eq!((refusal.reason, begun.elapsed()), (Reason::PeekTimeout, LIMITS.time));
+        let begun = Instant::now();
+        let refusal = sight(&mut far, &mut window, BOTH, limits()).await.unwrap_err();
+        assert_eq!((refusal.reason, begun.elapsed()), (Reason::PeekTimeout, std::time::Duration::from_secs(5)));
     }
 
     #[tokio::test]

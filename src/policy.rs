@@ -43,7 +43,7 @@ pub struct Policy {
     app_hosts: HostIndex,
     nets: Vec<NetRule>,
     net_hosts: HostIndex,
-    /// What allow rules of any kind expect on a port.
+    /// What application rules that allow expect on a port.
     ports: HashMap<u16, Expected>,
     nat64: Option<Ipv6Net>,
     own: Arc<OwnAddresses>,
@@ -59,6 +59,14 @@ impl Expectation {
     #[must_use]
     pub const fn expected(&self) -> Expected {
         self.expected
+    }
+
+    fn admits(self, sighting: &Sighting) -> Result<(), Refusal> {
+        match sighting {
+            Sighting::Tls(_) if !self.expected.tls => Err(Refusal::new(Reason::BadRequest, Stage::Peek)),
+            Sighting::Http(_) if !self.expected.http => Err(Refusal::new(Reason::NotTls, Stage::Peek)),
+            Sighting::Tls(_) | Sighting::Http(_) => Ok(()),
+        }
     }
 }
 
@@ -193,6 +201,19 @@ impl Policy {
         (self.apps.len() + self.nets.len(), self.app_hosts.len() + self.net_hosts.len())
     }
 
+    /// A name and port that any client may reach by TLS, for the start-up screen.
+    #[must_use]
+    pub fn example(&self) -> Option<(&str, u16)> {
+        (0..u32::try_from(self.app_hosts.len()).ok()?).find_map(|pattern| {
+            let rule = self.apps.get(self.app_hosts.rule(pattern) as usize)?;
+            let text = self.app_hosts.text(pattern);
+            let plain = !text.starts_with('.') && !text.contains(['*', '?', '[', '{']);
+            let open = rule.action == Action::Allow && rule.sources.0.is_empty() && plain;
+            let port = rule.protocols.iter().find(|app| app.protocol == AppProtocol::Https)?.port;
+            open.then_some((text, port))
+        })
+    }
+
     /// Judges what a client asks for, before its bytes are read.
     ///
     /// # Errors
@@ -227,7 +248,13 @@ impl Policy {
     ///
     /// # Errors
     /// A refusal at stage `name` or `http`.
-    pub fn by_sighting(&self, claim: &Claim, _: Expectation, sighting: &Sighting) -> Result<Clearance, Refusal> {
+    pub fn by_sighting(
+        &self,
+        claim: &Claim,
+        expectation: Expectation,
+        sighting: &Sighting,
+    ) -> Result<Clearance, Refusal> {
+        expectation.admits(sighting)?;
         let base = Evidence {
             client: Some(claim.client.ip()),
             port: claim.port,
@@ -248,7 +275,11 @@ impl Policy {
         };
         let other = Evidence { inner: InnerName::AnyListed, ..evidence };
         let mismatch = |_| Refusal::new(Reason::NameMismatch, Stage::Name);
-        let grants = self.judge(claimed, &other).map_err(mismatch)?;
+        // `sni: any_listed` is about TLS; a Host that is not the one asked for is never meant.
+        if evidence.protocol == AppProtocol::Http {
+            return Err(mismatch(()));
+        }
+        let grants = self.judge(claimed, &other).map_err(|_| mismatch(()))?;
         self.judge(seen, &evidence)?;
         Ok(clearance(claim, Destination::Name(claimed.clone()), grants))
     }
@@ -384,10 +415,12 @@ impl Policy {
         if let Some(grant) = self.net_denies(client, ip, port) {
             return Err(self.refusal_by(Reason::RuleDenied, Stage::Network, grant));
         }
+        let ip = guard::meant(ip, self.nat64);
         Ok(self.net_rule(client, Action::Allow, |rule| rule.takes_tcp(port) && covers(rule, ip)))
     }
 
     fn net_denies(&self, client: Option<IpAddr>, ip: IpAddr, port: u16) -> Option<Grant> {
+        let ip = guard::meant(ip, self.nat64);
         self.net_rule(client, Action::Deny, |rule| rule.takes_tcp(port) && covers(rule, ip))
     }
 
@@ -429,28 +462,38 @@ impl Policy {
         };
         let Some(reach) = reach else { return Err(Refusal::new(Reason::Internal, Stage::Address)) };
         let mut good = Vec::with_capacity(answers.addresses.len());
-        let mut worst = None;
+        let (mut worst, mut closed) = (None, None);
         for ip in &answers.addresses {
-            let address = SocketAddr::new(*ip, clearance.port);
-            if let Some(grant) = self.net_denies(Some(clearance.client), ip.to_canonical(), clearance.port) {
+            let meant = guard::meant(*ip, self.nat64);
+            if let Some(grant) = self.net_denies(Some(clearance.client), *ip, clearance.port) {
                 return Err(self.refusal_by(Reason::RuleDenied, Stage::Address, grant));
             }
-            let named = reach.prefixes.iter().any(|net| net.addr() == *ip && net.prefix_len() == net.max_prefix_len());
+            let named =
+                reach.prefixes.iter().any(|net| net.addr() == meant && net.prefix_len() == net.max_prefix_len());
+            let address = SocketAddr::new(meant, clearance.port);
             match self.own.own(address) {
                 Some(Own::Always) => worst = Some(Reason::OwnAddress),
                 Some(Own::UnlessNamed) if !named => worst = Some(Reason::OwnAddress),
                 _ => match guard::judge(*ip, reach, self.nat64) {
                     Judgement::Permitted => good.push(*ip),
-                    Judgement::Denied => worst = worst.or(Some(Reason::AddressDenied)),
+                    Judgement::Denied => {
+                        worst = worst.or(Some(Reason::AddressDenied));
+                        closed.get_or_insert(*ip);
+                    }
                 },
             }
         }
-        match worst {
-            None if good.is_empty() => Err(self.refusal_by(Reason::AddressDenied, Stage::Address, grant)),
-            None => Ok(good),
-            Some(_) if !good.is_empty() => Err(self.refusal_by(Reason::AddressMixed, Stage::Address, grant)),
-            Some(reason) => Err(self.refusal_by(reason, Stage::Address, grant)),
+        let reason = match worst {
+            None if !good.is_empty() => return Ok(good),
+            None => Reason::AddressDenied,
+            Some(_) if !good.is_empty() => Reason::AddressMixed,
+            Some(reason) => reason,
+        };
+        let mut refusal = self.refusal_by(reason, Stage::Address, grant);
+        if let (Some(hint), Some(ip)) = (&mut refusal.hint, closed) {
+            hint.nearest = Some(format!("{ip} is {}; the rule's `addresses` do not open it", guard::class(ip)));
         }
+        Err(refusal)
     }
 }
 
@@ -485,7 +528,7 @@ fn conditions(rule: &AppRule, evidence: &Evidence<'_>) -> Result<(), Progress> {
         return Err(Progress::Source);
     }
     if let (Some(allowed), Some(offered)) = (&rule.alpn, evidence.alpn)
-        && (offered.is_empty() || !offered.iter().all(|p| allowed.contains(p)))
+        && !offered.iter().all(|p| allowed.contains(p))
     {
         return Err(Progress::Port);
     }

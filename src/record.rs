@@ -26,6 +26,11 @@ use crate::relay::Meter;
 pub use line::Line;
 pub use writer::{LogWriter, Scribe};
 
+/// Entries of a list in one line; a peer chooses how many there are.
+const MAX_LISTED: usize = 64;
+/// The longest registered method has 17 letters.
+const MAX_METHOD: usize = 32;
+
 /// What every record needs.
 #[derive(Debug)]
 pub struct Book {
@@ -115,7 +120,7 @@ impl Record {
     fn hello(&mut self, hello: &ClientHello) {
         let line = &mut self.line;
         line.protocol = Some("https");
-        line.alpn = hello.alpn.iter().map(|p| escape(p)).collect();
+        line.alpn = hello.alpn.iter().take(MAX_LISTED).map(|p| escape(p)).collect();
         line.tls = Some(hello.version_name());
         line.ja4 = Some(hello.ja4.to_string());
         line.ech = Some(hello.ech || hello.esni);
@@ -138,12 +143,16 @@ impl Record {
         let line = &mut self.line;
         line.protocol = Some("http");
         line.event = "http";
-        line.method = Some(head.method.to_string());
+        line.method = Some(head.method.chars().take(MAX_METHOD).collect());
         match (head.authority(), &head.host) {
             (Ok(authority), _) => match &authority.host {
                 Host::Name(name) if line.name.is_none() => {
                     line.name = Some(name.to_string());
                     line.name_source = Some("host");
+                }
+                // Another host than the one asked for is what the refusal will be about.
+                Host::Name(name) if line.name.as_deref() != Some(name.as_str()) => {
+                    line.name_raw = Some(name.to_string());
                 }
                 Host::Name(_) => {}
                 Host::Address(ip) => line.name_raw = Some(ip.to_string()),
@@ -164,7 +173,7 @@ impl Record {
     }
 
     pub fn answers(&mut self, addresses: &[IpAddr]) {
-        self.line.answers = addresses.iter().map(ToString::to_string).collect();
+        self.line.answers = addresses.iter().take(MAX_LISTED).map(ToString::to_string).collect();
     }
 
     pub fn upstream(&mut self, address: SocketAddr) {
@@ -179,9 +188,7 @@ impl Record {
 
     /// Closes the record of a connection that was refused.
     pub fn refuse(mut self, refusal: &Refusal) {
-        self.line.verdict = Some("deny");
-        self.line.reason = Some(refusal.reason.as_str());
-        self.line.stage = Some(refusal.stage.as_str());
+        self.denied(refusal.reason, refusal.stage);
         if let Some(hint) = &refusal.hint {
             let line = &mut self.line;
             if let Some(rule) = &hint.rule {
@@ -191,8 +198,14 @@ impl Record {
             line.nearest.clone_from(&hint.nearest);
             line.fix.clone_from(&hint.fix);
         }
-        self.book.metrics.refused(refusal.reason, refusal.stage);
         self.finish(Ending::Refused);
+    }
+
+    fn denied(&mut self, reason: Reason, stage: Stage) {
+        self.line.verdict = Some("deny");
+        self.line.reason = Some(reason.as_str());
+        self.line.stage = Some(stage.as_str());
+        self.book.metrics.refused(reason, stage);
     }
 
     fn finish(&mut self, ending: Ending) {
@@ -214,19 +227,15 @@ impl Drop for Record {
             return;
         }
         if std::thread::panicking() {
-            self.line.verdict = Some("deny");
-            self.line.reason = Some(Reason::Internal.as_str());
-            self.line.stage = Some(Stage::Relay.as_str());
+            self.denied(Reason::Internal, Stage::Relay);
             return self.finish(Ending::Failed);
         }
         if self.line.upstream.is_some() {
             self.line.verdict = Some("allow");
-        } else {
-            self.line.verdict = Some("deny");
-            self.line.reason = Some(Reason::Draining.as_str());
-            self.line.stage = Some(Stage::Limit.as_str());
+            return self.finish(Ending::Drained);
         }
-        self.finish(Ending::Drained);
+        self.denied(Reason::Draining, Stage::Limit);
+        self.finish(Ending::Refused);
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::Instant;
@@ -48,6 +48,15 @@ impl Meter {
             Way::Down => &self.down,
         };
         total.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.touch();
+    }
+
+    /// Idleness counts from now: what came before was waited for under limits of its own.
+    pub fn begin(&self) {
+        self.touch();
+    }
+
+    fn touch(&self) {
         let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.moved.store(now, Ordering::Relaxed);
     }
@@ -79,8 +88,8 @@ impl Default for Meter {
 /// Sends `first` to the upstream, then relays until both sides have finished, one of them resets, or nothing
 /// moves for `idle`.
 ///
-/// A side that finishes is told to the other, which may go on sending. A reset of one side becomes a reset
-/// of the other.
+/// A side that finishes is told to the other, which may go on sending. Where the ending is not
+/// [`Ending::Closed`], both [`Link`]s are left to be reset.
 pub async fn run(
     client: &mut TcpStream,
     upstream: &mut TcpStream,
@@ -89,43 +98,39 @@ pub async fn run(
     meter: &Meter,
 ) -> Ending {
     let broken = Broken::default();
-    let ending = {
-        let (client_read, client_write) = client.split();
-        let (upstream_read, upstream_write) = upstream.split();
-        let up = one_way(client_read, upstream_write, Way::Up, meter, &broken, first);
-        let down = one_way(upstream_read, client_write, Way::Down, meter, &broken, &[]);
-        let both = async {
-            // A failed direction ends the other, except that what an upstream sent before it reset is still
-            // delivered: only `down` itself knows when that is done.
-            tokio::pin!(up, down);
-            let mut up_done = None;
-            loop {
-                tokio::select! {
-                    ended = &mut up, if up_done.is_none() => match ended {
-                        Err(Side::Client) => return Ending::ClientReset,
-                        ended => up_done = Some(ended),
+    let (client_read, client_write) = client.split();
+    let (upstream_read, upstream_write) = upstream.split();
+    let up = one_way(client_read, upstream_write, Way::Up, meter, &broken, first);
+    let down = one_way(upstream_read, client_write, Way::Down, meter, &broken, &[]);
+    let both = async {
+        // A failed direction ends the other, except that what an upstream sent before it reset is still
+        // delivered: only `down` itself knows when that is done.
+        tokio::pin!(up, down);
+        let mut up_done = None;
+        loop {
+            tokio::select! {
+                // A half-closed client may still listen; one whose socket is gone answers a keepalive with a
+                // reset, which nobody reads for.
+                () = gone(&up_done) => return Ending::ClientReset,
+                ended = &mut up, if up_done.is_none() => match ended {
+                    Err(Side::Client) => return Ending::ClientReset,
+                    ended => up_done = Some(ended),
+                },
+                ended = &mut down => return match (ended, up_done) {
+                    (Err(side), _) | (Ok(_), Some(Err(side))) => side.reset(),
+                    (Ok(_), Some(Ok(_))) => Ending::Closed,
+                    (Ok(_), None) => match up.await {
+                        Ok(_) => Ending::Closed,
+                        Err(side) => side.reset(),
                     },
-                    ended = &mut down => return match (ended, up_done) {
-                        (Err(side), _) | (Ok(()), Some(Err(side))) => side.reset(),
-                        (Ok(()), Some(Ok(()))) => Ending::Closed,
-                        (Ok(()), None) => match up.await {
-                            Ok(()) => Ending::Closed,
-                            Err(side) => side.reset(),
-                        },
-                    },
-                }
+                },
             }
-        };
-        tokio::select! {
-            ending = both => ending,
-            () = meter.idle(idle) => Ending::Idle,
         }
     };
-    if ending != Ending::Closed {
-        reset(client);
-        reset(upstream);
+    tokio::select! {
+        ending = both => ending,
+        () = meter.idle(idle) => Ending::Idle,
     }
-    ending
 }
 
 /// Whose socket failed.
@@ -151,14 +156,22 @@ struct Broken {
     upstream: AtomicBool,
 }
 
-async fn one_way(
-    mut from: ReadHalf<'_>,
+/// Returns when the client's socket reports an error after it has finished sending.
+async fn gone(up: &Option<Result<ReadHalf<'_>, Side>>) {
+    let Some(Ok(client)) = up else { return std::future::pending().await };
+    if !client.ready(Interest::ERROR).await.is_ok_and(|ready| ready.is_error()) {
+        std::future::pending().await
+    }
+}
+
+async fn one_way<'a>(
+    mut from: ReadHalf<'a>,
     mut to: WriteHalf<'_>,
     way: Way,
     meter: &Meter,
     broken: &Broken,
     first: &[u8],
-) -> Result<(), Side> {
+) -> Result<ReadHalf<'a>, Side> {
     let (reader, writer) = match way {
         Way::Up => (Side::Client, Side::Upstream),
         Way::Down => (Side::Upstream, Side::Client),
@@ -189,12 +202,40 @@ async fn one_way(
     match to.shutdown().await {
         // The other side is gone already: it will say so itself, or has.
         Err(e) if e.kind() != io::ErrorKind::NotConnected => Err(failed(writer)),
-        _ => Ok(()),
+        _ => Ok(from),
+    }
+}
+
+/// A socket whose close is a reset unless its conversation came to an end of its own: a cut must not look
+/// like a polite one, or half a file is taken for a whole.
+#[derive(Debug)]
+pub struct Link {
+    pub stream: TcpStream,
+    ended: bool,
+}
+
+impl Link {
+    #[must_use]
+    pub const fn new(stream: TcpStream) -> Self {
+        Self { stream, ended: false }
+    }
+
+    /// Nothing is left to be said: the close may be polite.
+    pub const fn end(&mut self) {
+        self.ended = true;
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if !self.ended {
+            reset(&self.stream);
+        }
     }
 }
 
 /// Makes the close of a socket a reset.
-pub fn reset(stream: &TcpStream) {
+fn reset(stream: &TcpStream) {
     // Failing means that the socket is gone, which is what was wanted.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use crate::claim::{Claim, ClientAddr};
 use crate::config::{Limits, ListenerKind};
@@ -16,7 +17,7 @@ use crate::listen::{Client, Door};
 use crate::peek::{PeekBudget, PeekLimits, Sighting, Window};
 use crate::policy::{Clearance, Passage, Policy};
 use crate::record::{Book, Record};
-use crate::relay::{self, Meter};
+use crate::relay::{self, Link, Meter};
 use crate::upstream;
 
 /// What every connection shares.
@@ -31,8 +32,10 @@ pub struct House {
 }
 
 impl House {
-    const fn peek_limits(&self) -> PeekLimits {
-        PeekLimits { hello: self.limits.hello, head: self.limits.head, time: self.limits.peek }
+    /// One deadline for all that a client must show, from now.
+    fn peek_limits(&self) -> PeekLimits {
+        let Limits { hello, head, peek, .. } = self.limits;
+        PeekLimits { hello, head, until: Instant::now() + peek }
     }
 }
 
@@ -47,14 +50,15 @@ pub async fn serve(
     let (name, kind) = listener;
     let address = ClientAddr(address);
     let record = house.book.open(&name, address);
+    let stream = Link::new(stream);
     let Some(ticket) = house.door.enter(address.ip()) else {
-        relay::reset(&stream);
         return record.refuse(&Refusal::new(Reason::TooManyConnections, Stage::Limit));
     };
     let window = Window::new(Arc::clone(&house.budget));
     let client = Client::new(stream, address, name, kind, window);
     tokio::select! {
-        // The end of a drain wins over a busy connection; the record, dropped, still writes its line.
+        // The end of a drain wins over a busy connection. What is dropped then says so itself: the sockets
+        // by a reset, the record by its line.
         biased;
         () = guest.cut() => {}
         () = tell(client, &house, record) => {}
@@ -64,7 +68,12 @@ pub async fn serve(
 
 async fn tell(mut client: Client, house: &House, mut record: Record) {
     match visit(&mut client, house, &mut record).await {
-        Ok(ending) => record.close(ending),
+        Ok(ending) => {
+            if ending == Ending::Closed {
+                client.link.end();
+            }
+            record.close(ending);
+        }
         Err(refusal) => {
             record.refuse(&refusal);
             client.refuse(&refusal).await;
@@ -75,9 +84,10 @@ async fn tell(mut client: Client, house: &House, mut record: Record) {
 async fn visit(client: &mut Client, house: &House, record: &mut Record) -> Result<Ending, Refusal> {
     let House { policy, dns, limits, .. } = house;
     // A socket whose options cannot be set is gone already; the first read will say so.
-    let _ = upstream::set_options(&client.stream, limits.keepalive);
+    let _ = upstream::set_options(&client.link.stream, limits.keepalive);
 
-    let claimed = client.claim(house.peek_limits()).await;
+    let peek_limits = house.peek_limits();
+    let claimed = client.claim(peek_limits).await;
     let claimed = claimed.inspect_err(|_| client.raw_target().into_iter().for_each(|raw| record.raw_name(raw)))?;
     let claim = claimed.claim;
     record.claim(&claim);
@@ -98,8 +108,8 @@ async fn visit(client: &mut Client, house: &House, record: &mut Record) -> Resul
             let sighting = match claimed.sighting {
                 Some(sighting) => sighting,
                 None => {
-                    client.go_ahead().await?;
-                    let sighting = client.sight(expectation.expected(), house.peek_limits()).await?;
+                    client.go_ahead().await;
+                    let sighting = client.sight(expectation.expected(), peek_limits).await?;
                     record.sighting(&sighting);
                     sighting
                 }
@@ -109,7 +119,7 @@ async fn visit(client: &mut Client, house: &House, record: &mut Record) -> Resul
     };
 
     let mut upstream = connect(&claim, &clearance, policy, dns, limits, record).await?;
-    client.go_ahead().await?;
+    client.go_ahead().await;
     converse(client, &mut upstream, sighting, house, record).await
 }
 
@@ -121,7 +131,7 @@ async fn connect(
     dns: &Resolver,
     limits: &Limits,
     record: &mut Record,
-) -> Result<TcpStream, Refusal> {
+) -> Result<Link, Refusal> {
     policy.because_of(clearance).iter().for_each(|because| record.because(because));
     let answers = dns.resolve(clearance).await?;
     if claim.name().is_some() || clearance.is_name() {
@@ -129,9 +139,9 @@ async fn connect(
     }
     let permit = policy.by_address(clearance, &answers)?;
     record.because(permit.because());
-    let upstream = upstream::dial(&permit, limits.dial).await?;
-    let _ = upstream::set_options(&upstream, limits.keepalive);
-    if let Ok(address) = upstream.peer_addr() {
+    let upstream = Link::new(upstream::dial(&permit, limits.dial).await?);
+    let _ = upstream::set_options(&upstream.stream, limits.keepalive);
+    if let Ok(address) = upstream.stream.peer_addr() {
         record.upstream(address);
     }
     Ok(upstream)
@@ -141,22 +151,22 @@ async fn connect(
 /// a client that is still to be told why.
 async fn converse(
     client: &mut Client,
-    upstream: &mut TcpStream,
+    upstream: &mut Link,
     sighting: Option<Sighting>,
     house: &House,
     record: &Record,
 ) -> Result<Ending, Refusal> {
-    match talk(client, upstream, sighting, house, &record.meter()).await {
-        Ok(ending) => Ok(ending),
-        Err(Halt::Refused(refusal)) => {
-            relay::reset(upstream);
-            Err(refusal)
-        }
-        Err(Halt::Broken(ending)) => {
-            relay::reset(&client.stream);
-            relay::reset(upstream);
+    let meter = record.meter();
+    meter.begin();
+    match talk(client, &mut upstream.stream, sighting, house, &meter).await {
+        Ok(ending) => {
+            if ending == Ending::Closed {
+                upstream.end();
+            }
             Ok(ending)
         }
+        Err(Halt::Refused(refusal)) => Err(refusal),
+        Err(Halt::Broken(ending)) => Ok(ending),
     }
 }
 
@@ -167,20 +177,21 @@ async fn talk(
     house: &House,
     meter: &Meter,
 ) -> Result<Ending, Halt> {
-    let Limits { head, idle, .. } = house.limits;
-    let mut peeked = client.take_peeked();
+    let Limits { hello, head, peek, idle, .. } = house.limits;
+    let mut peeked = client.window.take();
+    let stream = &mut client.link.stream;
     match sighting {
         Some(Sighting::Http(request)) => {
             let limits = ExchangeLimits { head, idle };
-            return exchange::run(&mut client.stream, upstream, &request, &peeked, limits, meter).await;
+            return exchange::run(stream, upstream, &request, &peeked, limits, meter).await;
         }
-        Some(Sighting::Tls(hello)) => {
-            let limits = SettleLimits { peek: house.peek_limits(), idle };
-            handshake::settle(&mut client.stream, upstream, &hello, &peeked, limits, meter).await?;
-            peeked = Vec::new();
+        Some(Sighting::Tls(first)) => {
+            let limits = SettleLimits { hello, again: peek, idle };
+            handshake::settle(stream, upstream, &first, std::mem::take(&mut peeked), limits, meter).await?;
         }
         // What a client of a network rule sent while it was being dialled for goes first.
         None => {}
     }
-    Ok(relay::run(&mut client.stream, upstream, &peeked, idle, meter).await)
+    client.window.release();
+    Ok(relay::run(stream, upstream, &peeked, idle, meter).await)
 }

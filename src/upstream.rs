@@ -41,7 +41,7 @@ async fn within(deadline: Duration, addresses: &[SocketAddr]) -> Result<TcpStrea
 async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     let mut waiting = addresses.iter().take(MAX_TRIED);
     let mut running = JoinSet::new();
-    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    let mut last = io::Error::from(io::ErrorKind::HostUnreachable);
     loop {
         let next = waiting.next();
         if let Some(address) = next {
@@ -59,14 +59,30 @@ async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
         };
         match ended {
             Some(Ok(Ok(stream))) => return Ok(stream),
-            Some(Ok(Err(error))) => last = error,
+            Some(Ok(Err(error))) if telling(&error) >= telling(&last) => last = error,
             Some(Err(join)) => last = io::Error::other(join),
-            None => {}
+            Some(Ok(Err(_))) | None => {}
         }
     }
 }
 
+/// Of several failures the one that says most about the name is told: a refusal by one address, rather than
+/// the missing route of a family that this machine does not have.
+fn telling(error: &io::Error) -> u8 {
+    match reason(error) {
+        Reason::ConnectRefused => 3,
+        Reason::ConnectTimeout => 2,
+        Reason::Unreachable => 0,
+        _ => 1,
+    }
+}
+
 fn reason(error: &io::Error) -> Reason {
+    /// EMFILE and ENFILE have no kind of their own.
+    const NO_DESCRIPTOR: [Option<i32>; 2] = [Some(24), Some(23)];
+    if NO_DESCRIPTOR.contains(&error.raw_os_error()) {
+        return Reason::TooManyConnections;
+    }
     match error.kind() {
         io::ErrorKind::ConnectionRefused => Reason::ConnectRefused,
         io::ErrorKind::TimedOut => Reason::ConnectTimeout,
@@ -137,6 +153,8 @@ mod tests {
         let closed = closed().await;
         let short = Duration::from_millis(400);
         assert_eq!(reached(&[closed, closed], short).await, Err(Reason::ConnectRefused));
+        let error = |kind| io::Error::from(kind);
+        assert!(telling(&error(io::ErrorKind::ConnectionRefused)) > telling(&error(io::ErrorKind::NetworkUnreachable)));
         assert_eq!(reached(&[silent], short).await, Err(Reason::ConnectTimeout));
         assert_eq!(reached(&[closed, silent], short).await, Err(Reason::ConnectTimeout));
     }

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::check::Findings;
 use super::{Rules, file, rules};
 use crate::likeness::closest;
-use crate::policy::rule::{Action, AppPort, AppProtocol, AppRule, Ech, InnerName, Reach, Sources};
+use crate::policy::rule::{Action, AppPort, AppProtocol, AppRule, Ech, InnerName, Reach};
 
 /// One data file.
 #[derive(Debug, Deserialize)]
@@ -35,7 +35,7 @@ struct Row {
 const FILES: &[&str] = &[include_str!("../../config/bundles/aks/global.yaml")];
 
 /// Adds a bundle's rules.
-pub(super) fn rules(out: &mut Findings<'_>, path: &str, written: &file::Bundle, rules: &mut Rules) {
+pub(super) fn add(out: &mut Findings<'_>, path: &str, written: &file::Bundle, made: &mut Rules) {
     let files: Vec<Data> = FILES.iter().filter_map(|text| serde_saphyr::from_str(text).ok()).collect();
     if files.len() != FILES.len() {
         return out.fault(path, "a rule set in this binary cannot be read; this is a fault of egret");
@@ -55,15 +55,15 @@ pub(super) fn rules(out: &mut Findings<'_>, path: &str, written: &file::Bundle, 
             return out.fault(&format!("{path}.location"), message);
         }
     };
-    let sources = Sources(out.nets(&format!("{path}.sources"), &written.sources));
+    let sources = rules::sources(out, path, written.sources.as_deref());
     for data in files.iter().filter(|f| f.bundle == written.bundle && f.cloud == cloud) {
         for row in &data.rules {
             let texts: Vec<String> = row.fqdns.iter().map(|text| text.replace("<location>", location)).collect();
-            rules.apps.push(AppRule {
+            made.apps.push(AppRule {
                 name: format!("{}/{}/{}", data.bundle, data.cloud, row.id).into(),
                 action: Action::Allow,
                 sources: sources.clone(),
-                fqdns: rules::patterns(out, path, &texts),
+                fqdns: rules::patterns(out, path, &texts, Action::Allow),
                 protocols: row.https.iter().map(|port| AppPort { protocol: AppProtocol::Https, port: *port }).collect(),
                 alpn: None,
                 ech: Ech::Outer,

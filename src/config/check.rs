@@ -14,6 +14,7 @@ use super::{
     LogSettings, Settings, file, read_bounded, rules, schema,
 };
 use crate::name::HostName;
+use crate::policy::pattern::Pattern;
 
 /// Where faults and warnings are gathered; knows where each key path stands.
 pub(super) struct Findings<'a> {
@@ -97,24 +98,16 @@ fn listeners(out: &mut Findings<'_>, written: &file::File) -> Vec<(ListenerSetti
         out.fault("listeners", "there is no listener; write one, such as { kind: forward, bind: \"127.0.0.1:3128\" }");
     }
     let mut kept = Vec::new();
-    for (at, listener) in written.listeners.iter().enumerate() {
+    for (at, listener) in file::readable(&written.listeners) {
         let path = format!("listeners[{at}]");
         let bind = out.keep(&format!("{path}.bind"), socket(&listener.bind));
         let kind = match listener.kind {
             file::ListenerKind::Forward => ListenerKind::Forward,
             file::ListenerKind::Sni => ListenerKind::Sni { port: listener.port.unwrap_or(443) },
-            file::ListenerKind::Transparent | file::ListenerKind::Dns => {
-                out.fault(&format!("{path}.kind"), "this kind is not available in this version; write forward or sni");
-                continue;
-            }
         };
         let port_path = format!("{path}.port");
-        match (listener.kind, listener.port) {
-            (_, Some(0)) => out.fault(&port_path, "0 is no port; write a number from 1 to 65535"),
-            (file::ListenerKind::Forward, Some(_)) => {
-                out.fault(&port_path, "a forward listener learns the port from its clients; remove it");
-            }
-            _ => {}
+        if let (file::ListenerKind::Forward, Some(_)) = (listener.kind, listener.port) {
+            out.fault(&port_path, "a forward listener learns the port from its clients; remove it");
         }
         if let Some(bind) = bind {
             kept.push((ListenerSettings { bind, kind }, format!("{path}.bind")));
@@ -123,8 +116,8 @@ fn listeners(out: &mut Findings<'_>, written: &file::File) -> Vec<(ListenerSetti
     kept
 }
 
-fn service(out: &mut Findings<'_>, path: &str, bind: Option<&file::Bind>) -> Option<SocketAddr> {
-    out.keep(path, socket(&bind?.bind))
+fn service(out: &mut Findings<'_>, path: &str, bind: Option<&file::Lenient<file::Bind>>) -> Option<SocketAddr> {
+    out.keep(path, socket(&bind?.0.as_ref()?.bind))
 }
 
 /// Two binds on one port clash where their addresses are equal or one of them is "all".
@@ -140,13 +133,17 @@ fn one_socket_each(
         listeners.iter().map(|(listener, path)| (listener.bind, path.clone())).chain(services).collect();
     for (at, (bind, path)) in binds.iter().enumerate() {
         let clash = binds.iter().take(at).find(|(other, _)| {
-            let overlap = other.ip() == bind.ip() || other.ip().is_unspecified() || bind.ip().is_unspecified();
-            other.port() == bind.port() && overlap
+            other.port() == bind.port() && (covers(other.ip(), bind.ip()) || covers(bind.ip(), other.ip()))
         });
         if let Some((other, other_path)) = clash {
             out.fault(path, format!("{bind} is taken by {other_path} ({other}); give each its own address or port"));
         }
     }
+}
+
+/// Whether a bind to one address takes the other too: `[::]` takes IPv4 as well.
+fn covers(bind: IpAddr, other: IpAddr) -> bool {
+    bind == other || (bind.is_unspecified() && (bind.is_ipv6() || other.is_ipv4()))
 }
 
 fn dns(out: &mut Findings<'_>, written: &file::Dns) -> DnsSettings {
@@ -155,14 +152,21 @@ fn dns(out: &mut Findings<'_>, written: &file::Dns) -> DnsSettings {
         out.keep("dns.ca_file", text).map(Into::into)
     });
     let upstreams = upstreams(out, "dns.upstreams", &written.upstreams);
-    let mut zones = Vec::new();
+    let mut zones: Vec<(HostName, Vec<DnsUpstream>)> = Vec::new();
     for (zone, servers) in &written.zones {
         let path = format!("dns.zones.{zone}");
         let servers_kept = upstreams_of_zone(out, &path, servers);
-        match HostName::from_wire(zone.trim_start_matches('.').as_bytes()) {
-            Ok(name) => zones.push((name, servers_kept)),
-            Err(fault) => out.fault(&path, format!("`{zone}` is no domain: {fault}")),
+        let pattern = Pattern::parse(zone).map_err(|fault| fault.to_string());
+        let plain = pattern.and_then(|p| {
+            p.exact().ok_or_else(|| {
+                "a zone is a plain domain and all under it; write it without `*` and leading dot".to_owned()
+            })
+        });
+        let Some(name) = out.keep(&path, plain) else { continue };
+        if zones.iter().any(|(other, _)| *other == name) {
+            out.fault(&path, "the domain stands here twice; write it once");
         }
+        zones.push((name, servers_kept));
     }
     let min_ttl = duration(out, "dns.min_ttl", written.min_ttl.as_deref(), 1, Bounds::Zero);
     let max_ttl = duration(out, "dns.max_ttl", written.max_ttl.as_deref(), 3600, Bounds::Positive);
@@ -230,13 +234,22 @@ fn limits(out: &mut Findings<'_>, written: &file::Limits) -> Option<Limits> {
     let idle = time(out, "idle", &written.idle, 4 * 3600);
     let keepalive = time(out, "keepalive", &written.keepalive, 60);
     let drain = duration(out, "limits.drain", written.drain.as_deref(), 30, Bounds::Zero);
-    if keepalive < Duration::from_secs(1) {
-        out.fault("limits.keepalive", "the kernel counts keepalives in seconds; write 1s or more");
+    // tcp(7): seconds, in fifteen bits.
+    if !(Duration::from_secs(1)..=Duration::from_secs(32_767)).contains(&keepalive) {
+        out.fault("limits.keepalive", "the kernel takes 1s to 32767s; write a time between");
     }
     // A hello's record header alone is five bytes, and no head is shorter than a request line.
     let hello = size(out, "limits.hello", written.hello.as_deref(), 64 << 10, 512);
     let head = size(out, "limits.head", written.head.as_deref(), 64 << 10, 512);
     let peek_memory = size(out, "limits.peek_memory", written.peek_memory.as_deref(), 256 << 20, 64 << 10);
+    for (key, size) in [("hello", hello), ("head", head)] {
+        if size.zip(peek_memory).is_some_and(|(size, memory)| size > memory) {
+            out.fault(
+                &format!("limits.{key}"),
+                "is larger than `limits.peek_memory`, so it could never be read; write less",
+            );
+        }
+    }
     let connections = count(out, "limits.connections", written.connections.as_ref(), "auto");
     let per_client = count(out, "limits.connections_per_client", written.connections_per_client.as_ref(), "unlimited");
     Some(Limits {
@@ -302,7 +315,7 @@ fn size(out: &mut Findings<'_>, path: &str, text: Option<&str>, default: usize, 
     let Some(text) = text else { return Some(default) };
     let read = match text.parse::<bytesize::ByteSize>() {
         Ok(size) if size.as_u64() < least as u64 => {
-            Err(format!("`{text}` is too small to work; write {least} or more"))
+            Err(format!("`{text}` is too small to work; write {least}B or more"))
         }
         Ok(size) if size.as_u64() > MOST => Err(format!("`{text}` is more than a machine has; write less")),
         Ok(size) => usize::try_from(size.as_u64()).map_err(|_| "does not fit this machine".to_owned()),
@@ -336,10 +349,17 @@ fn socket(text: &str) -> Result<SocketAddr, String> {
 /// A CIDR, or one address.
 pub(super) fn net(text: &str) -> Result<IpNet, String> {
     if let Ok(ip) = text.parse::<IpAddr>() {
-        return Ok(IpNet::from(ip));
+        return match ip.to_canonical() {
+            canonical if canonical == ip => Ok(IpNet::from(ip)),
+            canonical => Err(format!("`{text}` is IPv4 in disguise, which matches nothing; write {canonical}")),
+        };
     }
     let net: IpNet =
         text.parse().map_err(|_| format!("`{text}` is no CIDR; write 10.0.0.0/8, 10.1.2.3 or fd00::/8"))?;
+    if let (IpAddr::V4(v4), IpNet::V6(_), 96..) = (net.addr().to_canonical(), net, net.prefix_len()) {
+        let len = net.prefix_len() - 96;
+        return Err(format!("`{text}` is IPv4 in disguise, which matches nothing; write {v4}/{len}"));
+    }
     if net.trunc() == net {
         Ok(net)
     } else {

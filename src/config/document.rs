@@ -58,18 +58,22 @@ pub(super) fn parse(text: &str) -> Result<Node, Fault> {
         let what = first.rsplit_once(": line ").map_or(first, |(_, rest)| rest);
         let what = what.strip_prefix("error: ").unwrap_or(what);
         let what = what.split_once(": ").filter(|(at, _)| at.contains("column")).map_or(what, |(_, rest)| rest);
-        Fault { place, path: String::new(), message: format!("{what}; the text must be YAML") }
+        let what = what.split_once(" at line ").map_or(what, |(what, _)| what);
+        let cure = match what {
+            // `[*.github.com]` reads as an alias.
+            _ if what.contains("alias") => "quote patterns that begin with `*`",
+            _ if what.contains("multiple YAML documents") => "write one document, without `---` inside",
+            _ => "the text must be YAML",
+        };
+        let what = what.split_once("; use ").map_or(what, |(what, _)| what);
+        Fault { place, path: String::new(), message: format!("{what}; {cure}") }
     })?;
     Ok(tree.into())
 }
 
 impl Node {
-    /// The same tree without its places.
-    pub(super) fn to_json(&self) -> Value {
-        self.json_without(&[], "")
-    }
-
-    /// The same, without the keys at these paths: what is left can still be checked.
+    /// The same tree without its places and without the keys at these paths: what is left can still be
+    /// checked.
     pub(super) fn json_without(&self, left_out: &[Fault], path: &str) -> Value {
         match &self.value {
             Content::Scalar(value) => value.clone(),

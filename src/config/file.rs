@@ -12,7 +12,7 @@ use serde::Deserialize;
 #[serde(deny_unknown_fields)]
 pub(super) struct File {
     /// Where clients come in. At least one.
-    pub(super) listeners: Vec<Listener>,
+    pub(super) listeners: Vec<Lenient<Listener>>,
     /// How egret resolves names. Clients' own answers are never used.
     #[serde(default)]
     pub(super) dns: Dns,
@@ -30,10 +30,41 @@ pub(super) struct File {
     pub(super) log: Log,
     /// Metrics and health, for the operator. Keep it private.
     #[serde(default)]
-    pub(super) admin: Option<Bind>,
+    pub(super) admin: Option<Lenient<Bind>>,
     /// `/healthz` and `/readyz` only, for probes from elsewhere.
     #[serde(default)]
-    pub(super) health: Option<Bind>,
+    pub(super) health: Option<Lenient<Bind>>,
+}
+
+/// A part that may have the wrong shape, which the schema has told already: what is around it can still be
+/// checked, and its place in a list stays its own.
+#[derive(Debug)]
+pub(super) struct Lenient<T>(pub(super) Option<T>);
+
+impl<'de, T: serde::de::DeserializeOwned> Deserialize<'de> for Lenient<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        Ok(Self(serde_json::from_value(value).ok()))
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Lenient<T> {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        generator.subschema_for::<T>()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+}
+
+/// The parts of a list that could be read, with their places.
+pub(super) fn readable<T>(list: &[Lenient<T>]) -> impl Iterator<Item = (usize, &T)> {
+    list.iter().enumerate().filter_map(|(at, part)| Some((at, part.0.as_ref()?)))
 }
 
 /// One place where clients come in.
@@ -46,6 +77,7 @@ pub(super) struct Listener {
     pub(super) bind: String,
     /// `sni` only: the port of the destination. Default 443.
     #[serde(default)]
+    #[schemars(range(min = 1))]
     pub(super) port: Option<u16>,
 }
 
@@ -56,10 +88,6 @@ pub(super) enum ListenerKind {
     Forward,
     /// Clients steered here by DNS or a load balancer: the name is in the bytes, the port is configured.
     Sni,
-    /// Traffic routed or redirected by the kernel.
-    Transparent,
-    /// Questions of pods and nodes.
-    Dns,
 }
 
 /// Name resolution.
@@ -89,11 +117,11 @@ pub(super) struct Policy {
     /// The network's NAT64 prefix (RFC 6052): addresses under it are judged by the IPv4 address they carry.
     pub nat64_prefix: Option<String>,
     /// Rule sets that come with egret.
-    pub(super) bundles: Vec<Bundle>,
+    pub(super) bundles: Vec<Lenient<Bundle>>,
     /// Judged by the name in the bytes.
-    pub(super) application_rules: Vec<ApplicationRule>,
+    pub(super) application_rules: Vec<Lenient<ApplicationRule>>,
     /// Judged by address, without looking at the bytes.
-    pub(super) network_rules: Vec<NetworkRule>,
+    pub(super) network_rules: Vec<Lenient<NetworkRule>>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -102,8 +130,6 @@ pub(super) enum Mode {
     /// What is not allowed is refused.
     #[default]
     Enforce,
-    /// Judge, log, and let everything pass.
-    Audit,
 }
 
 /// A rule set that comes with egret.
@@ -119,7 +145,7 @@ pub(super) struct Bundle {
     pub(super) location: String,
     /// Who the rules are for, as CIDRs or addresses. Default: everyone.
     #[serde(default)]
-    pub(super) sources: Vec<String>,
+    pub(super) sources: Option<Vec<String>>,
 }
 
 /// An application rule.
@@ -133,7 +159,7 @@ pub(super) struct ApplicationRule {
     pub(super) action: Action,
     /// Who it is for, as CIDRs or addresses. Default: everyone.
     #[serde(default)]
-    pub(super) sources: Vec<String>,
+    pub(super) sources: Option<Vec<String>>,
     /// Names and patterns: `a.example`, `*.a.example`, `.a.example`, `md-*.a.example`.
     #[serde(default)]
     pub(super) fqdns: Vec<String>,
@@ -192,8 +218,6 @@ pub(super) enum Sni {
 pub(super) enum Destination {
     /// egret's own answer for the name.
     Redial,
-    /// The client's own, after a check against DNS.
-    Verify,
 }
 
 /// A network rule.
@@ -207,7 +231,7 @@ pub(super) struct NetworkRule {
     pub(super) action: Action,
     /// Who it is for, as CIDRs or addresses. Default: everyone.
     #[serde(default)]
-    pub(super) sources: Vec<String>,
+    pub(super) sources: Option<Vec<String>>,
     /// CIDRs or addresses.
     #[serde(default)]
     pub(super) destinations: Vec<String>,

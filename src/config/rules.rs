@@ -15,19 +15,18 @@ use crate::policy::rule::{Action, AppPort, AppProtocol, AppRule, Ech, InnerName,
 const MAX_RICH: usize = 1000;
 
 pub(super) fn rules(out: &mut Findings<'_>, policy: &file::Policy) -> Rules {
-    if policy.mode == file::Mode::Audit {
-        out.fault("policy.mode", "audit is not available in this version; write enforce");
-    }
+    // The one mode there is; `audit` is refused by the schema.
+    let file::Mode::Enforce = policy.mode;
     let nat64 = policy.nat64_prefix.as_deref().and_then(|text| out.keep("policy.nat64_prefix", nat64_prefix(text)));
     let mut rules = Rules { nat64, ..Rules::default() };
-    for (at, written) in policy.bundles.iter().enumerate() {
-        bundle::rules(out, &format!("policy.bundles[{at}]"), written, &mut rules);
+    for (at, written) in file::readable(&policy.bundles) {
+        bundle::add(out, &format!("policy.bundles[{at}]"), written, &mut rules);
     }
-    for (at, written) in policy.application_rules.iter().enumerate() {
+    for (at, written) in file::readable(&policy.application_rules) {
         let rule = application_rule(out, &format!("policy.application_rules[{at}]"), written);
         rules.apps.push(rule);
     }
-    for (at, written) in policy.network_rules.iter().enumerate() {
+    for (at, written) in file::readable(&policy.network_rules) {
         let rule = network_rule(out, &format!("policy.network_rules[{at}]"), written);
         rules.nets.push(rule);
     }
@@ -41,6 +40,7 @@ pub(super) fn rules(out: &mut Findings<'_>, policy: &file::Policy) -> Rules {
     }
     one_name_each(out, policy);
     names_keep_their_ports(out, policy, &rules);
+    what_network_rules_do(out, policy, &rules);
     if rules.apps.is_empty() && rules.nets.is_empty() {
         out.warn("policy", "there is no rule: everything will be refused");
     }
@@ -57,7 +57,7 @@ fn nat64_prefix(text: &str) -> Result<Ipv6Net, String> {
 
 fn application_rule(out: &mut Findings<'_>, path: &str, written: &file::ApplicationRule) -> AppRule {
     let action = action(written.action);
-    let mut fqdns = patterns(out, &format!("{path}.fqdns"), &written.fqdns);
+    let mut fqdns = patterns(out, &format!("{path}.fqdns"), &written.fqdns, action);
     if let Some(name) = &written.fqdns_file {
         fqdns.extend(patterns_of_file(out, &format!("{path}.fqdns_file"), name));
     } else if written.fqdns.is_empty() {
@@ -75,17 +75,14 @@ fn application_rule(out: &mut Findings<'_>, path: &str, written: &file::Applicat
     if action == Action::Deny {
         deny_has_no_conditions(out, path, written);
     }
-    if written.destination == Some(file::Destination::Verify) {
-        out.fault(&format!("{path}.destination"), "verify is not available in this version; write redial");
-    }
     let alpn = written.alpn.as_ref().map(|list| alpn(out, &format!("{path}.alpn"), list));
-    if alpn.is_some() && !protocols.iter().any(|app| app.protocol == AppProtocol::Https) {
+    if alpn.is_some() && action == Action::Allow && !protocols.iter().any(|app| app.protocol == AppProtocol::Https) {
         out.fault(&format!("{path}.alpn"), "plain HTTP has no ALPN; remove it, or add an https port");
     }
     AppRule {
         name: rule_name(written.name.as_deref(), path),
         action,
-        sources: Sources(out.nets(&format!("{path}.sources"), &written.sources)),
+        sources: sources(out, path, written.sources.as_deref()),
         fqdns,
         protocols,
         alpn,
@@ -109,7 +106,7 @@ fn network_rule(out: &mut Findings<'_>, path: &str, written: &file::NetworkRule)
     if written.destinations.is_empty() && written.fqdns.is_empty() {
         out.fault(path, "the rule has no destination; write `destinations` or `fqdns`");
     }
-    let fqdns = patterns(out, &format!("{path}.fqdns"), &written.fqdns);
+    let fqdns = patterns(out, &format!("{path}.fqdns"), &written.fqdns, action);
     for (at, pattern) in fqdns.iter().enumerate() {
         if pattern.exact().is_none() {
             let message = "a wildcard in a network rule needs DNS through egret, which is not available in this version; write exact names";
@@ -128,12 +125,21 @@ fn network_rule(out: &mut Findings<'_>, path: &str, written: &file::NetworkRule)
     NetRule {
         name: rule_name(written.name.as_deref(), path),
         action,
-        sources: Sources(out.nets(&format!("{path}.sources"), &written.sources)),
+        sources: sources(out, path, written.sources.as_deref()),
         destinations: out.nets(&format!("{path}.destinations"), &written.destinations),
         fqdns,
         ports,
         reach: reach(out, &format!("{path}.addresses"), written.addresses.as_deref()),
     }
+}
+
+/// Absent means everyone; a list that came out empty does not.
+pub(super) fn sources(out: &mut Findings<'_>, path: &str, written: Option<&[String]>) -> Sources {
+    let path = format!("{path}.sources");
+    if written.is_some_and(<[String]>::is_empty) {
+        out.fault(&path, "the list is empty; write CIDRs, or remove the key to mean everyone");
+    }
+    Sources(out.nets(&path, written.unwrap_or_default()))
 }
 
 /// A denial holds whatever the bytes say; a condition on it would be a way around it.
@@ -150,13 +156,13 @@ fn deny_has_no_conditions(out: &mut Findings<'_>, path: &str, written: &file::Ap
     }
 }
 
-pub(super) fn patterns(out: &mut Findings<'_>, path: &str, texts: &[String]) -> Vec<Pattern> {
+pub(super) fn patterns(out: &mut Findings<'_>, path: &str, texts: &[String], action: Action) -> Vec<Pattern> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut kept = Vec::new();
     for (at, text) in texts.iter().enumerate() {
         let here = format!("{path}[{at}]");
         let Some(pattern) = out.keep(&here, Pattern::parse(text).map_err(|fault| fault.to_string())) else { continue };
-        if pattern.is_any() {
+        if pattern.is_any() && action == Action::Allow {
             out.warn(&here, "`*` lets every name out");
         }
         if let Some(first) = seen.insert(pattern.as_str().to_owned(), at) {
@@ -279,8 +285,8 @@ const fn action(written: file::Action) -> Action {
 
 /// A name in the log must lead to one rule.
 fn one_name_each(out: &mut Findings<'_>, policy: &file::Policy) {
-    let apps = policy.application_rules.iter().map(|r| r.name.as_deref()).enumerate();
-    let nets = policy.network_rules.iter().map(|r| r.name.as_deref()).enumerate();
+    let apps = file::readable(&policy.application_rules).map(|(at, r)| (at, r.name.as_deref()));
+    let nets = file::readable(&policy.network_rules).map(|(at, r)| (at, r.name.as_deref()));
     let named = apps
         .map(|(at, name)| (format!("policy.application_rules[{at}]"), name))
         .chain(nets.map(|(at, name)| (format!("policy.network_rules[{at}]"), name)));
@@ -295,11 +301,30 @@ fn one_name_each(out: &mut Findings<'_>, policy: &file::Policy) {
     }
 }
 
+/// What a network rule takes away from names, and what nothing in this version carries.
+fn what_network_rules_do(out: &mut Findings<'_>, policy: &file::Policy, rules: &Rules) {
+    for ((at, written), rule) in file::readable(&policy.network_rules).zip(&rules.nets) {
+        let path = format!("policy.network_rules[{at}]");
+        if rule.ports.iter().any(|port| !matches!(port, NetPort::Tcp(_))) {
+            let message = "udp and icmp are not carried in this version; only `egret explain` judges them";
+            out.warn(&format!("{path}.protocols"), message);
+        }
+        let unseen = rules.apps.iter().flat_map(|r| &r.protocols).find(|app| rule.takes_tcp(app.port));
+        if let Some(app) = unseen.filter(|_| rule.action == Action::Allow && !written.destinations.is_empty()) {
+            let message = format!(
+                "connections to these addresses on port {} are not judged by name, though application rules use it",
+                app.port
+            );
+            out.warn(&format!("{path}.protocols"), message);
+        }
+    }
+}
+
 /// A name's address may be shared: opening it by address on a port where names are judged would open every
 /// other site behind it.
 fn names_keep_their_ports(out: &mut Findings<'_>, policy: &file::Policy, rules: &Rules) {
     let app_ports: Vec<u16> = rules.apps.iter().flat_map(|r| &r.protocols).map(|app| app.port).collect();
-    for (at, written) in policy.network_rules.iter().enumerate().filter(|(_, r)| !r.fqdns.is_empty()) {
+    for (at, written) in file::readable(&policy.network_rules).filter(|(_, r)| !r.fqdns.is_empty()) {
         for (n, text) in written.protocols.iter().enumerate() {
             let taken = match net_port(text) {
                 Ok(NetPort::Tcp(range)) => {

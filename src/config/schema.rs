@@ -30,6 +30,10 @@ const NOT_YET: &[&str] = &[
     "include_recommended",
     "forwarders",
     "local_ranges",
+    "transparent",
+    "dns",
+    "audit",
+    "verify",
     "capture",
     "proxy_protocol",
     "paths",
@@ -65,20 +69,19 @@ struct Walk<'a> {
 impl<'a> Walk<'a> {
     fn node(&mut self, node: &Node, schema: &'a Value, path: &str) {
         let schema = self.resolve(schema);
+        if let Some(words) = self.words(schema) {
+            return self.word(node, &words, path);
+        }
         if let Some(choices) = alternatives(schema) {
             return self.any_of(node, choices, path);
-        }
-        if let Some(words) = schema.get("enum").and_then(Value::as_array) {
-            return self.word(node, words, path);
-        }
-        if let Some(word) = schema.get("const") {
-            return self.word(node, std::slice::from_ref(word), path);
         }
         let kinds = kinds(schema);
         let kind = kind(node);
         let fits = kinds.is_empty() || kinds.contains(&kind) || (kind == "integer" && kinds.contains(&"number"));
         if !fits {
-            return self.fault(node, path, format!("{} stands here; write {}", article(kind), expected(&kinds)));
+            let unit =
+                if path.starts_with("limits.") || path.starts_with("dns.") { ", such as 5s or 64KiB" } else { "" };
+            return self.fault(node, path, format!("{} stands here; write {}{unit}", article(kind), expected(&kinds)));
         }
         match &node.value {
             Content::Scalar(value) => self.range(node, schema, value, path),
@@ -128,10 +131,6 @@ impl<'a> Walk<'a> {
                 same_kind = Some(trial.faults);
             }
         }
-        let words: Vec<Value> = choices.iter().filter_map(|c| self.resolve(c).get("const").cloned()).collect();
-        if words.len() == choices.len() {
-            return self.word(node, &words, path);
-        }
         match same_kind {
             Some(faults) => self.faults.extend(faults),
             None => {
@@ -142,14 +141,40 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn word(&mut self, node: &Node, words: &[Value], path: &str) {
-        let given = node.to_json();
-        if words.contains(&given) {
+    /// The words of a schema that allows nothing else, but perhaps nothing at all.
+    fn words(&self, schema: &'a Value) -> Option<Vec<&'a str>> {
+        let schema = self.resolve(schema);
+        if let Some(word) = schema.get("const") {
+            return Some(vec![word.as_str()?]);
+        }
+        if let Some(words) = schema.get("enum").and_then(Value::as_array) {
+            return words.iter().map(Value::as_str).collect();
+        }
+        let is_null = |choice: &&Value| self.resolve(choice).get("type").and_then(Value::as_str) == Some("null");
+        let choices = alternatives(schema)?.iter().filter(|choice| !is_null(choice));
+        let words: Vec<Vec<&str>> = choices.map(|choice| self.words(choice)).collect::<Option<_>>()?;
+        Some(words.concat())
+    }
+
+    fn word(&mut self, node: &Node, words: &[&str], path: &str) {
+        let given = match &node.value {
+            Content::Scalar(Value::String(word)) => word.clone(),
+            Content::Scalar(Value::Null) => return,
+            _ => {
+                return self.fault(node, path, format!("{} stands here; write {}", article(kind(node)), listed(words)));
+            }
+        };
+        if words.contains(&&*given) {
             return;
         }
-        let list: Vec<String> = words.iter().filter_map(Value::as_str).map(|w| format!("`{w}`")).collect();
-        let given = given.as_str().map_or_else(|| given.to_string(), str::to_owned);
-        self.fault(node, path, format!("`{given}` is none of the possible words; write {}", list.join(" or ")));
+        let message = match closest(&given, words.iter().copied()) {
+            _ if NOT_YET.contains(&&*given) => {
+                format!("`{given}` is not available in this version; write {}", listed(words))
+            }
+            Some(near) => format!("`{given}` is none of the possible words; did you mean `{near}`?"),
+            None => format!("`{given}` is none of the possible words; write {}", listed(words)),
+        };
+        self.fault(node, path, message);
     }
 
     fn range(&mut self, node: &Node, schema: &Value, value: &Value, path: &str) {
@@ -169,6 +194,11 @@ impl<'a> Walk<'a> {
     fn fault(&mut self, node: &Node, path: &str, message: String) {
         self.faults.push(Fault { place: node.place, path: path.to_owned(), message });
     }
+}
+
+fn listed(words: &[&str]) -> String {
+    let list: Vec<String> = words.iter().map(|w| format!("`{w}`")).collect();
+    list.join(" or ")
 }
 
 fn alternatives(schema: &Value) -> Option<&[Value]> {

@@ -63,7 +63,7 @@ fn all_faults_come_at_once_with_their_places() {
             ("2:18", "limits.hello: `64 KB ish` is no size"),
             ("2:35", "limits.peek: a number stands here; write a text"),
             ("2:38", "unknown key `idel`; did you mean `idle`?"),
-            ("4:9", "`enforced` is none of the possible words; write `enforce` or `audit`"),
+            ("4:9", "`enforced` is none of the possible words; did you mean `enforce`?"),
             ("6:7", "unknown key `fqdn`; did you mean `fqdns`?"),
         ],
     );
@@ -85,11 +85,28 @@ fn all_faults_come_at_once_with_their_places() {
 }
 
 #[test]
+fn a_fault_of_shape_hides_none_of_meaning() {
+    fault(
+        "listeners:\n  - { kind: foward, bind: \"127.0.0.1:1\" }\n  - { kind: forward, bind: nowhere }\nadmin: {}\nlog: { format: xml }\npolicy:\n  application_rules:\n    - { fqdns: [1], protocols: [\"https:443\"] }\n    - { fqdns: [\"**.x\"], protocols: [\"https:443\"], ech: inner }\n",
+        &[
+            ("2:13", "did you mean `forward`?"),
+            ("3:28", "no address with a port"),
+            ("4:8", "the key `bind` is missing"),
+            ("5:16", "write `json` or `text` or `auto`"),
+            ("8:17", "a number stands here; write a text"),
+            ("9:17", "`**` is not a pattern"),
+            ("9:57", "write `outer` or `deny`"),
+        ],
+    );
+}
+
+#[test]
 fn the_text_itself_can_be_wrong() {
     fault("listeners: [\n", &[("1:12", "YAML")]);
     fault("a: 1\na: 2\n", &[("2:1", "duplicate")]);
     fault("", &[("1:1", "nothing stands here; write a group of keys")]);
     fault("- 1\n", &[("1:1", "a list stands here")]);
+    fault("a: [*.github.com]\n", &[("1:5", "quote patterns that begin with `*`")]);
     fault("{}\n", &[("1:1", "the key `listeners` is missing")]);
     let error = Settings::load(Path::new("/nowhere/egret.yaml")).unwrap_err().to_string();
     assert!(error.contains("cannot read /nowhere/egret.yaml"), "{error}");
@@ -103,7 +120,7 @@ fn listeners_are_checked() {
     fault("listeners: [{ kind: proxy, bind: \"127.0.0.1:1\" }]\n", &[("1:21", "none of the possible words")]);
     fault("listeners: [{ kind: dns, bind: \"127.0.0.1:1\" }]\n", &[("1:21", "not available in this version")]);
     fault("listeners: [{ kind: forward, bind: \"127.0.0.1:1\", port: 443 }]\n", &[("1:57", "remove it")]);
-    fault("listeners: [{ kind: sni, bind: \"127.0.0.1:1\", port: 0 }]\n", &[("1:53", "0 is no port")]);
+    fault("listeners: [{ kind: sni, bind: \"127.0.0.1:1\", port: 0 }]\n", &[("1:53", "out of range")]);
     fault("listeners: [{ kind: sni, bind: \"127.0.0.1:1\", port: 70000 }]\n", &[("1:53", "out of range")]);
     fault(
         "listeners: [{ kind: sni, bind: \"127.0.0.1:1\" }, { kind: forward, bind: \"0.0.0.0:1\" }]\nadmin: { bind: \"[::]:1\" }\n",
@@ -162,13 +179,50 @@ fn rules_are_checked() {
     fault(&net("{ fqdns: [ntp.example], protocols: [\"udp:400-500\"] }"), &[("4:43", "port 443 is judged by name")]);
     fault(&net("{ fqdns: [\"*.ntp.example\"], protocols: [\"udp:123\"] }"), &[("4:17", "needs DNS through egret")]);
     fault(&net("{ protocols: [\"udp:9-1\"] }"), &[("4:7", "no destination"), ("4:21", "runs backwards; write 1-9")]);
-    fault(&format!("{BASE}policy: {{ mode: audit }}\n"), &[("2:17", "audit is not available")]);
+    fault(&format!("{BASE}policy: {{ mode: audit }}\n"), &[("2:17", "`audit` is not available")]);
     fault(
         &format!(
             "{BASE}policy:\n  application_rules:\n    - {{ name: x, fqdns: [a.example], protocols: [\"https:443\"] }}\n    - {{ name: x, fqdns: [b.example], protocols: [\"https:443\"] }}\n"
         ),
         &[("5:15", "is the name of policy.application_rules[0] already")],
     );
+}
+
+#[test]
+fn what_would_mean_nothing_is_a_fault() {
+    let one = |text: &str, says: &str| {
+        let error = parse(&format!("{BASE}{text}\n")).expect_err(text).to_string();
+        assert!(error.contains(says) && error.contains("1 fault"), "{error}");
+    };
+    one("limits: { keepalive: 24h }", "1s to 32767s");
+    one("limits: { hello: 1MiB, peek_memory: 64KiB, head: 32KiB }", "larger than `limits.peek_memory`");
+    one("own_addresses: [\"::ffff:203.0.114.7\"]", "write 203.0.114.7");
+    one("own_addresses: [\"::ffff:203.0.114.0/120\"]", "write 203.0.114.0/24");
+    one("dns: { zones: { \"*.corp.example\": [\"10.0.0.1\"] } }", "plain domain");
+    one("dns: { zones: { corp.example: [\"10.0.0.1\"], Corp.example: [\"10.0.0.1\"] } }", "stands here twice");
+    let rule = "fqdns: [a.example], protocols: [\"https:443\"]";
+    one(&format!("policy: {{ application_rules: [{{ sources: [], {rule} }}] }}"), "remove the key to mean everyone");
+    // Two sockets that do not overlap are no clash.
+    assert!(
+        parse("listeners: [{ kind: forward, bind: \"0.0.0.0:1\" }, { kind: forward, bind: \"[::1]:1\" }]\n").is_ok()
+    );
+}
+
+#[test]
+fn network_rules_that_do_less_or_more_than_meant_are_warned_of() {
+    let warnings = |rule: &str| {
+        let text = format!(
+            "{BASE}policy:\n  application_rules: [{{ fqdns: [a.example], protocols: [\"https:443\"] }}]\n  network_rules: [{rule}]\n"
+        );
+        parse(&text).unwrap().warnings.into_iter().map(|w| w.message).collect::<Vec<_>>()
+    };
+    assert!(
+        warnings("{ destinations: [\"0.0.0.0/0\"], protocols: [\"tcp:1-1000\"] }")[0]
+            .contains("port 443 are not judged by name")
+    );
+    assert!(warnings("{ destinations: [\"0.0.0.0/0\"], protocols: [\"udp:123\"] }")[0].contains("not carried"));
+    assert!(warnings("{ destinations: [\"0.0.0.0/0\"], protocols: [\"tcp:22\"] }").is_empty());
+    assert!(warnings("{ action: deny, destinations: [\"0.0.0.0/0\"], protocols: [\"tcp:443\"] }").is_empty());
 }
 
 #[test]

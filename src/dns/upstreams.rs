@@ -1,18 +1,86 @@
 //! The servers that are asked: one pool by default, one for each zone.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hickory_net::runtime::TokioRuntimeProvider;
-use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverOpts, ServerOrderingStrategy};
+use hickory_net::xfer::{DnsHandle, FirstAnswer};
+use hickory_net::{DnsError, NetError, NoRecords};
+use hickory_proto::op::{DnsRequestOptions, DnsResponse, Query, ResponseCode};
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverOpts};
 use hickory_resolver::{NameServerPool, PoolContext, TlsConfig};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use tokio::task::JoinSet;
 
 use crate::config::{DnsSettings, DnsTransport, DnsUpstream};
 use crate::name::HostName;
 
-pub(super) type Pool = NameServerPool<TokioRuntimeProvider>;
+type Pool = NameServerPool<TokioRuntimeProvider>;
+
+/// How long one server has before the next is asked beside it.
+const HEAD_START: Duration = Duration::from_millis(800);
+
+/// Servers that answer for the same names. Each is a pool of its own: how they take over from each other is
+/// decided here.
+pub(super) struct Group {
+    servers: Vec<Pool>,
+    /// The one that answered last; it is asked first.
+    best: AtomicUsize,
+}
+
+impl Group {
+    fn new(servers: &[DnsUpstream], tls: &rustls::ClientConfig, deadline: Duration) -> Self {
+        let servers = servers.iter().map(|server| pool(server, tls, deadline)).collect();
+        Self { servers, best: AtomicUsize::new(0) }
+    }
+
+    /// The first answer or absence that any server gives. A failure starts the next server at once, silence
+    /// after a head start; dropping the set ends the others.
+    pub(super) async fn lookup(&self, query: Query) -> Result<DnsResponse, NetError> {
+        let best = self.best.load(Ordering::Relaxed);
+        let mut waiting = (0..self.servers.len()).map(|n| (best + n) % self.servers.len());
+        let mut asked = JoinSet::new();
+        let mut last = NetError::NoConnections;
+        loop {
+            let next = waiting.next();
+            if let Some((id, server)) = next.and_then(|id| Some((id, self.servers.get(id)?.clone()))) {
+                let query = query.clone();
+                let asking =
+                    async move { (id, server.lookup(query, DnsRequestOptions::default()).first_answer().await) };
+                asked.spawn(asking);
+            } else if asked.is_empty() {
+                return Err(last);
+            }
+            let ended = match tokio::time::timeout(HEAD_START, asked.join_next()).await {
+                Err(_) if next.is_some() => continue,
+                Err(_) => asked.join_next().await,
+                Ok(ended) => ended,
+            };
+            match ended {
+                Some(Ok((id, Ok(response)))) => {
+                    self.best.store(id, Ordering::Relaxed);
+                    return Ok(response);
+                }
+                Some(Ok((id, Err(absence)))) if is_absence(&absence) => {
+                    self.best.store(id, Ordering::Relaxed);
+                    return Err(absence);
+                }
+                // A server that says no says more than one that says nothing.
+                Some(Ok((_, Err(error)))) if matches!(error, NetError::Dns(_)) => last = error,
+                Some(Ok((_, Err(error)))) if !matches!(last, NetError::Dns(_)) => last = error,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The name is known not to be there, which is as good an answer as any.
+pub(super) fn is_absence(error: &NetError) -> bool {
+    let NetError::Dns(DnsError::NoRecordsFound(NoRecords { response_code, .. })) = error else { return false };
+    matches!(response_code, ResponseCode::NoError | ResponseCode::NXDomain)
+}
 
 /// Why there is nobody to ask.
 #[derive(Debug, thiserror::Error)]
@@ -27,8 +95,8 @@ pub enum UpstreamError {
 
 /// Which pool a name belongs to.
 pub(super) struct Upstreams {
-    default: Pool,
-    zones: Vec<(HostName, Pool)>,
+    default: Group,
+    zones: Vec<(HostName, Group)>,
     described: String,
 }
 
@@ -45,8 +113,8 @@ impl Upstreams {
             if settings.upstreams.is_empty() { system_servers()? } else { settings.upstreams.clone() };
         let described: Vec<String> = servers.iter().map(ToString::to_string).collect();
         let zones =
-            settings.zones.iter().map(|(zone, servers)| (zone.clone(), pool(servers, &tls, deadline))).collect();
-        Ok(Self { default: pool(&servers, &tls, deadline), zones, described: described.join(", ") })
+            settings.zones.iter().map(|(zone, servers)| (zone.clone(), Group::new(servers, &tls, deadline))).collect();
+        Ok(Self { default: Group::new(&servers, &tls, deadline), zones, described: described.join(", ") })
     }
 
     pub(super) fn described(&self) -> String {
@@ -54,37 +122,33 @@ impl Upstreams {
     }
 
     /// The longest zone that the name is in, or the default.
-    pub(super) fn pool_for(&self, name: &HostName) -> &Pool {
+    pub(super) fn group_for(&self, name: &HostName) -> &Group {
         name.suffixes()
             .find_map(|suffix| self.zones.iter().find(|(zone, _)| zone.as_str() == suffix))
-            .map_or(&self.default, |(_, pool)| pool)
+            .map_or(&self.default, |(_, group)| group)
     }
 }
 
-fn pool(servers: &[DnsUpstream], tls: &rustls::ClientConfig, deadline: Duration) -> Pool {
+fn pool(server: &DnsUpstream, tls: &rustls::ClientConfig, deadline: Duration) -> Pool {
     let mut options = ResolverOpts::default();
-    // Two servers are asked at a time; each round must leave room for the next.
-    let rounds = u32::try_from(servers.len().div_ceil(2)).unwrap_or(1).max(1);
-    options.timeout = deadline / rounds;
-    options.server_ordering_strategy = ServerOrderingStrategy::QueryStatistics;
-    // RFC draft-vixie-dnsext-dns0x20: a forger must also guess the case.
+    options.timeout = deadline;
+    // draft-vixie-dnsext-dns0x20: a forger must also guess the case.
     options.case_randomization = true;
-    let servers = servers.iter().map(|server| {
-        let mut connections = match &server.transport {
-            DnsTransport::Plain => vec![ConnectionConfig::udp(), ConnectionConfig::tcp()],
-            DnsTransport::Tls { name } => vec![ConnectionConfig::tls(Arc::clone(name))],
-            DnsTransport::Https { name, path } => {
-                vec![ConnectionConfig::https(Arc::clone(name), Some(Arc::clone(path)))]
-            }
-        };
-        for connection in &mut connections {
-            connection.port = server.port;
+    let mut connections = match &server.transport {
+        DnsTransport::Plain => vec![ConnectionConfig::udp(), ConnectionConfig::tcp()],
+        DnsTransport::Tls { name } => vec![ConnectionConfig::tls(Arc::clone(name))],
+        DnsTransport::Https { name, path } => {
+            vec![ConnectionConfig::https(Arc::clone(name), Some(Arc::clone(path)))]
         }
-        NameServerConfig::new(server.ip, true, connections)
-    });
+    };
+    for connection in &mut connections {
+        connection.port = server.port;
+    }
+    let server = NameServerConfig::new(server.ip, true, connections);
     let mut config = TlsConfig::new().unwrap_or_else(|_| unreachable!("the roots are built in"));
     config.config = tls.clone();
-    NameServerPool::from_config(servers, Arc::new(PoolContext::new(options, config)), TokioRuntimeProvider::default())
+    let context = Arc::new(PoolContext::new(options, config));
+    NameServerPool::from_config([server], context, TokioRuntimeProvider::default())
 }
 
 fn system_servers() -> Result<Vec<DnsUpstream>, UpstreamError> {

@@ -4,15 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::refusal::Speech;
 use super::socks5;
 use crate::claim::{Claim, ClientAddr, Target, Via};
 use crate::config::ListenerKind;
 use crate::ending::{Reason, Refusal, Stage};
-use crate::peek::http_head::{RequestHead, RequestTarget};
+use crate::peek::http_head::{HeadReader, RequestTarget};
 use crate::peek::{self, Expected, PeekLimits, Sighting, Window};
+use crate::relay::Link;
 
 /// Said before the bytes of a CONNECT are read.
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
@@ -24,7 +25,7 @@ const LINGER_BYTES: usize = 256 << 10;
 /// A connected client.
 #[derive(Debug)]
 pub struct Client {
-    pub stream: TcpStream,
+    pub link: Link,
     pub window: Window,
     pub address: ClientAddr,
     listener: Arc<str>,
@@ -44,14 +45,8 @@ pub struct Claimed {
 
 impl Client {
     #[must_use]
-    pub const fn new(
-        stream: TcpStream,
-        address: ClientAddr,
-        listener: Arc<str>,
-        kind: ListenerKind,
-        window: Window,
-    ) -> Self {
-        Self { stream, window, address, listener, kind, speech: Speech::ByBytes, go_ahead: None }
+    pub const fn new(link: Link, address: ClientAddr, listener: Arc<str>, kind: ListenerKind, window: Window) -> Self {
+        Self { link, window, address, listener, kind, speech: Speech::ByBytes, go_ahead: None }
     }
 
     /// Finds out what the client asks for.
@@ -61,27 +56,33 @@ impl Client {
     pub async fn claim(&mut self, limits: PeekLimits) -> Result<Claimed, Refusal> {
         match self.kind {
             ListenerKind::Sni { port } => Ok(self.claimed(Target::Unnamed, port, Via::Steered, None)),
-            ListenerKind::Forward => match self.first_byte(limits.time).await? {
+            ListenerKind::Forward => match self.first_byte(limits.until).await? {
                 socks5::VERSION => self.claim_socks(limits).await,
                 socks5::VERSION_4 => {
                     self.speech = Speech::Socks4;
                     Err(Refusal::new(Reason::ProtocolDenied, Stage::Claim))
                 }
-                _ => self.claim_http(limits).await,
+                first if first.is_ascii_graphic() => self.claim_http(limits).await,
+                // TLS to the proxy, or noise: no method begins like this.
+                _ => Err(Refusal::new(Reason::BadRequest, Stage::Claim)),
             },
         }
     }
 
-    async fn first_byte(&mut self, time: Duration) -> Result<u8, Refusal> {
+    async fn first_byte(&mut self, until: Instant) -> Result<u8, Refusal> {
         let look = |bytes: &[u8]| Ok(bytes.first().copied());
-        peek::read_until(&mut self.stream, &mut self.window, time, look, |_| Reason::BadRequest).await.map_err(at_claim)
+        peek::read_until(&mut self.link.stream, &mut self.window, until, look, |_| Reason::BadRequest)
+            .await
+            .map_err(at_claim)
     }
 
     async fn claim_http(&mut self, limits: PeekLimits) -> Result<Claimed, Refusal> {
-        let look = |bytes: &[u8]| RequestHead::look(bytes, limits.head);
+        let mut reader = HeadReader::default();
+        let look = |bytes: &[u8]| reader.look(bytes, limits.head);
         let cut = |_: &[u8]| Reason::BadRequest;
-        let head =
-            peek::read_until(&mut self.stream, &mut self.window, limits.time, look, cut).await.map_err(at_claim)?;
+        let head = peek::read_until(&mut self.link.stream, &mut self.window, limits.until, look, cut)
+            .await
+            .map_err(at_claim)?;
         self.speech = Speech::Http;
         let refuse = |reason| Refusal::new(reason, Stage::Claim);
         let authority = head.authority().map_err(refuse)?.clone();
@@ -104,18 +105,19 @@ impl Client {
     }
 
     async fn claim_socks(&mut self, limits: PeekLimits) -> Result<Claimed, Refusal> {
-        self.speech = Speech::Socks5;
+        self.speech = Speech::Socks5Methods;
         let cut = |_: &[u8]| Reason::BadRequest;
-        let (len, choice) = peek::read_until(&mut self.stream, &mut self.window, limits.time, socks5::greeting, cut)
-            .await
-            .map_err(at_claim)?;
+        let (len, choice) =
+            peek::read_until(&mut self.link.stream, &mut self.window, limits.until, socks5::greeting, cut)
+                .await
+                .map_err(at_claim)?;
         self.window.consume(len);
         if !choice {
-            self.speech = Speech::Socks5Methods;
             return Err(Refusal::new(Reason::AuthFailed, Stage::Claim));
         }
-        self.say(socks5::NO_AUTH).await?;
-        let request = peek::read_until(&mut self.stream, &mut self.window, limits.time, socks5::request, cut)
+        self.say(socks5::NO_AUTH).await;
+        self.speech = Speech::Socks5;
+        let request = peek::read_until(&mut self.link.stream, &mut self.window, limits.until, socks5::request, cut)
             .await
             .map_err(at_claim)?;
         let host = request.host.map_err(|_| Refusal::new(Reason::BadHost, Stage::Claim))?;
@@ -130,14 +132,11 @@ impl Client {
     }
 
     /// Tells the client that it may send its own bytes. From here on a refusal is spoken in their protocol.
-    ///
-    /// # Errors
-    /// A refusal where the client is gone.
-    pub async fn go_ahead(&mut self) -> Result<(), Refusal> {
-        let Some(words) = self.go_ahead.take() else { return Ok(()) };
-        self.say(words).await?;
-        self.speech = Speech::ByBytes;
-        Ok(())
+    pub async fn go_ahead(&mut self) {
+        if let Some(words) = self.go_ahead.take() {
+            self.say(words).await;
+            self.speech = Speech::ByBytes;
+        }
     }
 
     /// Looks at the client's own first bytes.
@@ -145,7 +144,7 @@ impl Client {
     /// # Errors
     /// A refusal at stage `peek` or `limit`.
     pub async fn sight(&mut self, expected: Expected, limits: PeekLimits) -> Result<Sighting, Refusal> {
-        let sighting = peek::sight(&mut self.stream, &mut self.window, expected, limits).await?;
+        let sighting = peek::sight(&mut self.link.stream, &mut self.window, expected, limits).await?;
         self.speech = match &sighting {
             Sighting::Tls(_) => Speech::Tls,
             Sighting::Http(_) => Speech::Http,
@@ -153,35 +152,35 @@ impl Client {
         Ok(sighting)
     }
 
-    /// Hands out what was peeked and gives its memory back to the budget.
-    pub fn take_peeked(&mut self) -> Vec<u8> {
-        self.window.take()
-    }
-
     /// What stands where a host belongs in a claim that could not be read, for the record.
     #[must_use]
     pub fn raw_target(&self) -> Option<&[u8]> {
         match self.speech {
             Speech::Socks5 => socks5::raw_host(self.window.unread()),
-            _ => self.window.unread().split(u8::is_ascii_whitespace).nth(1),
+            Speech::Socks4 | Speech::Tls => None,
+            _ => {
+                let bytes = self.window.unread();
+                let target = bytes.split(u8::is_ascii_whitespace).nth(1).map(without_secrets);
+                target.filter(|_| bytes.first().is_some_and(u8::is_ascii_graphic))
+            }
         }
     }
 
     /// Tells the client that it was refused, and waits a bounded time until it has heard. Where nothing may
-    /// be told, the connection is reset.
+    /// be told, dropping the link resets it.
     pub async fn refuse(mut self, refusal: &Refusal) {
         let words = self.speech.words(refusal, self.window.unread());
         if words.is_empty() {
-            return crate::relay::reset(&self.stream);
+            return;
         }
         let telling = async {
-            self.stream.write_all(&words).await?;
-            self.stream.shutdown().await?;
+            self.link.stream.write_all(&words).await?;
+            self.link.stream.shutdown().await?;
             // Unread bytes would turn the close into a reset and eat the words.
             let mut waste = [0; 4096];
             let mut left = LINGER_BYTES;
             while left > 0 {
-                match tokio::io::AsyncReadExt::read(&mut self.stream, &mut waste).await? {
+                match tokio::io::AsyncReadExt::read(&mut self.link.stream, &mut waste).await? {
                     0 => break,
                     n => left = left.saturating_sub(n),
                 }
@@ -190,10 +189,12 @@ impl Client {
         };
         // A client that does not listen loses its refusal, nothing else.
         let _ = tokio::time::timeout(LINGER, telling).await;
+        self.link.end();
     }
 
-    async fn say(&mut self, words: &[u8]) -> Result<(), Refusal> {
-        self.stream.write_all(words).await.map_err(|_| Refusal::new(Reason::BadRequest, Stage::Claim))
+    /// A few bytes into an empty socket buffer. A client that is gone is found out by the next read.
+    async fn say(&mut self, words: &[u8]) {
+        let _ = self.link.stream.write_all(words).await;
     }
 }
 
@@ -202,5 +203,25 @@ fn at_claim(refusal: Refusal) -> Refusal {
     match refusal.stage {
         Stage::Peek => Refusal { stage: Stage::Claim, ..refusal },
         _ => refusal,
+    }
+}
+
+/// The authority of a request target: what stands before it may be a password, and behind it a token.
+fn without_secrets(target: &[u8]) -> &[u8] {
+    let start = target.windows(3).position(|w| w == b"://").map_or(0, |at| at + 3);
+    let rest = target.get(start..).unwrap_or_default();
+    let authority = rest.split(|b| matches!(b, b'/' | b'?' | b'#')).next().unwrap_or_default();
+    authority.rsplit(|b| *b == b'@').next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_secret_of_a_target_is_logged() {
+        assert_eq!(without_secrets(b"http://bob:hunter2@a.test:80/x?token=abc"), b"a.test:80");
+        assert_eq!(without_secrets(b"/x?token=abc"), b"");
+        assert_eq!(without_secrets(b"bob:hunter2@a.test:443"), b"a.test:443");
     }
 }

@@ -20,6 +20,9 @@ const EXT_ECH: u16 = 0xfe0d;
 /// draft-ietf-tls-esni-02, withdrawn: the real name cannot be seen and no outer name stands in for it.
 const EXT_ESNI: u16 = 0xffce;
 
+/// Protocols in one offer. Real clients send two or three; each costs memory as long as the hello is kept.
+const MAX_PROTOCOLS: usize = 256;
+
 /// What a hello says about where it wants to go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientHello {
@@ -199,7 +202,7 @@ fn protocols(data: &[u8]) -> Result<Vec<Box<[u8]>>, Reason> {
     let mut out = Vec::new();
     while !list.is_empty() {
         let name = list.vec8()?;
-        if name.is_empty() {
+        if name.is_empty() || out.len() == MAX_PROTOCOLS {
             return Err(Reason::BadTls);
         }
         out.push(name.into());

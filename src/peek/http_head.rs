@@ -56,6 +56,58 @@ pub enum BodyLength {
     Chunked,
 }
 
+/// Finds the end of a growing head, reading each byte once however they arrive.
+#[derive(Debug, Default)]
+pub struct HeadReader {
+    /// Bytes read so far.
+    at: usize,
+    /// Bytes of the current line, its CR included.
+    line: usize,
+    previous: Option<u8>,
+}
+
+impl HeadReader {
+    /// As [`RequestHead::look`], for bytes that begin with those of earlier calls.
+    ///
+    /// # Errors
+    /// As [`RequestHead::look`].
+    pub fn look(&mut self, raw: &[u8], limit: usize) -> Result<Option<RequestHead>, Reason> {
+        let Some(head) = self.head(raw, limit)? else { return Ok(None) };
+        RequestHead::read(head).map(Some)
+    }
+
+    /// The head of a response as it goes to the client: the connection ends with it. `None` for "need more".
+    ///
+    /// # Errors
+    /// A reason for bytes that begin no HTTP/1 response, or past `limit`.
+    pub fn closing_response(&mut self, raw: &[u8], limit: usize) -> Result<Option<ResponseHead>, Reason> {
+        let Some(head) = self.head(raw, limit)? else { return Ok(None) };
+        ResponseHead::read(head).map(Some)
+    }
+
+    /// Bytes up to and including the empty line, if it is there; a bare CR or LF is a refusal as soon as it
+    /// is seen.
+    fn head<'a>(&mut self, raw: &'a [u8], limit: usize) -> Result<Option<&'a [u8]>, Reason> {
+        for byte in raw.iter().skip(self.at) {
+            self.at += 1;
+            if self.at > limit {
+                return Err(Reason::HeadTooLarge);
+            }
+            match (self.previous.replace(*byte), byte) {
+                (Some(b'\r'), b'\n') if self.line == 1 => {
+                    // RFC 9112 §2.2 lets a server skip an empty line in front; two servers would not agree.
+                    return if self.at == 2 { Err(Reason::BadRequest) } else { Ok(raw.get(..self.at)) };
+                }
+                (Some(b'\r'), b'\n') => self.line = 0,
+                (_, b'\n') => return Err(Reason::AmbiguousRequest),
+                (Some(b'\r'), _) => return Err(Reason::BadRequest),
+                _ => self.line += 1,
+            }
+        }
+        if raw.len() >= limit { Err(Reason::HeadTooLarge) } else { Ok(None) }
+    }
+}
+
 impl RequestHead {
     /// Looks at all bytes received so far: the head, or `None` for "need more".
     ///
@@ -64,22 +116,19 @@ impl RequestHead {
     /// recipients may read differently, [`Reason::HeadTooLarge`], [`Reason::BadHost`],
     /// [`Reason::NoHost`], [`Reason::UpgradeDenied`].
     pub fn look(raw: &[u8], limit: usize) -> Result<Option<Self>, Reason> {
-        let Some(len) = head_len(raw)? else {
-            return if raw.len() >= limit { Err(Reason::HeadTooLarge) } else { Ok(None) };
-        };
-        if len > limit {
-            return Err(Reason::HeadTooLarge);
-        }
-        let head = raw.get(..len).unwrap_or_default();
+        HeadReader::default().look(raw, limit)
+    }
+
+    fn read(head: &[u8]) -> Result<Self, Reason> {
         check_bytes(head)?;
         let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
         let mut request = httparse::Request::new(&mut fields);
         match request.parse(head) {
-            Ok(httparse::Status::Complete(n)) if n == len => {}
+            Ok(httparse::Status::Complete(n)) if n == head.len() => {}
             Err(httparse::Error::TooManyHeaders) => return Err(Reason::HeadTooLarge),
             _ => return Err(Reason::BadRequest),
         }
-        Self::check(&request, head).map(Some)
+        Self::check(&request, head)
     }
 
     fn check(request: &httparse::Request<'_, '_>, head: &[u8]) -> Result<Self, Reason> {
@@ -161,63 +210,68 @@ impl std::fmt::Display for Authority {
     }
 }
 
-/// The head of a response as it goes to the client: the connection ends with it. `None` for "need more".
-///
-/// # Errors
-/// [`Reason::BadRequest`] for bytes that begin no HTTP/1 response, or past `limit`.
-pub fn closing_response(raw: &[u8], limit: usize) -> Result<Option<ResponseHead>, Reason> {
-    let Some(len) = head_len(raw)? else {
-        return if raw.len() >= limit { Err(Reason::HeadTooLarge) } else { Ok(None) };
-    };
-    let head = raw.get(..len).unwrap_or_default();
-    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
-    let mut response = httparse::Response::new(&mut fields);
-    let parsed = response.parse(head);
-    let (Ok(httparse::Status::Complete(_)), Some(status)) = (parsed, response.code) else {
-        return Err(Reason::BadRequest);
-    };
-    let is_interim = (100..200).contains(&status);
-    let bytes = if is_interim {
-        head.to_vec()
-    } else {
-        let line = first_line(head);
-        let mut out = head.get(line.clone()).unwrap_or_default().to_vec();
-        out.extend(kept_fields(head).flat_map(<[u8]>::iter));
-        out.extend_from_slice(b"Connection: close\r\n\r\n");
-        out
-    };
-    Ok(Some(ResponseHead { bytes, len, status, is_interim }))
-}
-
 /// A response head ready to be sent on.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ResponseHead {
     pub bytes: Vec<u8>,
     /// How many received bytes it stands for.
     pub len: usize,
-    pub status: u16,
     /// 1xx: another head follows.
     pub is_interim: bool,
+    pub body: AnswerLength,
 }
 
-/// Bytes up to and including the empty line, if it is there; a bare LF is a refusal as soon as it is seen.
-fn head_len(raw: &[u8]) -> Result<Option<usize>, Reason> {
-    let mut previous = None;
-    let mut line = 0;
-    for (at, byte) in raw.iter().enumerate() {
-        match (previous, byte) {
-            (Some(b'\r'), b'\n') if line == 1 => {
-                // RFC 9112 §2.2 lets a server skip an empty line in front; two servers would not agree.
-                return if at == 1 { Err(Reason::BadRequest) } else { Ok(Some(at + 1)) };
-            }
-            (Some(b'\r'), b'\n') => line = 0,
-            (_, b'\n') => return Err(Reason::AmbiguousRequest),
-            (Some(b'\r'), _) => return Err(Reason::BadRequest),
-            _ => line += 1,
+/// How long an answer's body is (RFC 9112 §6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerLength {
+    Framed(BodyLength),
+    /// Until the upstream closes.
+    ToTheEnd,
+}
+
+impl ResponseHead {
+    fn read(head: &[u8]) -> Result<Self, Reason> {
+        let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+        let mut response = httparse::Response::new(&mut fields);
+        let parsed = response.parse(head);
+        let (Ok(httparse::Status::Complete(_)), Some(status)) = (parsed, response.code) else {
+            return Err(Reason::BadRequest);
+        };
+        // No request asked for it: an upgrade is refused before it is sent on.
+        if status == 101 {
+            return Err(Reason::UpgradeDenied);
         }
-        previous = Some(*byte);
+        let is_interim = (100..200).contains(&status);
+        let body = answer_length(status, response.headers)?;
+        let bytes = if is_interim {
+            head.to_vec()
+        } else {
+            let mut out = head.get(first_line(head)).unwrap_or_default().to_vec();
+            out.extend(kept_fields(head).flat_map(<[u8]>::iter));
+            out.extend_from_slice(b"Connection: close\r\n\r\n");
+            out
+        };
+        Ok(Self { bytes, len: head.len(), is_interim, body })
     }
-    Ok(None)
+}
+
+/// Two lengths are no length: a client behind could be made to read one answer as two.
+fn answer_length(status: u16, headers: &[httparse::Header<'_>]) -> Result<AnswerLength, Reason> {
+    let named = |name: &str| {
+        let name = name.to_owned();
+        headers.iter().filter(move |field| field.name.eq_ignore_ascii_case(&name)).map(|field| field.value)
+    };
+    let codings: Vec<&[u8]> = named("transfer-encoding").collect();
+    let lengths = named("content-length").map(content_length).collect::<Result<Vec<_>, _>>()?;
+    if matches!(status, 100..200 | 204 | 304) {
+        return Ok(AnswerLength::Framed(BodyLength::Exactly(0)));
+    }
+    match (codings.as_slice(), lengths.as_slice()) {
+        ([], []) => Ok(AnswerLength::ToTheEnd),
+        ([], [n]) => Ok(AnswerLength::Framed(BodyLength::Exactly(*n))),
+        ([coding], []) if coding.eq_ignore_ascii_case(b"chunked") => Ok(AnswerLength::Framed(BodyLength::Chunked)),
+        _ => Err(Reason::BadRequest),
+    }
 }
 
 /// No control bytes but CRLF and the tab; nothing beyond ASCII in the request line.
@@ -286,7 +340,12 @@ fn read_target(method: &str, target: &str) -> Result<RequestTarget, Reason> {
         return Err(Reason::AmbiguousRequest);
     }
     let authority = read_authority(authority.as_bytes()).map_err(|_| Reason::BadHost)?;
-    let path = if path.starts_with('/') { path.into() } else { format!("/{path}").into() };
+    let path = match path {
+        // RFC 9112 §3.2.4.
+        "" if method == "OPTIONS" => "*".into(),
+        path if path.starts_with('/') => path.into(),
+        query => format!("/{query}").into(),
+    };
     Ok(RequestTarget::Absolute { authority, path })
 }
 
@@ -455,6 +514,20 @@ mod tests {
     }
 
     #[test]
+    fn a_head_in_pieces_is_read_once_and_the_same() {
+        let raw = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        let mut reader = HeadReader::default();
+        for end in 0..raw.len() {
+            assert_eq!(reader.look(&raw[..end], 99), Ok(None));
+        }
+        assert_eq!(reader.look(raw, 99).unwrap(), RequestHead::look(raw, 99).unwrap());
+        let head = look("OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n").unwrap().unwrap();
+        assert!(
+            head.for_origin(b"OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n").starts_with(b"OPTIONS * HTTP/1.1\r\n")
+        );
+    }
+
+    #[test]
     fn the_origin_gets_the_fields_as_sent_and_nothing_of_this_hop() {
         let raw = "GET http://a.example/p?q HTTP/1.1\r\nHost: a.example\r\nX-oDD:  v \r\nConnection: X-Drop, keep-alive\r\n\
                    X-Drop: 1\r\nProxy-Connection: keep-alive\r\nProxy-Authorization: Basic c2VjcmV0\r\n\r\n";
@@ -466,10 +539,20 @@ mod tests {
     #[test]
     fn the_client_is_told_that_the_connection_ends() {
         let raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\nhi";
-        let head = closing_response(raw, 1 << 16).unwrap().unwrap();
+        let closing_response = |raw: &[u8]| HeadReader::default().closing_response(raw, 1 << 16);
+        let head = closing_response(raw).unwrap().unwrap();
         assert_eq!(head.bytes, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n");
-        assert_eq!((head.len, head.status, head.is_interim), (raw.len() - 2, 200, false));
-        assert_eq!(closing_response(b"SSH-2.0-x\r\n\r\n", 1 << 16), Err(Reason::BadRequest));
-        assert!(closing_response(b"HTTP/1.1 100 Continue\r\n\r\n", 1 << 16).unwrap().unwrap().is_interim);
+        assert_eq!((head.len, head.is_interim), (raw.len() - 2, false));
+        assert_eq!(closing_response(b"SSH-2.0-x\r\n\r\n"), Err(Reason::BadRequest));
+        assert_eq!(closing_response(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"), Err(Reason::UpgradeDenied));
+        assert!(closing_response(b"HTTP/1.1 100 Continue\r\n\r\n").unwrap().unwrap().is_interim);
+        let length = |fields: &str| {
+            closing_response(format!("HTTP/1.1 200 OK\r\n{fields}\r\n").as_bytes()).map(|h| h.unwrap().body)
+        };
+        assert_eq!(length("Content-Length: 7\r\n"), Ok(AnswerLength::Framed(BodyLength::Exactly(7))));
+        assert_eq!(length("Transfer-Encoding: chunked\r\n"), Ok(AnswerLength::Framed(BodyLength::Chunked)));
+        assert_eq!(length(""), Ok(AnswerLength::ToTheEnd));
+        assert_eq!(length("Content-Length: 7\r\nTransfer-Encoding: chunked\r\n"), Err(Reason::BadRequest));
+        assert_eq!(length("Content-Length: 7\r\nContent-Length: 8\r\n"), Err(Reason::BadRequest));
     }
 }

@@ -17,6 +17,10 @@ impl<'a> Reader<'a> {
         self.0.is_empty()
     }
 
+    pub(super) const fn rest(&self) -> &'a [u8] {
+        self.0
+    }
+
     pub(super) fn take(&mut self, n: usize) -> Result<&'a [u8], Short> {
         let (head, rest) = self.0.split_at_checked(n).ok_or(Short)?;
         self.0 = rest;

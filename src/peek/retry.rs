@@ -13,13 +13,18 @@ const RETRY_RANDOM: [u8; 32] = [
     0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
 ];
 
+const CHANGE_CIPHER_SPEC: u8 = 20;
+const ALERT: u8 = 21;
+/// RFC 8446 §6: the level of an alert that ends nothing.
+const WARNING: u8 = 1;
 const HANDSHAKE: u8 = 22;
 const SERVER_HELLO: u8 = 2;
 /// Handshake header, version, random.
 const NEEDED: usize = 4 + 2 + 32;
 
-/// Enough of the server's first bytes to decide, however small its records are.
-pub const SERVER_FIRST_MAX: usize = NEEDED * 6;
+/// Enough of the server's first bytes to decide, however small its records are, with room for warnings
+/// before them.
+pub const SERVER_FIRST_MAX: usize = 1024;
 
 /// What the server answered the hello with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,22 +41,31 @@ pub fn server_first(raw: &[u8]) -> Option<ServerFirst> {
     let mut message = Vec::with_capacity(NEEDED);
     while message.len() < NEEDED {
         let mut header = records;
-        let kind = header.u8().ok()?;
-        if kind != HANDSHAKE {
-            return Some(ServerFirst::Other);
-        }
-        let (Ok(_version), Ok(len)) = (header.u16(), header.u16()) else { return None };
-        if len == 0 {
-            return Some(ServerFirst::Other);
-        }
-        // The part of the fragment that is here.
-        let mut left = usize::from(len);
-        while left > 0 && message.len() < NEEDED {
-            message.push(header.u8().ok()?);
-            left -= 1;
-            if message.first() != Some(&SERVER_HELLO) {
+        let (Ok(kind), Ok(_version), Ok(len)) = (header.u8(), header.u16(), header.u16()) else {
+            // The first byte of what is no TLS is enough.
+            return raw.first().filter(|first| !(20..=24).contains(*first)).map(|_| ServerFirst::Other);
+        };
+        let body = header.take(usize::from(len));
+        match kind {
+            HANDSHAKE => {
+                let part = body.unwrap_or_else(|_| header.rest());
+                message.extend(part.iter().take(NEEDED - message.len()));
+                if message.first().is_some_and(|first| *first != SERVER_HELLO) {
+                    return Some(ServerFirst::Other);
+                }
+                if message.len() == NEEDED {
+                    break;
+                }
+            }
+            // A warning other than close_notify, or a change of cipher spec, decides nothing: the answer is still to come.
+            ALERT if body.is_ok_and(|body| !matches!(body, [WARNING, description, ..] if *description > 0)) => {
                 return Some(ServerFirst::Other);
             }
+            ALERT | CHANGE_CIPHER_SPEC => {}
+            _ => return Some(ServerFirst::Other),
+        }
+        if body.is_err() {
+            return None;
         }
         records = header;
     }
@@ -69,6 +83,12 @@ pub struct ClientGate {
 }
 
 impl ClientGate {
+    /// Whether a handshake record has begun: from it on everything waits.
+    #[must_use]
+    pub const fn is_closed(&self) -> bool {
+        self.closed
+    }
+
     /// How many of these bytes, which follow those of earlier calls that were let through, may go on now.
     pub fn passable(&mut self, bytes: &[u8]) -> usize {
         let mut passed = 0;
@@ -97,7 +117,7 @@ impl ClientGate {
     }
 }
 
-/// Compares the second hello with the first, once it is whole.
+/// Compares the second hello with the first, once it is whole. Hiding what was in the clear is a difference.
 ///
 /// # Errors
 /// [`Reason::NameMismatch`] where name or protocols differ, else the reason why it is no hello.
@@ -108,7 +128,9 @@ pub fn second_hello(
     first: &ClientHello,
 ) -> Result<Option<()>, Reason> {
     let Some(second) = reader.look(raw, limit)? else { return Ok(None) };
-    if second.sni == first.sni && second.alpn == first.alpn { Ok(Some(())) } else { Err(Reason::NameMismatch) }
+    let alike =
+        second.sni == first.sni && second.alpn == first.alpn && (second.ech, second.esni) == (first.ech, first.esni);
+    if alike { Ok(Some(())) } else { Err(Reason::NameMismatch) }
 }
 
 #[cfg(test)]
@@ -136,6 +158,11 @@ mod tests {
             assert!((0..decided).all(|end| server_first(&retry[..end]).is_none()));
         }
         assert_eq!(server_first(&[21, 3, 3, 0, 2, 2, 40]), Some(ServerFirst::Other));
+        let warned =
+            [&[21, 3, 3, 0, 2, 1, 112][..], &[20, 3, 3, 0, 1, 1], &[22, 3, 3, 0, 0], &server_hello(RETRY_RANDOM, 9)]
+                .concat();
+        assert_eq!(server_first(&warned), Some(ServerFirst::Retry), "behind a warning it is still one");
+        assert!((1..warned.len() - 60).all(|end| server_first(&warned[..end]).is_none()));
         assert_eq!(server_first(b"HTTP/1.1 400"), Some(ServerFirst::Other));
         assert_eq!(server_first(&[]), None);
     }

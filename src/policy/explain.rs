@@ -35,6 +35,8 @@ pub enum SubjectFault {
     Scheme(String),
     #[error("`{0}` needs a port, as in `{0}:1194`")]
     Port(String),
+    #[error("`{0}` is no port; write a number from 1 to 65535")]
+    BadPort(String),
     #[error("`{0}` is no host: {1}")]
     Host(String, crate::name::NameFault),
 }
@@ -47,8 +49,8 @@ impl std::str::FromStr for Subject {
         let rest = rest.split(['/', '?', '#']).next().unwrap_or_default();
         let (host, port) = match rest.rsplit_once(':') {
             Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
-                let port = port.parse().ok().filter(|p| *p > 0);
-                (host, Some(port.ok_or_else(|| SubjectFault::Port(format!("{scheme}://{host}")))?))
+                let number = port.parse().ok().filter(|p| *p > 0);
+                (host, Some(number.ok_or_else(|| SubjectFault::BadPort(port.to_owned()))?))
             }
             _ => (rest, None),
         };
@@ -95,7 +97,20 @@ impl Policy {
         {
             return self.guarded(question, grant, ip, port);
         }
-        let Host::Name(name) = host else { return Err(Refusal::new(Reason::IpLiteral, Stage::Name)) };
+        let name = match host {
+            Host::Name(name) => name,
+            // Where names are judged, the bytes would have to bring one.
+            Host::Address(_) if self.ports.contains_key(&port) => {
+                return Err(Refusal::new(Reason::IpLiteral, Stage::Name));
+            }
+            Host::Address(ip) => {
+                let hint = self.address_hint(question.from, *ip, port);
+                return Err(Refusal::new(Reason::NoRule, Stage::Network).with(hint));
+            }
+        };
+        if let Some(grant) = self.net_by_name(question.from, name, port) {
+            return Ok(self.because(grant));
+        }
         let evidence = Evidence {
             client: question.from,
             port,
@@ -118,11 +133,14 @@ impl Policy {
             (Host::Name(_), dst) => dst,
         };
         if let Some(ip) = ip {
-            let fits = |rule: &super::NetRule| takes(rule) && super::covers(rule, ip);
+            let meant = super::guard::meant(ip, self.nat64);
+            let fits = |rule: &super::NetRule| takes(rule) && super::covers(rule, meant);
             if let Some(grant) = self.net_rule(question.from, Action::Deny, fits) {
                 return Err(self.refusal_by(Reason::RuleDenied, Stage::Network, grant));
             }
             if let Some(grant) = self.net_rule(question.from, Action::Allow, fits) {
+                // What denies TCP on a port says nothing about UDP on it.
+                let port = if kind == NetKind::Tcp { port } else { 0 };
                 return self.guarded(question, grant, ip, port);
             }
         }
@@ -207,7 +225,7 @@ mod tests {
         assert_eq!("https://[2001:db8::1]:8443".parse(), app(AppProtocol::Https, "2001:db8::1", 8443));
         assert!(matches!("udp://20.1.2.3:1194".parse(), Ok(Subject::Udp { port: 1194, .. })));
         assert!(matches!("udp://20.1.2.3".parse::<Subject>(), Err(SubjectFault::Port(_))));
-        assert!(matches!("https://a.example:0".parse::<Subject>(), Err(SubjectFault::Port(_))));
+        assert!(matches!("https://a.example:0".parse::<Subject>(), Err(SubjectFault::BadPort(_))));
         assert!(matches!("ftp://a.example".parse::<Subject>(), Err(SubjectFault::Scheme(_))));
         assert!(matches!("a.example".parse::<Subject>(), Err(SubjectFault::Scheme(_))));
         assert!(matches!("https://a..b".parse::<Subject>(), Err(SubjectFault::Host(..))));

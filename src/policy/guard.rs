@@ -77,16 +77,22 @@ pub(super) enum Judgement {
     Denied,
 }
 
+/// The address that some host on the way will take this one for: IPv4-mapped is IPv4, and under the network's
+/// translation prefix (RFC 6052) it is the IPv4 address it carries.
+pub(super) fn meant(ip: IpAddr, nat64: Option<Ipv6Net>) -> IpAddr {
+    match (ip, nat64) {
+        (IpAddr::V6(v6), Some(prefix)) if prefix.contains(&v6) => IpAddr::V4(embedded_v4(v6, prefix.prefix_len())),
+        _ => ip.to_canonical(),
+    }
+}
+
 /// Judges one address against where a rule's names may lead.
 ///
-/// `nat64` is the network's translation prefix (RFC 6052): an address under it is judged by the IPv4
-/// address it carries.
+/// An address under the translation prefix is judged by the IPv4 address it carries.
 pub(super) fn judge(ip: IpAddr, reach: &Reach, nat64: Option<Ipv6Net>) -> Judgement {
-    if let (IpAddr::V6(v6), Some(prefix)) = (ip, nat64)
-        && prefix.contains(&v6)
-    {
-        return judge(IpAddr::V4(embedded_v4(v6, prefix.prefix_len())), reach, None);
-    }
+    // Mapped addresses are a range of their own: nobody's answer should hold one.
+    let translated = matches!(ip, IpAddr::V6(v6) if nat64.is_some_and(|prefix| prefix.contains(&v6)));
+    let ip = if translated { meant(ip, nat64) } else { ip };
     // Metadata in disguise is never anybody's destination.
     if disguised_v4(ip).is_some_and(|v4| special(IpAddr::V4(v4)).is_some_and(|s| s.class == "metadata")) {
         return Judgement::Denied;
@@ -100,8 +106,7 @@ pub(super) fn judge(ip: IpAddr, reach: &Reach, nat64: Option<Ipv6Net>) -> Judgem
 }
 
 /// The word for an address that is not public, for people.
-#[must_use]
-pub fn class(ip: IpAddr) -> &'static str {
+pub(super) fn class(ip: IpAddr) -> &'static str {
     match special(ip) {
         Some(special) => special.class,
         None if is_reserved(ip) => "reserved",

@@ -68,7 +68,7 @@ impl HostIndex {
     /// Adds a pattern for a rule.
     ///
     /// # Panics
-    /// Past four billion bytes of patterns, which the configuration's own bound keeps far away.
+    /// Past four billion bytes of patterns; a configuration file may have 64 MiB, and a pattern 1024 bytes.
     pub fn add(&mut self, pattern: &Pattern, rule: u32) -> PatternId {
         let id = u32::try_from(self.patterns.len()).expect("fewer patterns than 2^32");
         let start = u32::try_from(self.text.len()).expect("fewer pattern bytes than 2^32");

@@ -75,7 +75,7 @@ impl Policy {
         let id = name.as_str().replace('.', "-");
         let sources = self.fix_sources(evidence.client);
         format!(
-            "application_rules: [{{ name: {id}, {sources}fqdns: [\"{name}\"], protocols: [\"{}:{}\"] }}]",
+            "- {{ name: {id}, {sources}fqdns: [\"{name}\"], protocols: [\"{}:{}\"] }} # policy.application_rules",
             protocol.as_str(),
             evidence.port
         )
@@ -90,7 +90,7 @@ impl Policy {
         let sources = self.fix_sources(client);
         let len = if ip.is_ipv4() { 32 } else { 128 };
         let fix = format!(
-            "network_rules: [{{ name: tcp-{port}, {sources}destinations: [\"{ip}/{len}\"], protocols: [\"tcp:{port}\"] }}]"
+            "- {{ name: tcp-{port}, {sources}destinations: [\"{ip}/{len}\"], protocols: [\"tcp:{port}\"] }} # policy.network_rules"
         );
         Hint { rule: None, pattern: None, nearest, fix: Some(fix) }
     }

@@ -239,7 +239,13 @@ fn literal(text: &str) -> Result<HostName, PatternFault> {
     })
 }
 
+/// Alternatives may be longer than any name; nobody writes this many by hand.
+const MAX_WRITTEN: usize = 1024;
+
 fn refuse_foreign_syntax(written: &str) -> Result<(), PatternFault> {
+    if written.len() > MAX_WRITTEN {
+        return Err(PatternFault::Name(format!("the pattern is longer than {MAX_WRITTEN} bytes; write several")));
+    }
     if written.is_empty() {
         return Err(PatternFault::Empty);
     }
@@ -337,6 +343,7 @@ mod tests {
         fault("*..example.com", "a label is empty");
         fault("a*..example.com", "is empty");
         fault("-a.example.com", "hyphen");
+        fault(&format!("{{{}}}.example.com", "a,".repeat(600)), "longer than 1024");
         fault("{a.b,c}.example.com", "inside one label");
         fault("[a.example.com", "inside one label");
         fault("a]b[.example.com", "label");

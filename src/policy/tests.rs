@@ -20,6 +20,7 @@ policy:
     - { name: here, fqdns: ["h.example"], protocols: ["https:443"], addresses: ["198.18.0.7/32", "198.18.0.9/32", "127.0.0.0/8"] }
   network_rules:
     - { name: blocked, action: deny, destinations: ["192.9.9.0/24"], protocols: ["tcp:1-65535"] }
+    - { name: other, destinations: ["192.9.9.0/24"], protocols: ["udp:5000"] }
     - { name: partner, destinations: ["192.9.0.0/16", "0.0.0.0/0"], protocols: ["tcp:8443", "udp:1194"] }
     - { name: lan, destinations: ["10.2.0.0/16"], protocols: ["tcp:9000-9010"] }
     - { name: time, fqdns: ["ntp.example"], protocols: ["udp:123", "tcp:4460"] }
@@ -135,6 +136,8 @@ fn hellos_that_hide_or_offer_too_much_are_refused() {
     };
     allowed(seen(&offer(&["konnectivity", "h2"]), "k.example"), "konn");
     refused(seen(&offer(&["konnectivity", "http/1.1"]), "k.example"), Reason::AlpnNotAllowed);
+    // No offer holds no protocol that is not in the list.
+    allowed(seen(&offer(&[]), "k.example"), "konn");
     allowed(seen(&offer(&["http/1.1"]), "a.example"), "web");
     allowed(seen(&|h| h.ech = true, "a.example"), "web");
     refused(seen(&|h| h.ech = true, "e.example"), Reason::EchDenied);
@@ -186,8 +189,7 @@ fn a_request_is_judged_by_its_host() {
     refused(get("", 80, "CONNECT a.example:80 HTTP/1.1\r\nHost: a.example:80\r\n\r\n"), Reason::MethodNotAllowed);
     refused(get("a.example", 80, "GET / HTTP/1.1\r\nHost: x.sub.example\r\n\r\n"), Reason::NameMismatch);
     // Plain bytes on a port that is https for this name.
-    refused(get("", 443, "GET / HTTP/1.1\r\nHost: team.example\r\n\r\n"), Reason::SourceNotAllowed);
-    refused(get("", 443, "GET / HTTP/1.1\r\nHost: k.example\r\n\r\n"), Reason::PortNotAllowed);
+    refused(get("", 443, "GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"), Reason::NotTls);
 }
 
 #[test]
@@ -201,6 +203,34 @@ fn all_addresses_of_a_name_are_judged_together() {
     allowed(tls("", "b.example", &["10.1.0.1", "8.8.8.8"]), "both");
     refused(tls("", "b.example", &["10.2.0.1", "8.8.8.8"]), Reason::AddressMixed);
     refused(tls("", "a.example", &["192.9.9.7"]), Reason::RuleDenied);
+}
+
+#[test]
+fn a_translated_address_is_the_address_it_carries() {
+    let text = POLICY.replace("policy:\n", "policy:\n  nat64_prefix: \"64:ff9b::/96\"\n");
+    let settings = Settings::parse(&text, "test", Path::new(".")).unwrap();
+    let own = Arc::new(OwnAddresses::new(vec!["203.0.114.5:443".parse().unwrap()], settings.own_addresses));
+    own.set_interfaces(vec!["8.8.4.4".parse().unwrap()]);
+    let policy = Policy::compile(settings.rules.apps, settings.rules.nets, settings.rules.nat64, own);
+    let reason = |ip: &str| {
+        let clearance = Clearance {
+            destination: Destination::Literal(ip.parse().unwrap()),
+            port: 443,
+            prefers_v6: false,
+            client: "10.9.0.1".parse().unwrap(),
+            grants: vec![Grant::App { rule: 0, pattern: 0 }],
+        };
+        policy.by_address(&clearance, &Answers::literal(ip.parse().unwrap())).map(|_| ()).map_err(|r| r.reason)
+    };
+    assert_eq!(reason("64:ff9b::808:808"), Ok(()));
+    assert_eq!(reason("64:ff9b::a00:1"), Err(Reason::AddressDenied));
+    assert_eq!(reason("64:ff9b::c009:907"), Err(Reason::RuleDenied), "a network denial of 192.9.9.0/24");
+    assert_eq!(reason("64:ff9b::808:404"), Err(Reason::OwnAddress), "an interface");
+    assert_eq!(reason("64:ff9b::cb00:7205"), Err(Reason::OwnAddress), "a listener");
+    assert_eq!(reason("64:ff9b::c612:9"), Err(Reason::OwnAddress), "own_addresses");
+    let literal = |ip: &str| policy.by_claim(&claim(ip, 8443)).map(|_| ()).map_err(|r| r.reason);
+    assert_eq!(literal("64:ff9b::c009:907"), Err(Reason::RuleDenied));
+    assert_eq!(literal("64:ff9b::c009:107"), Ok(()));
 }
 
 #[test]
@@ -259,8 +289,11 @@ fn explaining_walks_the_same_steps() {
     explained("tcp://10.0.0.1:8443", None, Err(Reason::AddressDenied));
     explained("udp://192.9.1.1:1194", None, Ok("partner"));
     explained("udp://192.9.1.1:1195", None, Err(Reason::NoRule));
+    explained("udp://192.9.9.1:5000", None, Ok("other"));
+    explained("https://8.8.8.8:9999", None, Err(Reason::NoRule));
     explained("udp://ntp.example:123", None, Ok("time"));
     explained("tcp://ntp.example:123", None, Err(Reason::NoRule));
+    explained("https://ntp.example:4460", None, Ok("time"));
     explained("dns://a.example", None, Ok("web"));
     explained("dns://ntp.example", None, Ok("time"));
     explained("dns://bad.sub.example", None, Err(Reason::RuleDenied));
@@ -284,7 +317,7 @@ fn hinted(target: &str, nearest: &str, fix: &str) {
 fn a_refusal_names_what_came_close_and_the_cure() {
     let fix = |id: &str, name: &str| {
         format!(
-            "application_rules: [{{ name: {id}, sources: [\"10.9.0.1/32\"], fqdns: [\"{name}\"], protocols: [\"https:443\"] }}]"
+            "- {{ name: {id}, sources: [\"10.9.0.1/32\"], fqdns: [\"{name}\"], protocols: [\"https:443\"] }} # policy.application_rules"
         )
     };
     hinted(
@@ -312,7 +345,7 @@ fn a_refusal_names_what_came_close_and_the_cure() {
     hinted(
         "tcp://192.9.1.1:8444",
         "rule partner covers the address on tcp:8443, udp:1194",
-        "network_rules: [{ name: tcp-8444, sources: [\"10.9.0.1/32\"], destinations: [\"192.9.1.1/32\"], protocols: [\"tcp:8444\"] }]",
+        "- { name: tcp-8444, sources: [\"10.9.0.1/32\"], destinations: [\"192.9.1.1/32\"], protocols: [\"tcp:8444\"] } # policy.network_rules",
     );
 }
 
@@ -320,7 +353,9 @@ fn a_refusal_names_what_came_close_and_the_cure() {
 fn the_fix_is_a_rule_that_works() {
     for target in ["https://sub.example", "http://new.test:8080", "https://new.test:444"] {
         let fix = explain(target, Some("10.9.0.1"), None, &[]).unwrap_err().hint.unwrap().fix.unwrap();
-        let text = format!("listeners: [{{ kind: forward, bind: \"127.0.0.1:1\" }}]\npolicy:\n  {fix}\n");
+        let text = format!(
+            "listeners: [{{ kind: forward, bind: \"127.0.0.1:1\" }}]\npolicy:\n  application_rules:\n    {fix}\n"
+        );
         let settings = Settings::parse(&text, "fix", Path::new(".")).unwrap();
         let policy = Policy::compile(settings.rules.apps, settings.rules.nets, None, Arc::default());
         let question = Question {

@@ -80,10 +80,16 @@ impl Line {
     #[must_use]
     pub fn text(&self) -> Vec<u8> {
         let clock = self.ts.get(11..19).unwrap_or(&self.ts);
-        let name = self.name.as_deref().or(self.name_raw.as_deref()).or(self.original_dst.as_deref()).unwrap_or("-");
         let port = self.port.map(|p| format!(":{p}")).unwrap_or_default();
+        let name = self.name.as_deref().or(self.name_raw.as_deref());
+        // An original destination brings its own port.
+        let place = match (name, &self.original_dst) {
+            (Some(name), _) => format!("{name}{port}"),
+            (None, Some(dst)) => dst.clone(),
+            (None, None) => format!("-{port}"),
+        };
         let verdict = self.verdict.unwrap_or("-");
-        let mut out = format!("{clock} {verdict:<5} {} -> {name}{port}", self.client);
+        let mut out = format!("{clock} {verdict:<5} {} -> {place}", self.client);
         let mut add = |key: &str, value: Option<&str>| {
             if let Some(value) = value {
                 let _ = write!(out, " {key}={value}");

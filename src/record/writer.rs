@@ -3,28 +3,36 @@
 use std::fs::OpenOptions;
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::{Receiver, Sender};
+use tokio::sync::oneshot;
 
 use super::Line;
 use crate::config::{LogFormat, LogOutput, LogSettings};
 use crate::metrics::Metrics;
 
-/// Lines that may wait for the disk: some seconds of a busy hop, some ten megabytes.
-const QUEUE: usize = 16_384;
+/// Bytes of lines that may wait for the disk: some seconds of a busy hop.
+const QUEUE: usize = 16 << 20;
+/// How long the last lines may take when egret ends.
+const LAST_LINES: Duration = Duration::from_secs(5);
 
 /// Hands lines to the writer. Never waits.
 #[derive(Clone, Debug)]
 pub struct Scribe {
     queue: Sender<Vec<u8>>,
+    /// Bytes in the queue.
+    waiting: Arc<AtomicUsize>,
     format: LogFormat,
     metrics: Arc<Metrics>,
 }
 
 /// The writing thread; ends when every [`Scribe`] is gone and the queue is empty.
 #[derive(Debug)]
-pub struct LogWriter(JoinHandle<()>);
+pub struct LogWriter {
+    ended: oneshot::Receiver<()>,
+}
 
 impl Scribe {
     /// Opens the output and starts the writer.
@@ -37,11 +45,16 @@ impl Scribe {
             LogOutput::Stderr => Box::new(io::stderr()),
             LogOutput::File(path) => Box::new(OpenOptions::new().create(true).append(true).open(path)?),
         };
-        let (queue, lines) = crossbeam_channel::bounded(QUEUE);
-        let losses = Arc::clone(&metrics);
-        let thread =
-            std::thread::Builder::new().name("access-log".into()).spawn(move || write_all(&lines, output, &losses))?;
-        Ok((Self { queue, format: settings.format, metrics }, LogWriter(thread)))
+        let (queue, lines) = crossbeam_channel::unbounded();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let (end, ended) = oneshot::channel();
+        let desk = Desk { lines, waiting: Arc::clone(&waiting), losses: Arc::clone(&metrics) };
+        std::thread::Builder::new().name("access-log".into()).spawn(move || {
+            desk.write_all(output);
+            // Whoever waits has gone already, or hears it.
+            let _ = end.send(());
+        })?;
+        Ok((Self { queue, waiting, format: settings.format, metrics }, LogWriter { ended }))
     }
 
     pub(super) fn write(&self, line: &Line) {
@@ -49,34 +62,53 @@ impl Scribe {
             LogFormat::Json => line.json(),
             LogFormat::Text => line.text(),
         };
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.queue.try_send(bytes) {
+        let size = bytes.len();
+        if self.waiting.fetch_add(size, Ordering::Relaxed) + size > QUEUE || self.queue.send(bytes).is_err() {
+            self.waiting.fetch_sub(size, Ordering::Relaxed);
             self.metrics.line_lost();
         }
     }
 }
 
 impl LogWriter {
-    /// Waits until every line is written.
-    pub fn finish(self) {
-        // A writer that panicked has nothing more to write.
-        let _ = self.0.join();
+    /// Waits until every line is written, or a bounded time where nobody reads them.
+    pub async fn finish(self) {
+        if tokio::time::timeout(LAST_LINES, self.ended).await.is_err() {
+            tracing::error!("nobody reads the access log; its last lines are lost");
+        }
     }
 }
 
-fn write_all(lines: &Receiver<Vec<u8>>, output: Box<dyn Write + Send>, losses: &Metrics) {
-    let mut output = BufWriter::with_capacity(64 << 10, output);
-    while let Ok(first) = lines.recv() {
-        let mut count = 1;
-        let mut result = output.write_all(&first);
-        // What is waiting already goes out in one write.
-        while let (Ok(()), Ok(line)) = (&result, lines.try_recv()) {
-            count += 1;
-            result = output.write_all(&line);
+/// The writer's side.
+struct Desk {
+    /// Bounded by `waiting`.
+    lines: Receiver<Vec<u8>>,
+    waiting: Arc<AtomicUsize>,
+    losses: Arc<Metrics>,
+}
+
+impl Desk {
+    fn write_all(&self, output: Box<dyn Write + Send>) {
+        let mut output = BufWriter::with_capacity(64 << 10, output);
+        while let Ok(first) = self.lines.recv() {
+            let mut count = 1;
+            let mut result = self.write(&mut output, &first);
+            // What is waiting already goes out in one write.
+            while let (Ok(()), Ok(line)) = (&result, self.lines.try_recv()) {
+                count += 1;
+                result = self.write(&mut output, &line);
+            }
+            if let Err(error) = result.and_then(|()| output.flush()) {
+                // The place where lines go is gone or full; egret goes on, and the loss is counted.
+                (0..count).for_each(|_| self.losses.line_lost());
+                tracing::error!(%error, "cannot write the access log");
+            }
         }
-        if let Err(error) = result.and_then(|()| output.flush()) {
-            // The place where lines go is gone or full; egret goes on, and the loss is counted.
-            (0..count).for_each(|_| losses.line_lost());
-            tracing::error!(%error, "cannot write the access log");
-        }
+    }
+
+    fn write(&self, output: &mut impl Write, line: &[u8]) -> io::Result<()> {
+        let result = output.write_all(line);
+        self.waiting.fetch_sub(line.len(), Ordering::Relaxed);
+        result
     }
 }

@@ -10,11 +10,16 @@ async fn pair() -> (TcpStream, TcpStream) {
 
 /// A relay between a client and an upstream; its ending and its totals.
 async fn relayed(idle: Duration) -> (TcpStream, TcpStream, tokio::task::JoinHandle<(Ending, Totals)>) {
-    let (client, mut near) = pair().await;
-    let (mut far, upstream) = pair().await;
+    let (client, near) = pair().await;
+    let (far, upstream) = pair().await;
     let task = tokio::spawn(async move {
         let meter = Meter::new();
-        let ending = run(&mut near, &mut far, b"first, ", idle, &meter).await;
+        let (mut near, mut far) = (Link::new(near), Link::new(far));
+        let ending = run(&mut near.stream, &mut far.stream, b"first, ", idle, &meter).await;
+        if ending == Ending::Closed {
+            near.end();
+            far.end();
+        }
         (ending, meter.totals())
     });
     (client, upstream, task)
@@ -74,4 +79,16 @@ async fn idleness_is_counted_from_the_last_byte() {
     }
     idle.await;
     assert_eq!(begun.elapsed(), Duration::from_secs(17));
+}
+
+#[tokio::test]
+async fn a_client_that_is_gone_is_noticed_while_the_upstream_is_silent() {
+    let (mut client, mut upstream, task) = relayed(LONG).await;
+    client.shutdown().await.unwrap();
+    let mut got = Vec::new();
+    upstream.read_to_end(&mut got).await.unwrap();
+    assert!(!task.is_finished(), "a half-closed client may still listen");
+    reset(&client);
+    drop(client);
+    assert_eq!(task.await.unwrap().0, Ending::ClientReset);
 }

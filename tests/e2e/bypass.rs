@@ -280,6 +280,11 @@ fn a_second_hello_sent_before_the_answer_waits_for_it() {
     let both = [Hello::named("a.web.test").record(), Hello::named("evil.test").record()].concat();
     let (record, _) = send(&egret, tunnel(&egret, "a.web.test:10443"), &both);
     refused(&record, "name_mismatch", "name");
+    // And where the answer asks for none, it was no handshake of any version.
+    let w = world("");
+    let (record, _) = send(&w.egret, tunnel(&w.egret, "a.web.test:10443"), &both);
+    refused(&record, "bad_tls", "peek");
+    w.origin.received(&Hello::named("a.web.test").record());
     assert!(origin.streams().iter().all(|s| !s.windows(9).any(|w| w == b"evil.test")));
 }
 
@@ -331,4 +336,86 @@ fn a_tunnel_to_an_address_must_show_a_listed_name() {
     // Our own addresses are nobody's business: the reply carries none.
     assert_eq!(reply[4..], [0, 1, 0, 0, 0, 0, 0, 0]);
     let _ = read_head(&mut stream);
+}
+
+/// An upstream that says just what it is told to, and keeps what it hears.
+fn scripted(ip: IpAddr, says: Vec<u8>, then_ends: bool) -> std::sync::mpsc::Receiver<Vec<u8>> {
+    let listener = std::net::TcpListener::bind((ip, HTTPS)).unwrap();
+    let (heard, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut hello = vec![0; 4096];
+            let n = stream.read(&mut hello).unwrap();
+            stream.write_all(&says).unwrap();
+            if then_ends {
+                stream.shutdown(std::net::Shutdown::Write).unwrap();
+            }
+            hello.truncate(n);
+            hello.extend(read_all(&mut stream));
+            heard.send(hello).unwrap();
+        }
+    });
+    receiver
+}
+
+/// RFC 8446 §4.1.3.
+const RETRY_RANDOM: [u8; 32] = [
+    0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8, 0x91, 0xc2, 0xa2, 0x11,
+    0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
+];
+
+fn retry() -> Vec<u8> {
+    let message = [&[2, 0, 0, 44, 3, 3][..], &RETRY_RANDOM, &[0, 0x13, 1, 0, 0, 4, 0, 51, 0, 0]].concat();
+    [&[22, 3, 3, 0, message.len() as u8][..], &message].concat()
+}
+
+#[test]
+fn no_trick_around_a_retry_lets_another_hello_out() {
+    let first = Hello::named("a.web.test");
+    let evil = Hello::named("evil.test").record();
+    let warned = [&[21, 3, 3, 0, 2, 1, 112][..], &[20, 3, 3, 0, 1, 1], &[22, 3, 3, 0, 0], &retry()].concat();
+    let cases: Vec<(&str, Vec<u8>, bool, Vec<u8>)> = vec![
+        ("another name, behind a warning", warned, false, evil.clone()),
+        ("another name, after the upstream ended", retry(), true, evil.clone()),
+        ("another name, cut short", retry(), false, evil[..evil.len() - 3].to_vec()),
+        ("the name hidden (ESNI)", retry(), false, first.clone().with(0xffce, &[0]).record()),
+        ("the name hidden (ECH)", retry(), false, first.clone().with(0xfe0d, &[0]).record()),
+    ];
+    for (what, says, then_ends, second) in cases {
+        let (dns, ip) = (Dns::start(), own_ip());
+        dns.answer("a.web.test", &[&ip.to_string()]);
+        let heard = scripted(ip, says, then_ends);
+        let egret = Egret::start(dns.address, (HTTPS, HTTP), &policy(), "limits: { peek: 2s }");
+        let mut client = tunnel(&egret, "a.web.test:10443");
+        client.write_all(&first.record()).unwrap();
+        client.read_exact(&mut [0; 5]).unwrap();
+        let _ = client.write_all(&second);
+        let _ = client.shutdown(std::net::Shutdown::Write);
+        read_all(&mut client);
+        let heard = heard.recv_timeout(crate::support::PATIENCE).unwrap();
+        assert_eq!(heard, first.record(), "{what}: none of it went on");
+    }
+}
+
+#[test]
+fn a_retry_is_followed_by_the_same_hello_however_it_is_cut() {
+    let first = Hello::named("a.web.test");
+    let second = [&[20, 3, 3, 0, 1, 1][..], &first.record()].concat();
+    for cut in [1, 2, 4, 6, 8, 40] {
+        let (dns, ip) = (Dns::start(), own_ip());
+        dns.answer("a.web.test", &[&ip.to_string()]);
+        let heard = scripted(ip, retry(), false);
+        let egret = Egret::start(dns.address, (HTTPS, HTTP), &policy(), "");
+        let mut client = tunnel(&egret, "a.web.test:10443");
+        let local = client.local_addr().unwrap();
+        client.write_all(&first.record()).unwrap();
+        client.read_exact(&mut vec![0; retry().len()]).unwrap();
+        client.write_all(&second[..cut]).unwrap();
+        crate::support::pause();
+        client.write_all(&second[cut..]).unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        let heard = heard.recv_timeout(crate::support::PATIENCE).unwrap();
+        assert_eq!(heard, [first.record(), second.clone()].concat(), "cut at {cut}");
+        assert_eq!(egret.record_of(local)["verdict"], "allow");
+    }
 }

@@ -34,7 +34,7 @@ const GOOD: &str = "listeners: [{ kind: forward, bind: \"127.0.0.1:3128\" }]\npo
 #[test]
 fn check_tells_faults_warnings_and_peace() {
     let (_folder, good) = config(GOOD);
-    exits(&["check", "--config", &good], 0, &["fine: 1 listeners, 1 application rules, 0 network rules"]);
+    exits(&["check", "--config", &good], 0, &["fine: 1 listener, 1 application rule, 0 network rules"]);
     let (_folder, odd) = config(&GOOD.replace("*.web.test", "*"));
     exits(&["check", "--config", &odd], 0, &["warning: ", ":4:", "lets every name out"]);
     exits(&["check", "--config", &odd, "--strict"], 1, &["lets every name out"]);
@@ -57,7 +57,7 @@ fn run_refuses_what_check_refuses() {
         (&GOOD.replace("10.0.0.0/8", "10.0.0.0/40"), "is no CIDR"),
         (&GOOD.replace("*.web.test", "**.web.test"), "`**` is not a pattern"),
         (&GOOD.replace(":3128", ":0"), "0 is no port"),
-        (&format!("{GOOD}  mode: audit\n"), "audit is not available"),
+        (&format!("{GOOD}  mode: audit\n"), "`audit` is not available"),
         (&format!("{GOOD}admin: {{ bind: \"127.0.0.1:3128\" }}\n"), "is taken by listeners[0].bind"),
     ] {
         let (_folder, path) = config(text);

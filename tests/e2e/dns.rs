@@ -48,6 +48,29 @@ fn each_fault_of_dns_has_its_reason() {
 }
 
 #[test]
+fn servers_and_families_that_are_silent_do_not_hide_the_others() {
+    let (dns, ip, own) = (Dns::start(), own_ip(), own_ip());
+    let _origin = Recorder::start(ip, HTTPS, &[21, 3, 3, 0, 2, 2, 40]);
+    dns.set("half.web.test", Does::OnlyA(vec![ip])).set("a.web.test", Does::Answer(vec![ip]));
+    let (deaf, failing) = (Dns::start(), Dns::start());
+    deaf.set("*", Does::Silence);
+    failing.set("*", Does::Fail);
+    let config = format!(
+        "listeners: [{{ kind: forward, bind: \"{own}:3128\" }}]\nadmin: {{ bind: \"{own}:9901\" }}\n\
+         dns: {{ upstreams: [\"{}\", \"{}\", \"{}\"] }}\nlimits: {{ dns: 4s }}\npolicy:\n{}",
+        deaf.address,
+        failing.address,
+        dns.address,
+        policy().lines().map(|l| format!("  {l}\n")).collect::<String>()
+    );
+    let egret = Egret::run(&config, own);
+    allowed(&ask(&egret, "a.web.test"), "web");
+    let record = ask(&egret, "half.web.test");
+    allowed(&record, "web");
+    assert!(record["duration_ms"].as_u64() < Some(3000), "an answer in hand does not wait for the other: {record:#}");
+}
+
+#[test]
 fn what_was_judged_is_what_is_dialled() {
     // The answer changes with every question: public first, then inside. One connection, one answer.
     let (dns, ip) = (Dns::start(), own_ip());

@@ -9,7 +9,7 @@ use crate::support::origin::Recorder;
 use crate::support::{Egret, allowed, connect, own_ip, read_all, refused, tunnel};
 
 struct World {
-    _dns: Dns,
+    dns: Dns,
     egret: Egret,
     origin: Recorder,
 }
@@ -19,7 +19,7 @@ fn world(answer: &'static [u8]) -> World {
     dns.answer("a.web.test", &[&ip.to_string()]).answer("b.web.test", &[&ip.to_string()]);
     let origin = Recorder::closing(ip, HTTP, answer);
     let egret = Egret::start(dns.address, (HTTPS, HTTP), &policy(), "limits: { peek: 1s }");
-    World { _dns: dns, egret, origin }
+    World { dns, egret, origin }
 }
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\nhi";
@@ -130,4 +130,50 @@ fn an_upstream_that_speaks_no_http_is_unreachable() {
     write!(stream, "GET / HTTP/1.1\r\nHost: a.web.test:{HTTP}\r\n\r\n").unwrap();
     let said = String::from_utf8(read_all(&mut stream)).unwrap();
     assert!(said.starts_with("HTTP/1.1 502"), "{said}");
+}
+
+#[test]
+fn an_answer_ends_where_its_framing_says_even_if_the_upstream_does_not() {
+    let w = world(OK);
+    for (n, (answer, body)) in [
+        (OK, "hi"),
+        (&b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"[..], "0\r\n\r\n"),
+        (b"HTTP/1.1 204 No Content\r\n\r\njunk", "Connection: close\r\n\r\n"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (name, ip) = (format!("n{n}.web.test"), own_ip());
+        w.dns.answer(&name, &[&ip.to_string()]);
+        // It keeps the connection, whatever it was told.
+        let _origin = Recorder::start(ip, HTTP, answer);
+        let mut stream = connect(w.egret.plain());
+        let local = stream.local_addr().unwrap();
+        write!(stream, "GET / HTTP/1.1\r\nHost: {name}:{HTTP}\r\n\r\n").unwrap();
+        let said = String::from_utf8(read_all(&mut stream)).unwrap();
+        assert!(said.ends_with(body), "{said}");
+        assert_eq!(w.egret.record_of(local)["ending"], "closed");
+    }
+}
+
+#[test]
+fn no_word_of_ours_stands_inside_an_upstreams_answer() {
+    let (dns, ip) = (Dns::start(), own_ip());
+    dns.answer("a.web.test", &[&ip.to_string()]);
+    let _origin = Recorder::start(ip, HTTP, b"HTTP/1.1 200 OK\r\n\r\npart of an answer");
+    let egret = Egret::start(dns.address, (HTTPS, HTTP), &policy(), "");
+    let mut stream = connect(egret.plain());
+    let local = stream.local_addr().unwrap();
+    write!(stream, "POST / HTTP/1.1\r\nHost: a.web.test:{HTTP}\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        .unwrap();
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"part of an answer") {
+        let mut byte = [0; 1];
+        std::io::Read::read_exact(&mut stream, &mut byte).unwrap();
+        seen.push(byte[0]);
+    }
+    stream.write_all(b"bad chunk\r\n").unwrap();
+    let error = std::io::Read::read(&mut stream, &mut [0; 1]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(egret.record_of(local)["ending"], "failed");
 }

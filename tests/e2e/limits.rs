@@ -58,6 +58,80 @@ fn an_idle_connection_ends() {
 }
 
 #[test]
+fn an_upstream_that_does_not_read_is_idle_too() {
+    let (dns, ip) = (Dns::start(), own_ip());
+    dns.answer("a.web.test", &[&ip.to_string()]);
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(2048).unwrap();
+    socket.bind(&std::net::SocketAddr::new(ip, HTTPS).into()).unwrap();
+    socket.listen(8).unwrap();
+    let egret =
+        Egret::start(dns.address, (HTTPS, HTTP), &policy(), "limits: { idle: 500ms, hello: 8MiB, peek_memory: 64MiB }");
+    let mut hello = Hello::named("a.web.test");
+    for kind in 0..60 {
+        hello = hello.with(0x5000 + kind, &[0; 60]);
+    }
+    let mut client = tunnel(&egret, &format!("a.web.test:{HTTPS}"));
+    let local = client.local_addr().unwrap();
+    client.write_all(&hello.record()).unwrap();
+    // More than any buffer on the way takes.
+    let early = [&[23, 3, 3, 0x40, 0][..], &[0; 0x4000]].concat();
+    while client.write_all(&early).is_ok() {}
+    assert_eq!(egret.record_of(local)["ending"], "idle");
+}
+
+#[test]
+fn one_deadline_holds_for_all_that_a_client_must_show() {
+    let (egret, _origin) = world("limits: { peek: 1s }");
+    let mut stream = connect(egret.forward());
+    let local = stream.local_addr().unwrap();
+    let slow = [&b"\x05\x01\x00\x05\x01\x00\x03\x0aa.web.test"[..], &HTTPS.to_be_bytes()].concat();
+    for byte in slow {
+        if stream.write_all(&[byte]).is_err() {
+            break;
+        }
+        (0..20).for_each(|_| crate::support::pause());
+    }
+    read_all(&mut stream);
+    let record = egret.record_of(local);
+    assert_eq!(record["reason"], "peek_timeout", "{record:#}");
+    assert!(record["duration_ms"].as_u64() < Some(2000), "{record:#}");
+}
+
+#[test]
+fn visitors_of_the_admin_pages_take_nothing_from_connections() {
+    let (egret, _origin) = world("");
+    let limit = Command::new("prlimit").args([&format!("--pid={}", egret.pid()), "--nofile=128:128"]).status();
+    if !limit.is_ok_and(|s| s.success()) {
+        return crate::support::missing("prlimit");
+    }
+    let admin = std::net::SocketAddr::new(egret.ip, crate::support::ADMIN);
+    let crowd: Vec<TcpStream> = (0..150).map(|_| connect(admin)).collect();
+    drop(open(&egret));
+    assert!(!egret.errors().contains("cannot accept"), "{}", egret.errors());
+    // Each visit has an end, so that the pages answer again.
+    drop(crowd);
+    assert!(egret.metrics().contains("egret_connections_active"));
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_nothing_up() {
+    let own = own_ip();
+    let config = format!(
+        "listeners: [{{ kind: forward, bind: \"{own}:3128\" }}]\nadmin: {{ bind: \"{own}:9901\" }}\nlog: {{ output: /dev/full }}\n"
+    );
+    let mut egret = Egret::run(&config, own);
+    for _ in 0..20 {
+        let mut stream = connect(egret.forward());
+        stream.write_all(b"CONNECT a.test:443 HTTP/1.1\r\nHost: a.test\r\n\r\n").unwrap();
+        assert!(String::from_utf8_lossy(&read_all(&mut stream)).contains("403"));
+    }
+    eventually("the loss is counted", || egret.metrics().contains("egret_log_lines_lost_total 20"));
+    egret.signal("TERM");
+    assert_eq!(egret.wait(), 0);
+}
+
+#[test]
 fn all_peeks_together_hold_no_more_than_their_memory() {
     let (egret, _origin) = world("limits: { peek_memory: 64KiB, peek: 10s }");
     let hello = Hello::named("a.web.test").with(21, &[0; 40_000]).record();
@@ -126,7 +200,7 @@ fn a_signal_stops_accepting_waits_and_ends() {
 fn the_end_of_the_drain_cuts_what_is_left_and_writes_its_record() {
     for second_signal in [false, true] {
         let (mut egret, _origin) = world(if second_signal { "" } else { "limits: { drain: 200ms }" });
-        let stream = open(&egret);
+        let mut stream = open(&egret);
         egret.signal("INT");
         if second_signal {
             eventually("stopping", || egret.errors().contains("stopping"));
@@ -134,6 +208,8 @@ fn the_end_of_the_drain_cuts_what_is_left_and_writes_its_record() {
         }
         assert_eq!(egret.wait(), 0);
         assert_eq!(egret.record_of(stream.local_addr().unwrap())["ending"], "drained");
+        let error = stream.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "a cut is no polite end");
     }
 }
 

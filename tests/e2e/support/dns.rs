@@ -27,6 +27,8 @@ pub enum Does {
     NoSuchName,
     Fail,
     Silence,
+    /// A is answered, AAAA is dropped, as some load balancers do.
+    OnlyA(Vec<IpAddr>),
     /// Cut over UDP, whole over TCP.
     TooLong(Vec<IpAddr>),
     /// Another answer each time.
@@ -124,7 +126,8 @@ impl RequestHandler for Answering {
             Does::Rebind(ips) => answers = records(&owner, kind, &ips[..1]),
             Does::NoSuchName => meta.response_code = ResponseCode::NXDomain,
             Does::Fail => meta.response_code = ResponseCode::ServFail,
-            Does::Silence => std::future::pending().await,
+            Does::OnlyA(ips) if kind == RecordType::A => answers = records(&owner, kind, &ips),
+            Does::Silence | Does::OnlyA(_) => std::future::pending().await,
             Does::TooLong(ips) => {
                 if request.protocol() == Protocol::Udp {
                     meta.truncation = true;
