@@ -13,7 +13,7 @@
 
 use globset::{GlobBuilder, GlobMatcher};
 
-use crate::name::{HostName, MAX_NAME};
+use crate::name::{HostName, MAX_NAME, NameFault};
 
 /// A pattern that means something.
 #[derive(Clone, Debug)]
@@ -233,8 +233,12 @@ fn split_labels(text: &str) -> Result<Vec<String>, PatternFault> {
 }
 
 fn literal(text: &str) -> Result<HostName, PatternFault> {
+    // The one trailing dot that may be there is gone already.
+    if text.ends_with('.') {
+        return Err(PatternFault::Name(NameFault::EmptyLabel.to_string()));
+    }
     HostName::from_wire(text.as_bytes()).map_err(|fault| match fault {
-        crate::name::NameFault::Address => PatternFault::Address(text.to_owned()),
+        NameFault::Address => PatternFault::Address(text.to_owned()),
         fault => PatternFault::Name(fault.to_string()),
     })
 }
@@ -342,6 +346,9 @@ mod tests {
         fault("a..example.com", "a label is empty");
         fault("*..example.com", "a label is empty");
         fault("a*..example.com", "is empty");
+        for dots in ["example.com..", "*.example.com..", ".example.com..", "a*.example.com.."] {
+            fault(dots, "a label is empty");
+        }
         fault("-a.example.com", "hyphen");
         fault(&format!("{{{}}}.example.com", "a,".repeat(600)), "longer than 1024");
         fault("{a.b,c}.example.com", "inside one label");
