@@ -134,13 +134,10 @@ async fn within(time: Duration, family: impl Future<Output = Family>) -> Family 
 }
 
 async fn one_family(group: &Group, question: &Name, kind: RecordType, deadline: Duration) -> Family {
-    let asking = async {
-        match group.lookup(Query::query(question.clone(), kind)).await {
-            Ok(response) => chain::follow(question, kind, &response.answers).map_err(Failure::of),
-            Err(error) => failure(&error),
-        }
-    };
-    within(deadline, asking).await
+    match group.lookup(Query::query(question.clone(), kind), Instant::now() + deadline).await {
+        Ok(response) => chain::follow(question, kind, &response.answers).map_err(Failure::of),
+        Err(error) => failure(&error),
+    }
 }
 
 /// What an error of the client library means; an absence is an empty answer.

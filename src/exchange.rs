@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest, Ready};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
@@ -21,9 +21,15 @@ const MAX_CHUNK_LINE: usize = 256;
 /// Trailers of one message.
 const MAX_TRAILERS: usize = 16 << 10;
 
-/// How long a client that has finished sending may still be waiting for an answer that does not come. A
-/// client that only half-closed is rare; one that is gone looks just the same.
-const GONE: Duration = Duration::from_secs(60);
+/// What one direction must know of the other.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The head of the answer is on its way to the client.
+    answer: AtomicBool,
+    /// The request could not be sent to its end. The kernel tells a reset once; the end of an answer without a
+    /// length must then not be taken for a polite one.
+    broken: AtomicBool,
+}
 
 /// What an exchange may take.
 #[derive(Clone, Copy, Debug)]
@@ -46,16 +52,19 @@ pub async fn run(
 ) -> Result<Ending, Halt> {
     let (mut client_read, client_write) = client.split();
     let (upstream_read, upstream_write) = upstream.split();
-    let spoke = AtomicBool::new(false);
+    let seen = Seen::default();
     let request = async {
         match send_request(&mut client_read, upstream_write, head, raw, meter).await {
-            Ok(()) => Err(watch(&mut client_read, meter).await),
+            Ok(()) => Err(watch(&mut client_read).await),
             // A word of ours inside the upstream's answer would be taken for a part of it.
-            Err(Halt::Refused(_)) if spoke.load(Ordering::Relaxed) => Err(Halt::Broken(Ending::Failed)),
-            Err(halt) => Err(halt),
+            Err(Halt::Refused(_)) if seen.answer.load(Ordering::Relaxed) => Err(Halt::Broken(Ending::ClientReset)),
+            Err(halt) => {
+                seen.broken.store(true, Ordering::Relaxed);
+                Err(halt)
+            }
         }
     };
-    let answer = send_answer(upstream_read, client_write, head, limits.head, &spoke, meter);
+    let answer = send_answer(upstream_read, client_write, head, limits.head, &seen, meter);
     let both = async {
         tokio::pin!(request, answer);
         // The answer may come before the request has been read to its end; then the rest is not wanted.
@@ -76,7 +85,7 @@ pub async fn run(
 
 /// Watches a client whose request is on its way. What it still sends is not part of what was judged and
 /// goes nowhere; a reset means that nobody waits for the answer any more.
-async fn watch(client: &mut ReadHalf<'_>, meter: &Meter) -> Halt {
+async fn watch(client: &mut ReadHalf<'_>) -> Halt {
     let mut waste = vec![0; 4096];
     loop {
         match client.read(&mut waste).await {
@@ -85,8 +94,11 @@ async fn watch(client: &mut ReadHalf<'_>, meter: &Meter) -> Halt {
             Err(_) => return Halt::Broken(Ending::ClientReset),
         }
     }
-    meter.idle(GONE).await;
-    Halt::Broken(Ending::ClientReset)
+    // It may have closed one way only; a socket that is gone answers a keepalive with a reset.
+    if client.ready(Interest::ERROR).await.is_ok_and(Ready::is_error) {
+        return Halt::Broken(Ending::ClientReset);
+    }
+    std::future::pending().await
 }
 
 async fn send_request(
@@ -124,10 +136,10 @@ async fn send_answer(
     mut client: WriteHalf<'_>,
     request: &RequestHead,
     limit: usize,
-    spoke: &AtomicBool,
+    seen: &Seen,
     meter: &Meter,
 ) -> Result<Ending, Halt> {
-    let silent = || Halt::Refused(Refusal::new(Reason::Unreachable, Stage::Relay));
+    let no_answer = |reason| Halt::Refused(Refusal::new(reason, Stage::Relay));
     let mut held = Vec::new();
     let length = loop {
         let mut reader = HeadReader::default();
@@ -135,25 +147,26 @@ async fn send_answer(
             match reader.closing_response(&held, limit) {
                 Ok(Some(head)) => break head,
                 Ok(None) => {}
-                // An upstream that speaks no HTTP has no answer to a request.
-                Err(_) => return Err(silent()),
+                Err(reason) => return Err(no_answer(reason)),
             }
             if !matches!(upstream.read_buf(&mut held).await, Ok(1..)) {
-                return Err(silent());
+                return Err(no_answer(Reason::Unreachable));
             }
         };
+        let is_head = &*request.method == "HEAD";
+        let body = if is_head { AnswerLength::Framed(BodyLength::Exactly(0)) } else { head.body.map_err(no_answer)? };
         if !head.is_interim {
-            spoke.store(true, Ordering::Relaxed);
+            seen.answer.store(true, Ordering::Relaxed);
         }
         write(&mut client, &head.bytes, Way::Down, meter).await?;
         held.drain(..head.len);
         if !head.is_interim {
-            break if &*request.method == "HEAD" { AnswerLength::Framed(BodyLength::Exactly(0)) } else { head.body };
+            break body;
         }
     };
     let cut = |_| Halt::Broken(Ending::UpstreamReset);
     let mut body = match length {
-        AnswerLength::Framed(length) => Some(Body::new(length)),
+        AnswerLength::Framed(length) => Some(Body::of_answer(length)),
         AnswerLength::ToTheEnd => None,
     };
     loop {
@@ -169,7 +182,7 @@ async fn send_answer(
         }
         held.reserve(CHUNK);
         match upstream.read_buf(&mut held).await.map_err(|_| Halt::Broken(Ending::UpstreamReset))? {
-            0 if body.is_none() => break,
+            0 if body.is_none() && !seen.broken.load(Ordering::Relaxed) => break,
             0 => return Err(Halt::Broken(Ending::UpstreamReset)),
             _ => {}
         }
@@ -194,6 +207,9 @@ async fn write(to: &mut WriteHalf<'_>, bytes: &[u8], way: Way, meter: &Meter) ->
 #[derive(Debug)]
 struct Body {
     state: BodyState,
+    /// Whether blanks around a chunk's size are taken (RFC 9112 §7.1.1): old servers pad, and nobody gains by
+    /// their being cut off. A request is held to the letter.
+    padded: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,7 +238,11 @@ impl Body {
             BodyLength::Exactly(left) => BodyState::Plain { left },
             BodyLength::Chunked => BodyState::Size,
         };
-        Self { state }
+        Self { state, padded: false }
+    }
+
+    const fn of_answer(length: BodyLength) -> Self {
+        Self { padded: true, ..Self::new(length) }
     }
 
     fn is_done(&self) -> bool {
@@ -264,6 +284,7 @@ impl Body {
     fn size_line(&mut self, rest: &[u8]) -> Result<Option<usize>, Reason> {
         let Some(line) = line(rest, MAX_CHUNK_LINE)? else { return Ok(None) };
         let digits = line.split(|b| *b == b';').next().unwrap_or_default();
+        let digits = if self.padded { digits.trim_ascii_end() } else { digits };
         // Fifteen digits cannot overflow, and no chunk is that long.
         if digits.is_empty() || digits.len() > 15 || !digits.iter().all(u8::is_ascii_hexdigit) {
             return Err(Reason::BadRequest);
@@ -362,6 +383,8 @@ mod tests {
         ] {
             check(Chunked, bad, Err(Reason::BadRequest));
         }
+        let mut answer = Body::of_answer(Chunked);
+        assert_eq!((answer.take(b"3  \r\nabc\r\n0 ;x\r\n\r\n"), answer.is_done()), (Ok(18), true));
         check(Chunked, &[&b"1;"[..], &[b'a'; 300]].concat(), Err(Reason::BadRequest));
     }
 }

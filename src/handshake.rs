@@ -68,7 +68,7 @@ impl Wait<'_> {
         self.send(first.raw_len).await?;
         // What came in the same breath as the hello is held to the same rule as what comes after it.
         self.send_passable().await?;
-        match self.first_answer(limits.hello).await? {
+        match self.first_answer(limits).await? {
             ServerFirst::Retry => {
                 let again = tokio::time::timeout(limits.again, self.second_hello(first, limits.hello));
                 again.await.map_err(|_| refused(Reason::PeekTimeout))??;
@@ -80,10 +80,17 @@ impl Wait<'_> {
         self.send(self.held.len()).await
     }
 
-    async fn first_answer(&mut self, most: usize) -> Result<ServerFirst, Halt> {
+    async fn first_answer(&mut self, limits: SettleLimits) -> Result<ServerFirst, Halt> {
         let mut seen = Vec::new();
         loop {
-            match self.step(most).await? {
+            // While a handshake record is held the client is not read to its end, so it is not waited for long.
+            let step = if self.gate.is_closed() {
+                let held = tokio::time::timeout(limits.again, self.step(limits.hello));
+                held.await.map_err(|_| refused(Reason::PeekTimeout))?
+            } else {
+                self.step(limits.hello).await
+            };
+            match step? {
                 // Nobody is left to send a second hello: the relay may tell the upstream so.
                 Step::FromClient if self.client_ended && !self.gate.is_closed() => return Ok(ServerFirst::Other),
                 Step::FromClient => {}

@@ -420,8 +420,8 @@ impl Policy {
     }
 
     fn net_denies(&self, client: Option<IpAddr>, ip: IpAddr, port: u16) -> Option<Grant> {
-        let ip = guard::meant(ip, self.nat64);
-        self.net_rule(client, Action::Deny, |rule| rule.takes_tcp(port) && covers(rule, ip))
+        let covered = |rule: &NetRule| guard::spellings(ip, self.nat64).iter().any(|ip| covers(rule, *ip));
+        self.net_rule(client, Action::Deny, |rule| rule.takes_tcp(port) && covered(rule))
     }
 
     fn net_rule(&self, client: Option<IpAddr>, action: Action, fits: impl Fn(&NetRule) -> bool) -> Option<Grant> {
@@ -470,8 +470,8 @@ impl Policy {
             }
             let named =
                 reach.prefixes.iter().any(|net| net.addr() == meant && net.prefix_len() == net.max_prefix_len());
-            let address = SocketAddr::new(meant, clearance.port);
-            match self.own.own(address) {
+            let own = guard::spellings(*ip, self.nat64).map(|ip| self.own.own(SocketAddr::new(ip, clearance.port)));
+            match own.into_iter().flatten().max() {
                 Some(Own::Always) => worst = Some(Reason::OwnAddress),
                 Some(Own::UnlessNamed) if !named => worst = Some(Reason::OwnAddress),
                 _ => match guard::judge(*ip, reach, self.nat64) {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest, Ready};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::Instant;
@@ -159,8 +159,8 @@ struct Broken {
 /// Returns when the client's socket reports an error after it has finished sending.
 async fn gone(up: &Option<Result<ReadHalf<'_>, Side>>) {
     let Some(Ok(client)) = up else { return std::future::pending().await };
-    if !client.ready(Interest::ERROR).await.is_ok_and(|ready| ready.is_error()) {
-        std::future::pending().await
+    if !client.ready(Interest::ERROR).await.is_ok_and(Ready::is_error) {
+        std::future::pending::<()>().await;
     }
 }
 

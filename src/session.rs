@@ -69,10 +69,10 @@ pub async fn serve(
 async fn tell(mut client: Client, house: &House, mut record: Record) {
     match visit(&mut client, house, &mut record).await {
         Ok(ending) => {
-            if ending == Ending::Closed {
-                client.link.end();
-            }
             record.close(ending);
+            if ending == Ending::Closed {
+                client.linger().await;
+            }
         }
         Err(refusal) => {
             record.refuse(&refusal);

@@ -66,6 +66,9 @@ pub(super) fn settings(text: &str, folder: &Path) -> Result<Settings, Vec<Fault>
     };
     let mut findings = Findings { tree: &tree, folder, shape_faults: shape.len(), faults: shape, warnings: Vec::new() };
     let out = &mut findings;
+    if out.faults.is_empty() {
+        nothing_left_out(out, &written);
+    }
     let listeners = listeners(out, &written);
     let admin = service(out, "admin.bind", written.admin.as_ref());
     let health = service(out, "health.bind", written.health.as_ref());
@@ -93,6 +96,23 @@ pub(super) fn settings(text: &str, folder: &Path) -> Result<Settings, Vec<Fault>
     }
 }
 
+/// The schema has told of every part that cannot be read. Should it ever miss one, the part must not vanish.
+fn nothing_left_out(out: &mut Findings<'_>, written: &file::File) {
+    let policy = &written.policy;
+    let listeners = file::unreadable(&written.listeners).map(|(at, why)| (format!("listeners[{at}]"), why));
+    let bundles = file::unreadable(&policy.bundles).map(|(at, why)| (format!("policy.bundles[{at}]"), why));
+    let apps = file::unreadable(&policy.application_rules);
+    let apps = apps.map(|(at, why)| (format!("policy.application_rules[{at}]"), why));
+    let nets = file::unreadable(&policy.network_rules);
+    let nets = nets.map(|(at, why)| (format!("policy.network_rules[{at}]"), why));
+    let services = [("admin", &written.admin), ("health", &written.health)];
+    let services =
+        services.into_iter().filter_map(|(path, part)| Some((path.to_owned(), part.as_ref()?.0.as_ref().err()?)));
+    for (path, why) in listeners.chain(bundles).chain(apps).chain(nets).chain(services) {
+        out.fault(&path, format!("cannot be read: {why}"));
+    }
+}
+
 fn listeners(out: &mut Findings<'_>, written: &file::File) -> Vec<(ListenerSettings, String)> {
     if written.listeners.is_empty() {
         out.fault("listeners", "there is no listener; write one, such as { kind: forward, bind: \"127.0.0.1:3128\" }");
@@ -117,7 +137,7 @@ fn listeners(out: &mut Findings<'_>, written: &file::File) -> Vec<(ListenerSetti
 }
 
 fn service(out: &mut Findings<'_>, path: &str, bind: Option<&file::Lenient<file::Bind>>) -> Option<SocketAddr> {
-    out.keep(path, socket(&bind?.0.as_ref()?.bind))
+    out.keep(path, socket(&bind?.0.as_ref().ok()?.bind))
 }
 
 /// Two binds on one port clash where their addresses are equal or one of them is "all".

@@ -39,12 +39,12 @@ pub(super) struct File {
 /// A part that may have the wrong shape, which the schema has told already: what is around it can still be
 /// checked, and its place in a list stays its own.
 #[derive(Debug)]
-pub(super) struct Lenient<T>(pub(super) Option<T>);
+pub(super) struct Lenient<T>(pub(super) Result<T, String>);
 
 impl<'de, T: serde::de::DeserializeOwned> Deserialize<'de> for Lenient<T> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = serde_json::Value::deserialize(deserializer)?;
-        Ok(Self(serde_json::from_value(value).ok()))
+        Ok(Self(serde_json::from_value(value).map_err(|e| e.to_string())))
     }
 }
 
@@ -62,9 +62,14 @@ impl<T: JsonSchema> JsonSchema for Lenient<T> {
     }
 }
 
+/// The parts of a list that could not be read, with their places and why.
+pub(super) fn unreadable<T>(list: &[Lenient<T>]) -> impl Iterator<Item = (usize, &String)> {
+    list.iter().enumerate().filter_map(|(at, part)| Some((at, part.0.as_ref().err()?)))
+}
+
 /// The parts of a list that could be read, with their places.
 pub(super) fn readable<T>(list: &[Lenient<T>]) -> impl Iterator<Item = (usize, &T)> {
-    list.iter().enumerate().filter_map(|(at, part)| Some((at, part.0.as_ref()?)))
+    list.iter().enumerate().filter_map(|(at, part)| Some((at, part.0.as_ref().ok()?)))
 }
 
 /// One place where clients come in.

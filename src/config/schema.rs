@@ -70,6 +70,10 @@ impl<'a> Walk<'a> {
     fn node(&mut self, node: &Node, schema: &'a Value, path: &str) {
         let schema = self.resolve(schema);
         if let Some(words) = self.words(schema) {
+            let may_be_absent = alternatives(schema).is_some_and(|all| all.iter().any(|choice| self.is_null(choice)));
+            if may_be_absent && kind(node) == "null" {
+                return;
+            }
             return self.word(node, &words, path);
         }
         if let Some(choices) = alternatives(schema) {
@@ -150,16 +154,18 @@ impl<'a> Walk<'a> {
         if let Some(words) = schema.get("enum").and_then(Value::as_array) {
             return words.iter().map(Value::as_str).collect();
         }
-        let is_null = |choice: &&Value| self.resolve(choice).get("type").and_then(Value::as_str) == Some("null");
-        let choices = alternatives(schema)?.iter().filter(|choice| !is_null(choice));
+        let choices = alternatives(schema)?.iter().filter(|choice| !self.is_null(choice));
         let words: Vec<Vec<&str>> = choices.map(|choice| self.words(choice)).collect::<Option<_>>()?;
         Some(words.concat())
+    }
+
+    fn is_null(&self, schema: &'a Value) -> bool {
+        self.resolve(schema).get("type").and_then(Value::as_str) == Some("null")
     }
 
     fn word(&mut self, node: &Node, words: &[&str], path: &str) {
         let given = match &node.value {
             Content::Scalar(Value::String(word)) => word.clone(),
-            Content::Scalar(Value::Null) => return,
             _ => {
                 return self.fault(node, path, format!("{} stands here; write {}", article(kind(node)), listed(words)));
             }
@@ -178,11 +184,12 @@ impl<'a> Walk<'a> {
     }
 
     fn range(&mut self, node: &Node, schema: &Value, value: &Value, path: &str) {
-        let Some(number) = value.as_i64() else { return };
+        // Beyond 64 bits is beyond every bound.
+        let Some(number) = value.as_number().map(|n| n.as_i64().unwrap_or(i64::MAX)) else { return };
         let bound = |key: &str| schema.get(key).and_then(Value::as_i64);
         let (low, high) = (bound("minimum").unwrap_or(i64::MIN), bound("maximum").unwrap_or(i64::MAX));
         if number < low || number > high {
-            self.fault(node, path, format!("{number} is out of range; write a number from {low} to {high}"));
+            self.fault(node, path, format!("{value} is out of range; write a number from {low} to {high}"));
         }
     }
 

@@ -114,6 +114,14 @@ fn the_text_itself_can_be_wrong() {
 
 #[test]
 fn listeners_are_checked() {
+    fault(
+        "listeners: [{ kind: , bind: \"127.0.0.1:1\" }]\n",
+        &[("1:19", "nothing stands here; write `forward` or `sni`")],
+    );
+    fault(
+        "listeners: [{ kind: sni, bind: \"127.0.0.1:1\", port: 9999999999999999999 }]\n",
+        &[("1:53", "out of range")],
+    );
     fault("listeners: []\n", &[("1:12", "there is no listener")]);
     fault("listeners: [{ kind: forward, bind: \"127.0.0.1:0\" }]\n", &[("1:36", "0 is no port")]);
     fault("listeners: [{ kind: forward, bind: localhost }]\n", &[("1:36", "no address with a port")]);

@@ -13,6 +13,7 @@ use hickory_resolver::{NameServerPool, PoolContext, TlsConfig};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::config::{DnsSettings, DnsTransport, DnsUpstream};
 use crate::name::HostName;
@@ -38,7 +39,7 @@ impl Group {
 
     /// The first answer or absence that any server gives. A failure starts the next server at once, silence
     /// after a head start; dropping the set ends the others.
-    pub(super) async fn lookup(&self, query: Query) -> Result<DnsResponse, NetError> {
+    pub(super) async fn lookup(&self, query: Query, until: Instant) -> Result<DnsResponse, NetError> {
         let best = self.best.load(Ordering::Relaxed);
         let mut waiting = (0..self.servers.len()).map(|n| (best + n) % self.servers.len());
         let mut asked = JoinSet::new();
@@ -53,9 +54,11 @@ impl Group {
             } else if asked.is_empty() {
                 return Err(last);
             }
-            let ended = match tokio::time::timeout(HEAD_START, asked.join_next()).await {
-                Err(_) if next.is_some() => continue,
-                Err(_) => asked.join_next().await,
+            let wait = if next.is_some() { until.min(Instant::now() + HEAD_START) } else { until };
+            let ended = match tokio::time::timeout_at(wait, asked.join_next()).await {
+                // What some server said before the time was over still says more than silence.
+                Err(_) if Instant::now() >= until => return Err(last),
+                Err(_) => continue,
                 Ok(ended) => ended,
             };
             match ended {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::refusal::Speech;
@@ -20,7 +20,7 @@ const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 /// How long a refused client may take to read its refusal.
 const LINGER: Duration = Duration::from_secs(2);
 /// And how much it may still send meanwhile.
-const LINGER_BYTES: usize = 256 << 10;
+const LINGER_BYTES: usize = 16 << 20;
 
 /// A connected client.
 #[derive(Debug)]
@@ -173,22 +173,31 @@ impl Client {
         if words.is_empty() {
             return;
         }
+        // A client that does not listen loses its refusal, nothing else.
         let telling = async {
             self.link.stream.write_all(&words).await?;
-            self.link.stream.shutdown().await?;
-            // Unread bytes would turn the close into a reset and eat the words.
+            self.link.stream.shutdown().await
+        };
+        if matches!(tokio::time::timeout(LINGER, telling).await, Ok(Ok(()))) {
+            self.linger().await;
+        }
+    }
+
+    /// Ends a conversation that is over on our side. Unread bytes would turn the close into a reset and eat the
+    /// last words: a bounded many are read and go nowhere.
+    pub async fn linger(&mut self) {
+        let reading = async {
             let mut waste = [0; 4096];
             let mut left = LINGER_BYTES;
             while left > 0 {
-                match tokio::io::AsyncReadExt::read(&mut self.link.stream, &mut waste).await? {
-                    0 => break,
-                    n => left = left.saturating_sub(n),
+                match self.link.stream.read(&mut waste).await {
+                    Ok(0) | Err(_) => break,
+                    Ok(n) => left = left.saturating_sub(n),
                 }
             }
-            std::io::Result::Ok(())
         };
-        // A client that does not listen loses its refusal, nothing else.
-        let _ = tokio::time::timeout(LINGER, telling).await;
+        // However it ends, everything was said.
+        let _ = tokio::time::timeout(LINGER, reading).await;
         self.link.end();
     }
 

@@ -218,7 +218,8 @@ pub struct ResponseHead {
     pub len: usize,
     /// 1xx: another head follows.
     pub is_interim: bool,
-    pub body: AnswerLength,
+    /// Judged only where the answer has a body: that of HEAD has none, whatever it says.
+    pub body: Result<AnswerLength, Reason>,
 }
 
 /// How long an answer's body is (RFC 9112 §6.3).
@@ -242,7 +243,7 @@ impl ResponseHead {
             return Err(Reason::UpgradeDenied);
         }
         let is_interim = (100..200).contains(&status);
-        let body = answer_length(status, response.headers)?;
+        let body = answer_length(status, response.headers);
         let bytes = if is_interim {
             head.to_vec()
         } else {
@@ -261,11 +262,11 @@ fn answer_length(status: u16, headers: &[httparse::Header<'_>]) -> Result<Answer
         let name = name.to_owned();
         headers.iter().filter(move |field| field.name.eq_ignore_ascii_case(&name)).map(|field| field.value)
     };
-    let codings: Vec<&[u8]> = named("transfer-encoding").collect();
-    let lengths = named("content-length").map(content_length).collect::<Result<Vec<_>, _>>()?;
     if matches!(status, 100..200 | 204 | 304) {
         return Ok(AnswerLength::Framed(BodyLength::Exactly(0)));
     }
+    let codings: Vec<&[u8]> = named("transfer-encoding").collect();
+    let lengths = named("content-length").map(content_length).collect::<Result<Vec<_>, _>>()?;
     match (codings.as_slice(), lengths.as_slice()) {
         ([], []) => Ok(AnswerLength::ToTheEnd),
         ([], [n]) => Ok(AnswerLength::Framed(BodyLength::Exactly(*n))),
@@ -547,7 +548,7 @@ mod tests {
         assert_eq!(closing_response(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"), Err(Reason::UpgradeDenied));
         assert!(closing_response(b"HTTP/1.1 100 Continue\r\n\r\n").unwrap().unwrap().is_interim);
         let length = |fields: &str| {
-            closing_response(format!("HTTP/1.1 200 OK\r\n{fields}\r\n").as_bytes()).map(|h| h.unwrap().body)
+            closing_response(format!("HTTP/1.1 200 OK\r\n{fields}\r\n").as_bytes()).and_then(|h| h.unwrap().body)
         };
         assert_eq!(length("Content-Length: 7\r\n"), Ok(AnswerLength::Framed(BodyLength::Exactly(7))));
         assert_eq!(length("Transfer-Encoding: chunked\r\n"), Ok(AnswerLength::Framed(BodyLength::Chunked)));

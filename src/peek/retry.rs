@@ -49,11 +49,16 @@ pub fn server_first(raw: &[u8]) -> Option<ServerFirst> {
         match kind {
             HANDSHAKE => {
                 let part = body.unwrap_or_else(|_| header.rest());
-                message.extend(part.iter().take(NEEDED - message.len()));
-                if message.first().is_some_and(|first| *first != SERVER_HELLO) {
+                message.extend_from_slice(part);
+                // RFC 5246 §7.4.1.1: a HelloRequest in the middle of a handshake is skipped by clients.
+                while message.starts_with(&[0; 4]) {
+                    message.drain(..4);
+                }
+                let is_request = message.iter().all(|byte| *byte == 0);
+                if !is_request && message.first() != Some(&SERVER_HELLO) {
                     return Some(ServerFirst::Other);
                 }
-                if message.len() == NEEDED {
+                if message.len() >= NEEDED {
                     break;
                 }
             }
@@ -163,6 +168,8 @@ mod tests {
                 .concat();
         assert_eq!(server_first(&warned), Some(ServerFirst::Retry), "behind a warning it is still one");
         assert!((1..warned.len() - 60).all(|end| server_first(&warned[..end]).is_none()));
+        let requested = [&[22, 3, 3, 0, 4, 0, 0, 0, 0][..], &server_hello(RETRY_RANDOM, 9)].concat();
+        assert_eq!(server_first(&requested), Some(ServerFirst::Retry), "behind a HelloRequest, too");
         assert_eq!(server_first(b"HTTP/1.1 400"), Some(ServerFirst::Other));
         assert_eq!(server_first(&[]), None);
     }

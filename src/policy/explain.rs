@@ -133,8 +133,8 @@ impl Policy {
             (Host::Name(_), dst) => dst,
         };
         if let Some(ip) = ip {
-            let meant = super::guard::meant(ip, self.nat64);
-            let fits = |rule: &super::NetRule| takes(rule) && super::covers(rule, meant);
+            let spellings = super::guard::spellings(ip, self.nat64);
+            let fits = |rule: &super::NetRule| takes(rule) && spellings.iter().any(|ip| super::covers(rule, *ip));
             if let Some(grant) = self.net_rule(question.from, Action::Deny, fits) {
                 return Err(self.refusal_by(Reason::RuleDenied, Stage::Network, grant));
             }

@@ -86,6 +86,11 @@ pub(super) fn meant(ip: IpAddr, nat64: Option<Ipv6Net>) -> IpAddr {
     }
 }
 
+/// The spellings of one address, of which any may be what a rule or an operator wrote.
+pub(super) fn spellings(ip: IpAddr, nat64: Option<Ipv6Net>) -> [IpAddr; 2] {
+    [ip.to_canonical(), meant(ip, nat64)]
+}
+
 /// Judges one address against where a rule's names may lead.
 ///
 /// An address under the translation prefix is judged by the IPv4 address it carries.

@@ -17,12 +17,12 @@ pub struct OwnAddresses {
 }
 
 /// How an address is egret's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Own {
-    /// Never to be dialled, whatever a rule says.
-    Always,
     /// An interface's address: a rule may open exactly this one (a server on the same machine).
     UnlessNamed,
+    /// Never to be dialled, whatever a rule says.
+    Always,
 }
 
 impl OwnAddresses {

@@ -231,6 +231,17 @@ fn a_translated_address_is_the_address_it_carries() {
     let literal = |ip: &str| policy.by_claim(&claim(ip, 8443)).map(|_| ()).map_err(|r| r.reason);
     assert_eq!(literal("64:ff9b::c009:907"), Err(Reason::RuleDenied));
     assert_eq!(literal("64:ff9b::c009:107"), Ok(()));
+    // A denial written for the translated spelling holds as well.
+    let text = text.replace(
+        "destinations: [\"192.9.9.0/24\"], protocols: [\"tcp:1-65535\"]",
+        "destinations: [\"::/0\"], protocols: [\"tcp:1-65535\"]",
+    );
+    let settings = Settings::parse(&text, "test", Path::new(".")).unwrap();
+    let policy = Policy::compile(settings.rules.apps, settings.rules.nets, settings.rules.nat64, Arc::default());
+    assert_eq!(
+        policy.by_claim(&claim("64:ff9b::c009:107", 8443)).map(|_| ()).map_err(|r| r.reason),
+        Err(Reason::RuleDenied)
+    );
 }
 
 #[test]

@@ -175,5 +175,27 @@ fn no_word_of_ours_stands_inside_an_upstreams_answer() {
     stream.write_all(b"bad chunk\r\n").unwrap();
     let error = std::io::Read::read(&mut stream, &mut [0; 1]).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
-    assert_eq!(egret.record_of(local)["ending"], "failed");
+    assert_eq!(egret.record_of(local)["ending"], "client_reset");
+}
+
+#[test]
+fn an_answer_that_comes_early_arrives() {
+    if !crate::support::have(&["curl"]) {
+        return;
+    }
+    let w = world(OK);
+    let (name, ip) = ("early.web.test", own_ip());
+    w.dns.answer(name, &[&ip.to_string()]);
+    let _origin = Recorder::start(ip, HTTP, b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("large");
+    std::fs::write(&file, vec![b'x'; 8 << 20]).unwrap();
+    let data = format!("@{}", file.display());
+    let url = format!("http://{name}:{HTTP}/");
+    let proxy = format!("http://{}", w.egret.forward());
+    for _ in 0..5 {
+        let out =
+            crate::support::curl(&["-w", "%{http_code}", "-H", "Expect:", "--data-binary", &data, "-x", &proxy, &url]);
+        assert_eq!(crate::support::text(&out), "413");
+    }
 }
