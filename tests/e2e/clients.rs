@@ -317,7 +317,7 @@ fn both_address_families_work_on_both_sides() {
     if !have(&["curl", "openssl"]) {
         return;
     }
-    let port = 20_000 + (std::process::id() % 20_000) as u16;
+    let port = 20_000 + 2 * (std::process::id() % 5_000) as u16;
     let (dns, authority) = (Dns::start(), Authority::new());
     let v6: SocketAddr = format!("[::1]:{port}").parse().unwrap();
     let _server = openssl_server(&authority, v6, &["six.web.test"], &["-www"]);
