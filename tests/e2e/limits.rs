@@ -240,3 +240,32 @@ fn many_quick_clients_leave_nothing_behind() {
     eventually("all are gone", || gauge().as_deref() == Some("egret_connections_active 0"));
     eventually("each has its record", || egret.records().len() == 200);
 }
+
+#[test]
+fn a_line_holds_so_much_and_no_more() {
+    let (egret, _origin) = world("");
+    let protocols: Vec<String> = (0..200).map(|n| format!("{n:0>250}")).collect();
+    let offer = |count: usize| {
+        let protocols: Vec<&str> = protocols.iter().take(count).map(String::as_str).collect();
+        let mut stream = connect(egret.sni());
+        let local = stream.local_addr().unwrap();
+        let _ = stream.write_all(&Hello::named("a.web.test").alpn(&protocols).record());
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        read_all(&mut stream);
+        egret.record_of(local)
+    };
+    let record = offer(200);
+    allowed(&record, "web");
+    assert_eq!(record["alpn"].as_array().unwrap().len(), 64);
+    let many = vec!["x"; 300];
+    let mut stream = connect(egret.sni());
+    let local = stream.local_addr().unwrap();
+    stream.write_all(&Hello::named("a.web.test").alpn(&many).record()).unwrap();
+    read_all(&mut stream);
+    refused(&egret.record_of(local), "bad_tls", "peek");
+    let mut stream = connect(egret.plain());
+    let local = stream.local_addr().unwrap();
+    write!(stream, "{} / HTTP/1.1\r\nHost: evil.test\r\n\r\n", "M".repeat(5000)).unwrap();
+    read_all(&mut stream);
+    assert_eq!(egret.record_of(local)["method"].as_str().unwrap().len(), 32);
+}
