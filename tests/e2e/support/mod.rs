@@ -49,6 +49,7 @@ pub struct Egret {
     child: Child,
     lines: Arc<(Mutex<Vec<Value>>, Condvar)>,
     errors: Arc<Mutex<String>>,
+    told: Mutex<Vec<Value>>,
     pub ip: IpAddr,
     _folder: TempDir,
 }
@@ -104,7 +105,7 @@ impl Egret {
                 sink.lock().unwrap().push_str(&format!("{line}\n"));
             }
         });
-        let egret = Self { child, lines, errors, ip, _folder: folder };
+        let egret = Self { child, lines, errors, told: Mutex::default(), ip, _folder: folder };
         eventually("egret serves", || TcpStream::connect((ip, ADMIN)).is_ok());
         egret
     }
@@ -161,7 +162,12 @@ impl Egret {
 
     /// The record of the connection whose client had this local address.
     pub fn record_of(&self, client: SocketAddr) -> Value {
-        self.record(&format!("client {client}"), |line| line["client"] == client.to_string())
+        // A client's port may come again within a test: a record is told once.
+        let told = self.told.lock().unwrap().clone();
+        let fits = |line: &Value| line["client"] == client.to_string() && !told.contains(&line["id"]);
+        let record = self.record(&format!("client {client}"), fits);
+        self.told.lock().unwrap().push(record["id"].clone());
+        record
     }
 
     /// The newest record about a name.
