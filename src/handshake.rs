@@ -44,7 +44,8 @@ pub struct SettleLimits {
     pub idle: Duration,
 }
 
-/// Sends the hello on, waits for the upstream's first record and, after a HelloRetryRequest, for a second hello like the first.
+/// Sends the hello on, waits for the upstream's first record and, after a HelloRetryRequest, for a second hello
+/// like the first.
 ///
 /// # Errors
 /// [`Halt`]: a refusal for another name or other protocols, none of which went on, or the connection's own end.

@@ -51,12 +51,9 @@ impl Meter {
         self.touch();
     }
 
-    /// Idleness counts from now: what came before was waited for under limits of its own.
-    pub fn begin(&self) {
-        self.touch();
-    }
-
-    fn touch(&self) {
+    /// Idleness counts from now. Called once as bytes begin to move, too: what came before was waited for under
+    /// limits of its own.
+    pub fn touch(&self) {
         let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.moved.store(now, Ordering::Relaxed);
     }

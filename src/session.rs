@@ -157,7 +157,7 @@ async fn converse(
     record: &Record,
 ) -> Result<Ending, Refusal> {
     let meter = record.meter();
-    meter.begin();
+    meter.touch();
     match talk(client, &mut upstream.stream, sighting, house, &meter).await {
         Ok(ending) => {
             if ending == Ending::Closed {
