@@ -15,6 +15,7 @@ use crate::admin::{self, Told};
 use crate::config::{Limits, ListenerKind, ListenerSettings, Settings};
 use crate::dns::{Resolver, UpstreamError};
 use crate::drain::Drain;
+use crate::keeper;
 use crate::listen::{self, Door};
 use crate::metrics::Metrics;
 use crate::peek::PeekBudget;
@@ -144,6 +145,7 @@ impl App {
             tokio::spawn(listen::serve(listener, drain.guest(), handle));
         }
         let watch = tokio::spawn(watch_interfaces(self.own));
+        let keeper = tokio::spawn(keeper::run(Arc::downgrade(&self.house)));
         let mut hangup = signal(SignalKind::hangup())?;
         loop {
             tokio::select! {
@@ -165,6 +167,7 @@ impl App {
         tracing::info!("stopped");
         pages.stop(Duration::ZERO, std::future::ready(())).await;
         watch.abort();
+        keeper.abort();
         // The watch holds no book; the last scribe goes with the house, and the writer ends.
         drop(self.house);
         self.writer.finish().await;
@@ -202,7 +205,8 @@ impl Screen {
             most,
             per_client: settings.limits.connections_per_client,
             forward,
-            warnings: settings.warnings.len(),
+            // The built-in file is what it is meant to be.
+            warnings: config.map_or(0, |_| settings.warnings.len()),
         }
     }
 

@@ -1,11 +1,14 @@
 //! The commands: what is asked on the command line, and what is printed for it.
 
+mod bundle;
+
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use bundle::BundleCommand;
 use clap::{CommandFactory, Parser, Subcommand};
 use serde_json::json;
 
@@ -51,6 +54,9 @@ enum Command {
     },
     /// Say what would happen to a connection, and why (exit 0 allow, 1 deny, 2 error)
     Explain(Explain),
+    /// Look into the rule sets that come with egret
+    #[command(subcommand)]
+    Bundle(BundleCommand),
     /// Print the JSON Schema of the configuration
     Schema,
     /// Ask a running egret whether it is well, for a container's health check
@@ -119,6 +125,10 @@ impl Cli {
             Command::Run { config } => run(config.as_deref()),
             Command::Check { config, strict, json } => check(&config, strict, json),
             Command::Explain(explain) => explain.answer(),
+            Command::Bundle(bundle) => bundle.answer().and_then(|(text, said)| {
+                complain(&said);
+                print(&text)
+            }),
             Command::Schema => print(&format!("{:#}\n", config::schema())),
             Command::Health { config } => health(config.as_deref()),
             Command::Completions { shell } => {
@@ -160,7 +170,7 @@ fn run(path: Option<&Path>) -> Result<ExitCode, CommandError> {
 
 fn check(path: &Path, strict: bool, as_json: bool) -> Result<ExitCode, CommandError> {
     let file = path.display().to_string();
-    let (faults, warnings, summary) = match Settings::load(path) {
+    let (faults, warnings, notes, summary) = match Settings::lint(path) {
         Ok(settings) => {
             let counts = [
                 count(settings.listeners.len(), "listener"),
@@ -171,11 +181,11 @@ fn check(path: &Path, strict: bool, as_json: bool) -> Result<ExitCode, CommandEr
                 0 => "fine".to_owned(),
                 n => count(n, "warning"),
             };
-            (Vec::new(), settings.warnings, format!("{file}: {word}: {}", counts.join(", ")))
+            (Vec::new(), settings.warnings, settings.notes, format!("{file}: {word}: {}", counts.join(", ")))
         }
         Err(error) => {
             let summary = format!("{file}: {}", count(error.faults.len(), "fault"));
-            (error.faults, Vec::new(), summary)
+            (error.faults, Vec::new(), Vec::new(), summary)
         }
     };
     let code = match (faults.is_empty(), warnings.is_empty()) {
@@ -188,7 +198,10 @@ fn check(path: &Path, strict: bool, as_json: bool) -> Result<ExitCode, CommandEr
             let one = |f: &config::Fault| json!({ "line": f.place.line, "column": f.place.column, "path": f.path, "message": f.message });
             faults.iter().map(one).collect()
         };
-        print(&format!("{}\n", json!({ "file": file, "faults": list(&faults), "warnings": list(&warnings) })))?;
+        print(&format!(
+            "{}\n",
+            json!({ "file": file, "faults": list(&faults), "warnings": list(&warnings), "notes": list(&notes) })
+        ))?;
         return Ok(ExitCode::from(code));
     }
     let mut text = String::new();
@@ -197,6 +210,9 @@ fn check(path: &Path, strict: bool, as_json: bool) -> Result<ExitCode, CommandEr
     }
     for warning in &warnings {
         text.push_str(&format!("warning: {}\n", warning.at(&file)));
+    }
+    for note in &notes {
+        text.push_str(&format!("note: {}\n", note.at(&file)));
     }
     text.push_str(&summary);
     text.push('\n');

@@ -7,8 +7,10 @@ mod bundle;
 mod check;
 mod document;
 mod file;
+mod lint;
 mod rules;
 mod schema;
+mod tags;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -41,8 +43,10 @@ pub struct Settings {
     pub log: LogSettings,
     pub admin: Option<SocketAddr>,
     pub health: Option<SocketAddr>,
-    /// What is allowed and yet worth a word.
+    /// What is allowed and probably not meant.
     pub warnings: Vec<Fault>,
+    /// What is meant and yet worth a word.
+    pub notes: Vec<Fault>,
 }
 
 /// Checked rules, ready to be compiled.
@@ -51,6 +55,15 @@ pub struct Rules {
     pub apps: Vec<AppRule>,
     pub nets: Vec<NetRule>,
     pub nat64: Option<Ipv6Net>,
+    /// Where each rule stands in the file.
+    pub origins: Origins,
+}
+
+/// Key paths of rules, in their order.
+#[derive(Debug, Default)]
+pub struct Origins {
+    pub apps: Vec<String>,
+    pub nets: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -202,12 +215,24 @@ impl Settings {
     /// # Errors
     /// [`ConfigError`] with every fault.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Self::read(path, check::Depth::Load)
+    }
+
+    /// Reads a configuration file as [`Settings::load`] does, and also looks for what is probably not meant.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with every fault.
+    pub fn lint(path: &Path) -> Result<Self, ConfigError> {
+        Self::read(path, check::Depth::Lint)
+    }
+
+    fn read(path: &Path, depth: check::Depth) -> Result<Self, ConfigError> {
         let file = path.display().to_string();
         let text = read_bounded(path).map_err(|message| ConfigError {
             file: file.clone(),
             faults: vec![Fault { place: Place::default(), path: String::new(), message }],
         })?;
-        Self::parse(&text, &file, path.parent().unwrap_or_else(|| Path::new(".")))
+        Self::from_text(&text, &file, path.parent().unwrap_or_else(|| Path::new(".")), depth)
     }
 
     /// Checks a configuration's text; relative paths in it start at `folder`.
@@ -215,7 +240,11 @@ impl Settings {
     /// # Errors
     /// [`ConfigError`] with every fault.
     pub fn parse(text: &str, file: &str, folder: &Path) -> Result<Self, ConfigError> {
-        check::settings(text, folder).map_err(|mut faults| {
+        Self::from_text(text, file, folder, check::Depth::Load)
+    }
+
+    fn from_text(text: &str, file: &str, folder: &Path, depth: check::Depth) -> Result<Self, ConfigError> {
+        check::settings(text, folder, depth).map_err(|mut faults| {
             faults.sort_by_key(|fault| fault.place);
             ConfigError { file: file.to_owned(), faults }
         })

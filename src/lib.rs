@@ -9,6 +9,7 @@
 pub mod admin;
 pub mod answers;
 pub mod app;
+pub mod bundle;
 pub mod claim;
 pub mod cli;
 pub mod config;
@@ -17,6 +18,7 @@ pub mod drain;
 pub mod ending;
 pub mod exchange;
 pub mod handshake;
+pub mod keeper;
 mod likeness;
 pub mod listen;
 pub mod metrics;

@@ -12,9 +12,11 @@
 pub mod explain;
 pub mod guard;
 pub mod hosts;
+pub mod kept;
 mod nearest;
 mod own;
 pub mod pattern;
+pub mod prefixes;
 pub mod rule;
 
 use std::collections::HashMap;
@@ -32,9 +34,10 @@ use crate::peek::http_head::{RequestHead, RequestTarget};
 use crate::peek::{Expected, Sighting};
 use guard::Judgement;
 use hosts::{HostIndex, PatternId};
+use kept::Kept;
 use own::Own;
 pub use own::OwnAddresses;
-use rule::{Action, AppProtocol, AppRule, Ech, InnerName, NetRule, Reach};
+use rule::{Action, AppProtocol, AppRule, Ech, InnerName, NetPort, NetRule, Reach};
 
 /// The compiled policy.
 #[derive(Debug)]
@@ -101,9 +104,21 @@ pub enum Destination {
 /// One rule that allows, and how it came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Grant {
-    App { rule: u32, pattern: PatternId },
-    NetAddress { rule: u32 },
-    NetName { rule: u32, pattern: PatternId },
+    App {
+        rule: u32,
+        pattern: PatternId,
+    },
+    NetAddress {
+        rule: u32,
+    },
+    /// A name that egret keeps resolved for the rule.
+    NetKept {
+        rule: u32,
+    },
+    NetName {
+        rule: u32,
+        pattern: PatternId,
+    },
 }
 
 impl Clearance {
@@ -255,6 +270,7 @@ impl Policy {
         sighting: &Sighting,
     ) -> Result<Clearance, Refusal> {
         expectation.admits(sighting)?;
+        let claimed_address = matches!(claim.target, Target::Address(_));
         let base = Evidence {
             client: Some(claim.client.ip()),
             port: claim.port,
@@ -265,7 +281,8 @@ impl Policy {
         };
         let (seen, evidence) = match sighting {
             Sighting::Tls(hello) => (
-                name_of_hello(hello)?,
+                name_of_hello(hello)
+                    .map_err(|refusal| if claimed_address { nearest::by_address(refusal) } else { refusal })?,
                 Evidence { protocol: AppProtocol::Https, alpn: Some(&hello.alpn), ech: hello.ech, ..base },
             ),
             Sighting::Http(head) => (name_of_request(head, claim)?, base),
@@ -307,6 +324,31 @@ impl Policy {
         Err(first.unwrap_or(Refusal::new(Reason::Internal, Stage::Address)))
     }
 
+    /// The names to keep resolved, each with the leave to do so.
+    pub fn kept(&self) -> impl Iterator<Item = (Arc<Kept>, Clearance)> + '_ {
+        let mut seen: Vec<&HostName> = Vec::new();
+        (0..).zip(&self.nets).flat_map(|(id, rule)| rule.kept.iter().map(move |kept| (id, rule, kept))).filter_map(
+            move |(id, rule, kept)| {
+                if seen.contains(&kept.name()) {
+                    return None;
+                }
+                seen.push(kept.name());
+                let tcp = rule
+                    .ports
+                    .iter()
+                    .find_map(|port| if let NetPort::Tcp(range) = port { Some(*range.start()) } else { None });
+                let clearance = Clearance {
+                    destination: Destination::Name(kept.name().clone()),
+                    port: tcp.unwrap_or(0),
+                    prefers_v6: false,
+                    client: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+                    grants: vec![Grant::NetKept { rule: id }],
+                };
+                Some((Arc::clone(kept), clearance))
+            },
+        )
+    }
+
     /// The rule a clearance rests on, for the record of what is refused later.
     #[must_use]
     pub fn because_of(&self, clearance: &Clearance) -> Option<Because> {
@@ -345,7 +387,7 @@ impl Policy {
     /// Application deny, then application allow.
     fn judge(&self, name: &HostName, evidence: &Evidence<'_>) -> Result<Vec<Grant>, Refusal> {
         let mut grants: Vec<Grant> = Vec::new();
-        let mut denied = None;
+        let (mut denied, mut expected) = (None, None);
         let mut missed: Option<(Progress, Grant)> = None;
         self.app_hosts.matches(name, |pattern| {
             let id = self.app_hosts.rule(pattern);
@@ -354,6 +396,7 @@ impl Policy {
             match (rule.action, conditions(rule, evidence)) {
                 (Action::Deny, Ok(())) => denied = Some(grant),
                 (Action::Deny, Err(_)) => {}
+                (Action::Expect, _) => expected = Some(grant),
                 (Action::Allow, Ok(())) => grants.push(grant),
                 (Action::Allow, Err(progress)) => {
                     if missed.is_none_or(|(furthest, _)| progress > furthest) {
@@ -366,7 +409,11 @@ impl Policy {
             return Err(self.refusal_by(Reason::RuleDenied, Stage::Name, grant));
         }
         if grants.is_empty() {
-            return Err(self.miss(name, evidence, missed));
+            let mut refusal = self.miss(name, evidence, missed);
+            if let (Some(hint), Some(grant), None) = (&mut refusal.hint, expected, missed) {
+                hint.nearest = Some(self.why_expected(grant));
+            }
+            return Err(refusal);
         }
         // First in the file, first asked where its addresses may lead; a wildcard's twin counts once.
         grants.sort_by_key(|grant| grant.rule());
@@ -400,12 +447,14 @@ impl Policy {
     fn because(&self, grant: Grant) -> Because {
         let rule = match grant {
             Grant::App { rule, .. } => self.apps.get(rule as usize).map(|r| &r.name),
-            Grant::NetAddress { rule } | Grant::NetName { rule, .. } => self.nets.get(rule as usize).map(|r| &r.name),
+            Grant::NetAddress { rule } | Grant::NetKept { rule } | Grant::NetName { rule, .. } => {
+                self.nets.get(rule as usize).map(|r| &r.name)
+            }
         };
         let pattern = match grant {
             Grant::App { pattern, .. } => Some(self.app_hosts.text(pattern).to_owned()),
             Grant::NetName { pattern, .. } => Some(self.net_hosts.text(pattern).to_owned()),
-            Grant::NetAddress { .. } => None,
+            Grant::NetAddress { .. } | Grant::NetKept { .. } => None,
         };
         Because { rule: rule.map_or_else(|| Arc::from("?"), Arc::clone), pattern }
     }
@@ -416,11 +465,11 @@ impl Policy {
             return Err(self.refusal_by(Reason::RuleDenied, Stage::Network, grant));
         }
         let ip = guard::meant(ip, self.nat64);
-        Ok(self.net_rule(client, Action::Allow, |rule| rule.takes_tcp(port) && covers(rule, ip)))
+        Ok(self.net_rule(client, Action::Allow, |rule| rule.takes_tcp(port) && rule.covers(ip)))
     }
 
     fn net_denies(&self, client: Option<IpAddr>, ip: IpAddr, port: u16) -> Option<Grant> {
-        let covered = |rule: &NetRule| guard::spellings(ip, self.nat64).iter().any(|ip| covers(rule, *ip));
+        let covered = |rule: &NetRule| guard::spellings(ip, self.nat64).iter().any(|ip| rule.covers(*ip));
         self.net_rule(client, Action::Deny, |rule| rule.takes_tcp(port) && covered(rule))
     }
 
@@ -450,15 +499,19 @@ impl Policy {
     }
 
     fn addresses_for(&self, grant: Grant, clearance: &Clearance, answers: &Answers) -> Result<Vec<IpAddr>, Refusal> {
-        let net;
+        let mut net = None;
         let reach = match grant {
             Grant::App { rule, .. } => self.apps.get(rule as usize).map(|r| &r.reach),
-            Grant::NetName { rule, .. } => self.nets.get(rule as usize).map(|r| &r.reach),
-            // A literal leads where the rule's own destinations say, and nowhere else.
-            Grant::NetAddress { rule } => {
-                net = self.nets.get(rule as usize).map(|r| Reach { public: false, prefixes: r.destinations.clone() });
-                net.as_ref()
-            }
+            Grant::NetName { rule, .. } | Grant::NetKept { rule } => self.nets.get(rule as usize).map(|r| &r.reach),
+            // A literal leads where the rule's own destinations say, and nowhere else. The longest of its
+            // prefixes opens what any of them would.
+            Grant::NetAddress { rule } => self.nets.get(rule as usize).map(|r| {
+                let literal = answers.addresses.first().map(|ip| guard::meant(*ip, self.nat64));
+                match literal.and_then(|ip| r.destinations.longest(ip)) {
+                    Some(prefix) => &*net.insert(Reach { public: false, prefixes: vec![prefix] }),
+                    None => &r.reach,
+                }
+            }),
         };
         let Some(reach) = reach else { return Err(Refusal::new(Reason::Internal, Stage::Address)) };
         let mut good = Vec::with_capacity(answers.addresses.len());
@@ -500,7 +553,10 @@ impl Policy {
 impl Grant {
     const fn rule(self) -> u32 {
         match self {
-            Self::App { rule, .. } | Self::NetAddress { rule } | Self::NetName { rule, .. } => rule,
+            Self::App { rule, .. }
+            | Self::NetAddress { rule }
+            | Self::NetKept { rule }
+            | Self::NetName { rule, .. } => rule,
         }
     }
 }
@@ -511,10 +567,6 @@ fn clearance(claim: &Claim, destination: Destination, grants: Vec<Grant>) -> Cle
         Target::Name(_) | Target::Unnamed => claim.client.ip().is_ipv6(),
     };
     Clearance { destination, port: claim.port, prefers_v6, client: claim.client.ip(), grants }
-}
-
-fn covers(rule: &NetRule, ip: IpAddr) -> bool {
-    rule.destinations.iter().any(|net| net.contains(&ip))
 }
 
 /// A rule's conditions in their order; how far it got where one is not met.

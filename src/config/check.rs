@@ -11,10 +11,20 @@ use ipnet::IpNet;
 use super::document::{self, Node};
 use super::{
     DnsSettings, DnsTransport, DnsUpstream, Fault, Limits, ListenerKind, ListenerSettings, LogFormat, LogOutput,
-    LogSettings, Settings, file, read_bounded, rules, schema,
+    LogSettings, Settings, file, lint, read_bounded, rules, schema,
 };
 use crate::name::HostName;
 use crate::policy::pattern::Pattern;
+use crate::policy::prefixes::prefix;
+
+/// How much is asked of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// What it takes to run.
+    Load,
+    /// And what is probably not meant.
+    Lint,
+}
 
 /// Where faults and warnings are gathered; knows where each key path stands.
 pub(super) struct Findings<'a> {
@@ -24,6 +34,7 @@ pub(super) struct Findings<'a> {
     /// The first so many are about the shape.
     shape_faults: usize,
     warnings: Vec<Fault>,
+    notes: Vec<Fault>,
 }
 
 impl Findings<'_> {
@@ -42,18 +53,23 @@ impl Findings<'_> {
         self.warnings.push(Fault { place, path: path.to_owned(), message: message.into() });
     }
 
+    pub(super) fn note(&mut self, path: &str, message: impl Into<String>) {
+        let place = self.tree.place_of(path);
+        self.notes.push(Fault { place, path: path.to_owned(), message: message.into() });
+    }
+
     /// The value, or its fault noted.
     pub(super) fn keep<T>(&mut self, path: &str, value: Result<T, String>) -> Option<T> {
         value.map_err(|message| self.fault(path, message)).ok()
     }
 
     pub(super) fn nets(&mut self, path: &str, texts: &[String]) -> Vec<IpNet> {
-        let read = |(at, text): (usize, &String)| self.keep(&format!("{path}[{at}]"), net(text));
+        let read = |(at, text): (usize, &String)| self.keep(&format!("{path}[{at}]"), prefix(text));
         texts.iter().enumerate().filter_map(read).collect()
     }
 }
 
-pub(super) fn settings(text: &str, folder: &Path) -> Result<Settings, Vec<Fault>> {
+pub(super) fn settings(text: &str, folder: &Path, depth: Depth) -> Result<Settings, Vec<Fault>> {
     let tree = document::parse(text).map_err(|fault| vec![fault])?;
     let shape = schema::check(&tree);
     let written: file::File = match serde_json::from_value(tree.json_without(&shape, "")) {
@@ -64,7 +80,14 @@ pub(super) fn settings(text: &str, folder: &Path) -> Result<Settings, Vec<Fault>
         // What was left out is needed to understand the rest.
         Err(_) => return Err(shape),
     };
-    let mut findings = Findings { tree: &tree, folder, shape_faults: shape.len(), faults: shape, warnings: Vec::new() };
+    let mut findings = Findings {
+        tree: &tree,
+        folder,
+        shape_faults: shape.len(),
+        faults: shape,
+        warnings: Vec::new(),
+        notes: Vec::new(),
+    };
     let out = &mut findings;
     if out.faults.is_empty() {
         nothing_left_out(out, &written);
@@ -78,20 +101,17 @@ pub(super) fn settings(text: &str, folder: &Path) -> Result<Settings, Vec<Fault>
     let limits = limits(out, &written.limits);
     let log = log(&written.log);
     one_socket_each(out, &listeners, admin, health);
-    let Findings { faults, mut warnings, .. } = findings;
+    let listeners: Vec<ListenerSettings> = listeners.into_iter().map(|(listener, _)| listener).collect();
+    if depth == Depth::Lint && out.faults.is_empty() {
+        lint::lint(out, &rules, &listeners);
+    }
+    let Findings { faults, mut warnings, mut notes, .. } = findings;
     warnings.sort_by_key(|warning| warning.place);
+    notes.sort_by_key(|note| note.place);
     match (faults.is_empty(), limits) {
-        (true, Some(limits)) => Ok(Settings {
-            listeners: listeners.into_iter().map(|(listener, _)| listener).collect(),
-            dns,
-            rules,
-            own_addresses,
-            limits,
-            log,
-            admin,
-            health,
-            warnings,
-        }),
+        (true, Some(limits)) => {
+            Ok(Settings { listeners, dns, rules, own_addresses, limits, log, admin, health, warnings, notes })
+        }
         _ => Err(faults),
     }
 }
@@ -363,30 +383,5 @@ fn socket(text: &str) -> Result<SocketAddr, String> {
         Ok(socket) if socket.port() == 0 => Err("0 is no port; write a number from 1 to 65535".to_owned()),
         Ok(socket) => Ok(socket),
         Err(_) => Err(format!("`{text}` is no address with a port; write 127.0.0.1:3128 or [::]:3128")),
-    }
-}
-
-/// A CIDR, or one address.
-pub(super) fn net(text: &str) -> Result<IpNet, String> {
-    if let Ok(ip) = text.parse::<IpAddr>() {
-        return match ip.to_canonical() {
-            canonical if canonical == ip => Ok(IpNet::from(ip)),
-            canonical => Err(format!("`{text}` is IPv4 in disguise, which matches nothing; write {canonical}")),
-        };
-    }
-    let net: IpNet =
-        text.parse().map_err(|_| format!("`{text}` is no CIDR; write 10.0.0.0/8, 10.1.2.3 or fd00::/8"))?;
-    if let (IpAddr::V4(v4), IpNet::V6(_), 96..) = (net.addr().to_canonical(), net, net.prefix_len()) {
-        let len = net.prefix_len() - 96;
-        return Err(format!("`{text}` is IPv4 in disguise, which matches nothing; write {v4}/{len}"));
-    }
-    if net.trunc() == net {
-        Ok(net)
-    } else {
-        Err(format!(
-            "`{text}` has bits set behind its prefix; write {}, or /{} for the one address",
-            net.trunc(),
-            net.max_prefix_len()
-        ))
     }
 }

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+pub(super) use crate::bundle::Asked as Bundle;
+
 /// The whole file.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -121,6 +123,9 @@ pub(super) struct Policy {
     pub(super) mode: Mode,
     /// The network's NAT64 prefix (RFC 6052): addresses under it are judged by the IPv4 address they carry.
     pub nat64_prefix: Option<String>,
+    /// Microsoft's file "Azure IP Ranges and Service Tags" (JSON), relative to this file: fills the tags in
+    /// `destinations` and in bundles.
+    pub(super) service_tags: Option<String>,
     /// Rule sets that come with egret.
     pub(super) bundles: Vec<Lenient<Bundle>>,
     /// Judged by the name in the bytes.
@@ -135,22 +140,6 @@ pub(super) enum Mode {
     /// What is not allowed is refused.
     #[default]
     Enforce,
-}
-
-/// A rule set that comes with egret.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Bundle {
-    /// The rule set's name: `aks`.
-    pub(super) bundle: String,
-    /// The cloud it is for. Default `global`.
-    #[serde(default)]
-    pub(super) cloud: Option<String>,
-    /// The region, such as `westeurope`; `any` opens every region's names.
-    pub(super) location: String,
-    /// Who the rules are for, as CIDRs or addresses. Default: everyone.
-    #[serde(default)]
-    pub(super) sources: Option<Vec<String>>,
 }
 
 /// An application rule.
@@ -237,7 +226,7 @@ pub(super) struct NetworkRule {
     /// Who it is for, as CIDRs or addresses. Default: everyone.
     #[serde(default)]
     pub(super) sources: Option<Vec<String>>,
-    /// CIDRs or addresses.
+    /// CIDRs, addresses, and service tags such as `AzureCloud.westeurope`.
     #[serde(default)]
     pub(super) destinations: Vec<String>,
     /// Names that egret resolves itself.

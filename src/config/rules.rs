@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv6Net};
 
-use super::check::{Findings, net};
+use super::check::Findings;
+use super::tags::ServiceTags;
 use super::{Rules, bundle, file, read_bounded};
 use crate::policy::pattern::Pattern;
+use crate::policy::prefixes::{PrefixSet, prefix};
 use crate::policy::rule::{Action, AppPort, AppProtocol, AppRule, Ech, InnerName, NetPort, NetRule, Reach, Sources};
 
 /// Patterns that need globset, in all rules together: each is looked at one by one under its ending.
@@ -19,16 +21,19 @@ pub(super) fn rules(out: &mut Findings<'_>, policy: &file::Policy) -> Rules {
     let file::Mode::Enforce = policy.mode;
     let nat64 = policy.nat64_prefix.as_deref().and_then(|text| out.keep("policy.nat64_prefix", nat64_prefix(text)));
     let mut rules = Rules { nat64, ..Rules::default() };
+    let tags = TagSource::load(out, policy);
     for (at, written) in file::readable(&policy.bundles) {
-        bundle::add(out, &format!("policy.bundles[{at}]"), written, &mut rules);
+        bundle::add(out, &format!("policy.bundles[{at}]"), written, &tags, &mut rules);
     }
     for (at, written) in file::readable(&policy.application_rules) {
-        let rule = application_rule(out, &format!("policy.application_rules[{at}]"), written);
-        rules.apps.push(rule);
+        let path = format!("policy.application_rules[{at}]");
+        rules.apps.push(application_rule(out, &path, written));
+        rules.origins.apps.push(path);
     }
     for (at, written) in file::readable(&policy.network_rules) {
-        let rule = network_rule(out, &format!("policy.network_rules[{at}]"), written);
-        rules.nets.push(rule);
+        let path = format!("policy.network_rules[{at}]");
+        rules.nets.push(network_rule(out, &path, written, &tags));
+        rules.origins.nets.push(path);
     }
     let rich = rules.apps.iter().flat_map(|r| &r.fqdns).chain(rules.nets.iter().flat_map(|r| &r.fqdns));
     let rich = rich.filter(|p| p.is_rich()).count();
@@ -49,7 +54,7 @@ pub(super) fn rules(out: &mut Findings<'_>, policy: &file::Policy) -> Rules {
 
 /// RFC 6052 §2.2 knows six lengths.
 fn nat64_prefix(text: &str) -> Result<Ipv6Net, String> {
-    match net(text) {
+    match prefix(text) {
         Ok(IpNet::V6(net)) if [32, 40, 48, 56, 64, 96].contains(&net.prefix_len()) => Ok(net),
         _ => Err(format!("`{text}` is no NAT64 prefix; write an IPv6 prefix of 32, 40, 48, 56, 64 or 96 bits")),
     }
@@ -92,7 +97,7 @@ fn application_rule(out: &mut Findings<'_>, path: &str, written: &file::Applicat
     }
 }
 
-fn network_rule(out: &mut Findings<'_>, path: &str, written: &file::NetworkRule) -> NetRule {
+fn network_rule(out: &mut Findings<'_>, path: &str, written: &file::NetworkRule, tags: &TagSource) -> NetRule {
     let action = action(written.action);
     let ports: Vec<NetPort> = written
         .protocols
@@ -126,11 +131,48 @@ fn network_rule(out: &mut Findings<'_>, path: &str, written: &file::NetworkRule)
         name: rule_name(written.name.as_deref(), path),
         action,
         sources: sources(out, path, written.sources.as_deref()),
-        destinations: out.nets(&format!("{path}.destinations"), &written.destinations),
+        destinations: destinations(out, &format!("{path}.destinations"), &written.destinations, tags),
+        kept: Vec::new(),
         fqdns,
         ports,
         reach: reach(out, &format!("{path}.addresses"), written.addresses.as_deref()),
     }
+}
+
+/// The file of service tags, and whether one is named at all.
+pub(super) struct TagSource {
+    pub(super) file: Option<ServiceTags>,
+    pub(super) is_named: bool,
+}
+
+impl TagSource {
+    fn load(out: &mut Findings<'_>, policy: &file::Policy) -> Self {
+        let name = policy.service_tags.as_ref();
+        let file = name.and_then(|name| {
+            let read = ServiceTags::load(&out.folder.join(name));
+            out.keep("policy.service_tags", read)
+        });
+        Self { file, is_named: name.is_some() }
+    }
+}
+
+/// CIDRs, addresses and service tags.
+fn destinations(out: &mut Findings<'_>, path: &str, texts: &[String], tags: &TagSource) -> PrefixSet {
+    let mut nets = Vec::with_capacity(texts.len());
+    for (at, text) in texts.iter().enumerate() {
+        // A tag begins with a letter; so do some IPv6 addresses, which have colons.
+        let is_tag = text.starts_with(|c: char| c.is_ascii_alphabetic()) && !text.contains([':', '/']);
+        let read = match &tags.file {
+            _ if !is_tag => prefix(text).map(|net| vec![net]),
+            Some(file) => file.prefixes(text),
+            None if tags.is_named => continue,
+            None => {
+                Err(format!("`{text}` is no CIDR; for a service tag, write policy.service_tags with Microsoft's file"))
+            }
+        };
+        nets.extend(out.keep(&format!("{path}[{at}]"), read).unwrap_or_default());
+    }
+    nets.into_iter().collect()
 }
 
 /// Absent means everyone; a list that came out empty does not.
@@ -156,7 +198,12 @@ fn deny_has_no_conditions(out: &mut Findings<'_>, path: &str, written: &file::Ap
     }
 }
 
-pub(super) fn patterns(out: &mut Findings<'_>, path: &str, texts: &[String], action: Action) -> Vec<Pattern> {
+/// A rule set's own patterns: it repeats and widens on purpose.
+pub(super) fn plain_patterns(out: &mut Findings<'_>, path: &str, texts: &[String]) -> Vec<Pattern> {
+    texts.iter().filter_map(|text| out.keep(path, Pattern::parse(text).map_err(|fault| fault.to_string()))).collect()
+}
+
+fn patterns(out: &mut Findings<'_>, path: &str, texts: &[String], action: Action) -> Vec<Pattern> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut kept = Vec::new();
     for (at, text) in texts.iter().enumerate() {
@@ -198,7 +245,7 @@ fn patterns_of_file(out: &mut Findings<'_>, path: &str, name: &str) -> Vec<Patte
     kept
 }
 
-fn reach(out: &mut Findings<'_>, path: &str, words: Option<&[String]>) -> Reach {
+pub(super) fn reach(out: &mut Findings<'_>, path: &str, words: Option<&[String]>) -> Reach {
     let Some(words) = words else { return Reach::default() };
     if words.is_empty() {
         out.fault(path, "the list is empty, so every answer would be refused; write [public] or CIDRs");
@@ -207,7 +254,9 @@ fn reach(out: &mut Findings<'_>, path: &str, words: Option<&[String]>) -> Reach 
     for (at, word) in words.iter().enumerate() {
         if word == "public" {
             reach.public = true;
-        } else if let Some(net) = out.keep(&format!("{path}[{at}]"), net(word).map_err(|e| format!("{e}, or public"))) {
+        } else if let Some(net) =
+            out.keep(&format!("{path}[{at}]"), prefix(word).map_err(|e| format!("{e}, or public")))
+        {
             reach.prefixes.push(net);
         }
     }
@@ -226,7 +275,7 @@ fn alpn(out: &mut Findings<'_>, path: &str, list: &[String]) -> Vec<Box<[u8]>> {
     list.iter().map(|name| name.as_bytes().into()).collect()
 }
 
-fn app_port(text: &str) -> Result<AppPort, String> {
+pub(super) fn app_port(text: &str) -> Result<AppPort, String> {
     let wrong = || format!("`{text}` is no protocol of an application rule; write https:443 or http:80");
     let (protocol, port) = text.split_once(':').ok_or_else(wrong)?;
     let protocol = match protocol.to_ascii_lowercase().as_str() {
@@ -243,7 +292,7 @@ fn app_port(text: &str) -> Result<AppPort, String> {
     Ok(AppPort { protocol, port })
 }
 
-fn net_port(text: &str) -> Result<NetPort, String> {
+pub(super) fn net_port(text: &str) -> Result<NetPort, String> {
     let wrong = || format!("`{text}` is no protocol of a network rule; write tcp:8443, tcp:9000-9010, udp:123 or icmp");
     if text.eq_ignore_ascii_case("icmp") {
         return Ok(NetPort::Icmp);
@@ -303,7 +352,8 @@ fn one_name_each(out: &mut Findings<'_>, policy: &file::Policy) {
 
 /// What a network rule takes away from names, and what nothing in this version carries.
 fn what_network_rules_do(out: &mut Findings<'_>, policy: &file::Policy, rules: &Rules) {
-    for ((at, written), rule) in file::readable(&policy.network_rules).zip(&rules.nets) {
+    let own = rules.nets.iter().skip(rules.nets.len() - file::readable(&policy.network_rules).count());
+    for ((at, written), rule) in file::readable(&policy.network_rules).zip(own) {
         let path = format!("policy.network_rules[{at}]");
         if rule.ports.iter().any(|port| !matches!(port, NetPort::Tcp(_))) {
             let message = "udp and icmp are not carried in this version; only `egret explain` judges them";

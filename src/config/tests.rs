@@ -238,7 +238,7 @@ fn bundles_are_checked() {
     let bundle = |text: &str| format!("{BASE}policy: {{ bundles: [{text}] }}\n");
     fault(&bundle("{ bundle: ask, location: any }"), &[("2:31", "did you mean `aks`")]);
     fault(&bundle("{ bundle: aks, cloud: globl, location: any }"), &[("2:43", "did you mean `global`")]);
-    fault(&bundle("{ bundle: aks, location: \"West Europe\" }"), &[("2:46", "short name such as westeurope")]);
+    fault(&bundle("{ bundle: aks, location: \"West Europe\" }"), &[("2:46", "did you mean `westeurope`")]);
     fault(&bundle("{ bundle: aks }"), &[("2:21", "`location` is missing")]);
     let one = parse(&bundle("{ bundle: aks, location: westeurope, sources: [10.224.0.0/16] }")).unwrap();
     let patterns: Vec<&str> = one.rules.apps.iter().flat_map(|r| &r.fqdns).map(Pattern::as_str).collect();

@@ -134,7 +134,7 @@ impl Policy {
         };
         if let Some(ip) = ip {
             let spellings = super::guard::spellings(ip, self.nat64);
-            let fits = |rule: &super::NetRule| takes(rule) && spellings.iter().any(|ip| super::covers(rule, *ip));
+            let fits = |rule: &super::NetRule| takes(rule) && spellings.iter().any(|ip| rule.covers(*ip));
             if let Some(grant) = self.net_rule(question.from, Action::Deny, fits) {
                 return Err(self.refusal_by(Reason::RuleDenied, Stage::Network, grant));
             }
@@ -201,7 +201,23 @@ impl Policy {
                 Err(refusal) => best = super::further(refusal, best),
             }
         }
-        Err(best)
+        match self.dns_only(question, name) {
+            Some(because) if best.reason != Reason::RuleDenied => Ok(because),
+            _ => Err(best),
+        }
+    }
+
+    /// The rule that lets a name be asked for without being dialled.
+    fn dns_only(&self, question: &Question, name: &HostName) -> Option<Because> {
+        let mut found = None;
+        self.app_hosts.matches(name, |pattern| {
+            let id = self.app_hosts.rule(pattern);
+            let Some(rule) = self.apps.get(id as usize).filter(|rule| rule.is_dns_only()) else { return };
+            if question.from.is_none_or(|ip| rule.sources.include(ip)) {
+                found.get_or_insert(super::Grant::App { rule: id, pattern });
+            }
+        });
+        found.map(|grant| self.because(grant))
     }
 }
 

@@ -132,6 +132,27 @@ impl HostIndex {
         }
     }
 
+    /// Calls `hit` with every pattern that, by its ending, matches whatever this one matches; with itself too,
+    /// where it was added.
+    pub fn covering(&self, pattern: &Pattern, mut hit: impl FnMut(PatternId)) {
+        if let Some(name) = pattern.exact() {
+            return self.matches(&name, hit);
+        }
+        self.any.iter().for_each(|id| hit(*id));
+        let Some(ending) = pattern.ending() else { return };
+        let starts = std::iter::once(0).chain(ending.match_indices('.').map(|(dot, _)| dot + 1));
+        for start in starts {
+            let Some(key) = ending.get(start..).and_then(|suffix| self.key(suffix)) else { continue };
+            self.walk(key.bare_and_under, &mut hit);
+            if start > 0 || !matches!(pattern.shape(), Shape::Under { bare_too: true }) {
+                self.walk(key.under, &mut hit);
+            }
+            let bucket = self.globs.get(key.globs as usize).map_or(&[][..], Vec::as_slice);
+            let twins = bucket.iter().filter(|(id, _)| start == 0 && self.text(*id) == pattern.as_str());
+            twins.for_each(|(id, _)| hit(*id));
+        }
+    }
+
     /// Patterns that hang at or above the name without matching it: the material of `nearest`.
     pub(super) fn near(&self, name: &HostName, mut hit: impl FnMut(PatternId)) {
         for (depth, suffix) in name.suffixes().enumerate() {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use super::rule::{Action, AppProtocol, NetPort};
 use super::{Because, Evidence, Grant, Policy, Progress};
-use crate::ending::Hint;
+use crate::ending::{Hint, Reason, Refusal};
 use crate::likeness::typos;
 use crate::name::HostName;
 
@@ -85,7 +85,7 @@ impl Policy {
         let nearest = self
             .nets
             .iter()
-            .find(|rule| rule.action == Action::Allow && rule.destinations.iter().any(|net| net.contains(&ip)))
+            .find(|rule| rule.action == Action::Allow && rule.covers(ip))
             .map(|rule| format!("rule {} covers the address on {}", rule.name, ports(&rule.ports)));
         let sources = self.fix_sources(client);
         let len = if ip.is_ipv4() { 32 } else { 128 };
@@ -105,6 +105,12 @@ impl Policy {
         }
     }
 
+    /// What says that a refusal is nothing to look into.
+    pub(super) fn why_expected(&self, grant: Grant) -> String {
+        let Because { rule, .. } = self.because(grant);
+        format!("expected: nothing depends on what rule {rule} would open")
+    }
+
     /// Why a rule that lists the name did not allow it.
     pub(super) fn why_missed(&self, grant: Grant, progress: Progress) -> Option<String> {
         let rule = self.apps.get(grant.rule() as usize)?;
@@ -115,6 +121,7 @@ impl Policy {
                 let sources = join(rule.sources.0.iter().map(ToString::to_string).collect());
                 format!("rule {name} allows it, for sources {sources}")
             }
+            Progress::Source if rule.is_dns_only() => format!("rule {name} lets it be asked for in DNS, and no more"),
             Progress::Source => {
                 let protocols = join(rule.protocols.iter().map(ToString::to_string).collect());
                 format!("rule {name} allows it, on {protocols}")
@@ -126,6 +133,15 @@ impl Policy {
             Progress::Alpn => format!("rule {name} allows it, with the name in the clear"),
         })
     }
+}
+
+/// A client that dials an address and shows no name is often a pod that talks to its API server.
+pub(super) fn by_address(mut refusal: Refusal) -> Refusal {
+    if refusal.reason == Reason::NoSni {
+        let cure = "for a cluster's API server, write it as `api_server` of the bundle, or annotate the pod with kubernetes.azure.com/set-kube-service-host-fqdn";
+        refusal = refusal.with(Hint { nearest: Some(cure.to_owned()), ..Hint::default() });
+    }
+    refusal
 }
 
 fn ports(ports: &[NetPort]) -> String {

@@ -80,6 +80,22 @@ pub enum PatternFault {
 }
 
 impl Pattern {
+    /// The literal labels that a wild pattern ends in; `None` for an exact name and for `*`.
+    #[must_use]
+    pub fn ending(&self) -> Option<&str> {
+        match &self.shape {
+            Shape::Any | Shape::Exact => None,
+            Shape::Under { .. } => Some(self.text.trim_start_matches('*').trim_start_matches('.')),
+            Shape::Glob(labels) => Some(&labels.suffix),
+        }
+    }
+
+    /// Whether any label may stand in front of the ending.
+    #[must_use]
+    pub const fn is_free(&self) -> bool {
+        matches!(self.shape, Shape::Any | Shape::Under { .. })
+    }
+
     /// Reads a pattern as written in a configuration.
     ///
     /// # Errors

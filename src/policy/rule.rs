@@ -6,13 +6,17 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::kept::Kept;
 use super::pattern::Pattern;
+use super::prefixes::PrefixSet;
 
 /// What a matching rule does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     Allow,
     Deny,
+    /// Decides nothing: a refusal of these names is expected, and says so.
+    Expect,
 }
 
 /// The two protocols whose bytes carry a name.
@@ -103,7 +107,7 @@ pub struct AppRule {
     pub action: Action,
     pub sources: Sources,
     pub fqdns: Vec<Pattern>,
-    /// Empty only in a deny rule, where it means all of them.
+    /// Empty: in a deny rule all of them, in an allow rule none: the name is asked for in DNS, and no more.
     pub protocols: Vec<AppPort>,
     /// Every offered protocol must be in the list; `None` asks nothing.
     pub alpn: Option<Vec<Box<[u8]>>>,
@@ -112,20 +116,36 @@ pub struct AppRule {
     pub reach: Reach,
 }
 
+impl AppRule {
+    /// Whether its names may be asked for and never be dialled.
+    #[must_use]
+    pub fn is_dns_only(&self) -> bool {
+        self.action == Action::Allow && self.protocols.is_empty()
+    }
+}
+
 /// Sources × addresses or names × ports; judged by address.
 #[derive(Clone, Debug)]
 pub struct NetRule {
     pub name: Arc<str>,
     pub action: Action,
     pub sources: Sources,
-    pub destinations: Vec<IpNet>,
+    pub destinations: PrefixSet,
+    /// Names whose addresses are destinations too, whoever found them.
+    pub kept: Vec<Arc<Kept>>,
     pub fqdns: Vec<Pattern>,
     pub ports: Vec<NetPort>,
-    /// Where its `fqdns` may lead.
+    /// Where its `fqdns` and `kept` names may lead.
     pub reach: Reach,
 }
 
 impl NetRule {
+    /// Whether an address is one of its destinations.
+    #[must_use]
+    pub fn covers(&self, ip: IpAddr) -> bool {
+        self.destinations.contains(ip) || self.kept.iter().any(|kept| kept.contains(ip))
+    }
+
     #[must_use]
     pub fn takes_tcp(&self, port: u16) -> bool {
         self.ports.iter().any(|p| matches!(p, NetPort::Tcp(range) if range.contains(&port)))

@@ -1,0 +1,109 @@
+//! Service tags: Microsoft's published file of the prefixes behind its services, by name.
+
+use std::collections::HashMap;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use super::read_bounded;
+use crate::bundle;
+use crate::likeness::closest;
+use crate::policy::prefixes::prefix;
+
+/// A file's tags. Prefixes are read when their tag is asked for: a file has ninety thousand.
+#[derive(Debug)]
+pub(super) struct ServiceTags {
+    /// As the file calls it: `Public`.
+    cloud: String,
+    /// By their name in lower case.
+    tags: HashMap<String, Tag>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Written {
+    cloud: String,
+    values: Vec<Tag>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Tag {
+    name: String,
+    properties: Properties,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Properties {
+    address_prefixes: Vec<String>,
+}
+
+impl ServiceTags {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with it.
+    pub(super) fn load(path: &std::path::Path) -> Result<Self, String> {
+        let text = read_bounded(path)?;
+        let written: Written = serde_json::from_str(&text).map_err(|error| {
+            let name = path.display();
+            match error.classify() {
+                serde_json::error::Category::Eof => {
+                    format!("{name} ends before its end ({error}); download it again")
+                }
+                serde_json::error::Category::Data => {
+                    format!("{name} is no file of service tags ({error}); take Microsoft's \"Azure IP Ranges and Service Tags\"")
+                }
+                _ => format!("{name} is no JSON ({error}); take Microsoft's \"Azure IP Ranges and Service Tags\""),
+            }
+        })?;
+        let tags = written.values.into_iter().map(|tag| (tag.name.to_ascii_lowercase(), tag)).collect();
+        Ok(Self { cloud: written.cloud, tags })
+    }
+
+    /// Whether the file is of a cloud.
+    pub(super) fn is_of(&self, cloud: &bundle::Cloud) -> bool {
+        cloud.tags.iter().any(|name| name.eq_ignore_ascii_case(&self.cloud))
+    }
+
+    pub(super) fn cloud(&self) -> &str {
+        &self.cloud
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
+    /// The prefixes of a tag. A region may be spelled as everybody does, or as the file does.
+    ///
+    /// # Errors
+    /// A sentence that names tags that are near.
+    pub(super) fn prefixes(&self, name: &str) -> Result<Vec<IpNet>, String> {
+        let tag = self.find(name).ok_or_else(|| self.missing(name))?;
+        tag.properties
+            .address_prefixes
+            .iter()
+            .map(|text| prefix(text).map_err(|fault| format!("the service tag {} cannot be used: {fault}", tag.name)))
+            .collect()
+    }
+
+    fn find(&self, name: &str) -> Option<&Tag> {
+        let name = name.to_ascii_lowercase();
+        self.tags.get(&name).or_else(|| {
+            let (service, region) = name.rsplit_once('.')?;
+            let clouds = bundle::all().ok()?.iter().flat_map(|bundle| bundle.clouds.values());
+            let cloud = clouds.into_iter().find(|cloud| self.is_of(cloud))?;
+            self.tags.get(&format!("{service}.{}", cloud.tag_of(region)))
+        })
+    }
+
+    fn missing(&self, name: &str) -> String {
+        let lower = name.to_ascii_lowercase();
+        let near = closest(&lower, self.tags.keys().map(String::as_str)).or_else(|| {
+            // The same service elsewhere, or the service as a whole.
+            let service = lower.split('.').next().unwrap_or_default();
+            self.tags.keys().map(String::as_str).filter(|tag| tag.split('.').next() == Some(service)).min()
+        });
+        let near = near.and_then(|near| self.tags.get(near)).map(|tag| format!("; did you mean `{}`?", tag.name));
+        format!("there is no service tag `{name}` in this file{}", near.unwrap_or_default())
+    }
+}

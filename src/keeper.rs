@@ -1,0 +1,89 @@
+//! Keeps names resolved whose addresses stand for them: clients of a cluster's API server dial its address
+//! and may show no name.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::ending::Refusal;
+use crate::policy::Clearance;
+use crate::policy::kept::Kept;
+use crate::session::House;
+
+/// Between two look-ups of one name; most are answered from the cache until its answer expires.
+const EVERY: Duration = Duration::from_secs(30);
+/// How long an address stays open that is answered no more: connections are older than answers.
+const REMEMBER: Duration = Duration::from_secs(24 * 3600);
+
+/// Looks up every kept name, at once and then again and again, until the house is gone.
+pub async fn run(house: Weak<House>) {
+    let mut names = JoinSet::new();
+    if let Some(strong) = house.upgrade() {
+        for (kept, clearance) in strong.policy.kept() {
+            names.spawn(keep(Weak::clone(&house), kept, clearance));
+        }
+    }
+    while names.join_next().await.is_some() {}
+}
+
+async fn keep(house: Weak<House>, kept: Arc<Kept>, clearance: Clearance) {
+    let mut memory = Memory::default();
+    while let Some(house) = house.upgrade() {
+        match look_up(&house, &clearance).await {
+            Ok(found) => {
+                memory.see(&found, Instant::now());
+                kept.set(memory.addresses());
+            }
+            // What was found before stays open.
+            Err(refusal) => {
+                tracing::warn!(name = %kept.name(), reason = refusal.reason.as_str(), "cannot keep a name resolved");
+            }
+        }
+        drop(house);
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+async fn look_up(house: &House, clearance: &Clearance) -> Result<Vec<IpAddr>, Refusal> {
+    let answers = house.dns.resolve(clearance).await?;
+    let permit = house.policy.by_address(clearance, &answers)?;
+    Ok(permit.addresses().iter().map(std::net::SocketAddr::ip).collect())
+}
+
+/// Addresses and when they were answered last.
+#[derive(Default)]
+struct Memory(Vec<(IpAddr, Instant)>);
+
+impl Memory {
+    fn see(&mut self, found: &[IpAddr], now: Instant) {
+        self.0.retain(|(ip, seen)| !found.contains(ip) && now.duration_since(*seen) < REMEMBER);
+        self.0.extend(found.iter().map(|ip| (*ip, now)));
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
+        self.0.iter().map(|(ip, _)| *ip).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_old_address_is_remembered_for_a_day() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let (old, new) = (ip("192.0.2.1"), ip("192.0.2.2"));
+        let start = Instant::now();
+        let mut memory = Memory::default();
+        memory.see(&[old], start);
+        memory.see(&[new], start + REMEMBER - Duration::from_secs(1));
+        assert_eq!(memory.addresses(), [old, new]);
+        memory.see(&[new], start + REMEMBER);
+        assert_eq!(memory.addresses(), [new]);
+        memory.see(&[new, old], start + REMEMBER);
+        assert_eq!(memory.addresses(), [new, old]);
+    }
+}
