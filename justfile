@@ -38,3 +38,7 @@ image:
 # All that the pipeline runs.
 ci:
     .ci/run
+
+# What a newer edition of the AKS documents has that the rule set has not.
+bundle-drift FILE:
+    cargo run --quiet --example bundle-drift -- {{FILE}}

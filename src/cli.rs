@@ -1,6 +1,7 @@
 //! The commands: what is asked on the command line, and what is printed for it.
 
 mod bundle;
+mod init;
 
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 use bundle::BundleCommand;
 use clap::{CommandFactory, Parser, Subcommand};
+use init::InitCommand;
 use serde_json::json;
 
 use crate::app::{App, StartError};
@@ -57,6 +59,9 @@ enum Command {
     /// Look into the rule sets that come with egret
     #[command(subcommand)]
     Bundle(BundleCommand),
+    /// Make a configuration for a cluster, and the commands around it
+    #[command(subcommand)]
+    Init(InitCommand),
     /// Print the JSON Schema of the configuration
     Schema,
     /// Ask a running egret whether it is well, for a container's health check
@@ -129,6 +134,7 @@ impl Cli {
                 complain(&said);
                 print(&text)
             }),
+            Command::Init(init) => init.answer().and_then(|text| print(&text)),
             Command::Schema => print(&format!("{:#}\n", config::schema())),
             Command::Health { config } => health(config.as_deref()),
             Command::Completions { shell } => {

@@ -9,7 +9,6 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "real time: these tests talk to real processes")]
 
-mod bundle;
 mod bypass;
 mod clients;
 mod commands;

@@ -1,0 +1,559 @@
+//! The rule set `aks` against the documents it is made from: every row of every edition, and its neighbours.
+//!
+//! What the documents print stands in `tests/facts/aks.tsv`; where the documents themselves are at hand, the
+//! table is held against them. `EGRET_WRITE_FACTS=1` writes it anew.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test that is wrong about its world should fail there"
+)]
+
+mod documents;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use documents::{Fact, says};
+use egret::bundle::{self, Bundle, Date, Row};
+use egret::config::Settings;
+use egret::ending::Refusal;
+use egret::policy::explain::{Question, Subject};
+use egret::policy::{Because, OwnAddresses, Policy};
+
+const FACTS: &str = "tests/facts/aks.tsv";
+
+fn at_root(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn aks() -> &'static Bundle {
+    bundle::named("aks").unwrap()
+}
+
+fn date(text: &str) -> Date {
+    Date::try_from(text.to_owned()).unwrap()
+}
+
+/// The documents by the day they are of, and the word of the data files for each.
+fn sources() -> Option<Vec<(String, &'static str, String)>> {
+    let folder = at_root("../shared/sources");
+    if !folder.exists() {
+        assert!(
+            std::env::var_os("EGRET_TEST_ALL").is_none(),
+            "the documents are not at hand, and EGRET_TEST_ALL is set"
+        );
+        eprintln!("NOT RUN: the documents are not at hand ({})", folder.display());
+        return None;
+    }
+    let mut out = Vec::new();
+    let mut take = |path: PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let (day, source) = match name.as_str() {
+            n if n.starts_with("seed-000") => ("2025-02-05", "outbound-21vianet"),
+            n if n.starts_with("seed-001") => ("2023-06-13", "outbound"),
+            n if n.starts_with("seed-002") => ("2019-05-06", "outbound"),
+            n if n.starts_with("seed-004") => ("2020-01-01", "outbound"),
+            n if n.contains("limit-egress-traffic") => ("2026-06-18", "firewall"),
+            n if n.contains("outbound-rules") => ("2026-06-18", "outbound"),
+            n if n.starts_with("20") => (&n[..10], "outbound"),
+            // Network isolation, the HTTP proxy and routes: prose without a row.
+            _ => return,
+        };
+        out.push((day.to_owned(), source, std::fs::read_to_string(&path).unwrap()));
+    };
+    for place in [folder.clone(), folder.join("history")] {
+        let mut files: Vec<PathBuf> = std::fs::read_dir(place).unwrap().map(|e| e.unwrap().path()).collect();
+        files.sort();
+        files.into_iter().filter(|f| f.is_file()).for_each(&mut take);
+    }
+    Some(out)
+}
+
+/// The table's lines: source, cloud, part, printed, port, and the stretches of editions that print it.
+fn table(sources: &[(String, &'static str, String)]) -> String {
+    let mut printed: BTreeMap<(&str, Fact), Vec<String>> = BTreeMap::new();
+    let mut days: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (day, source, text) in sources {
+        let facts = documents::facts(text);
+        assert!(facts.len() > 4, "{source} of {day} has but {} facts", facts.len());
+        days.entry(source).or_default().push(day.clone());
+        for fact in facts {
+            printed.entry((source, fact)).or_default().push(day.clone());
+        }
+    }
+    days.values_mut().for_each(|days| {
+        days.sort();
+        days.dedup()
+    });
+    let mut out = String::from("# source\tcloud\tpart\tprinted\tport\teditions that print it, first..last\n");
+    for ((source, Fact { cloud, part, printed, port }), on) in printed {
+        let mut stretches: Vec<(usize, usize)> = Vec::new();
+        for (at, _) in days[source].iter().enumerate().filter(|(_, day)| on.contains(day)) {
+            match stretches.last_mut() {
+                Some((_, last)) if *last + 1 == at => *last = at,
+                _ => stretches.push((at, at)),
+            }
+        }
+        let stretches: Vec<String> =
+            stretches.iter().map(|(a, b)| format!("{}..{}", days[source][*a], days[source][*b])).collect();
+        out += &format!("{source}\t{cloud}\t{part}\t{printed}\t{port}\t{}\n", stretches.join(","));
+    }
+    out
+}
+
+#[test]
+fn the_table_of_facts_is_what_the_documents_print() {
+    let Some(sources) = sources() else { return };
+    assert_eq!(sources.len(), 27, "documents with rows");
+    let fresh = table(&sources);
+    if std::env::var_os("EGRET_WRITE_FACTS").is_some() {
+        std::fs::write(at_root(FACTS), &fresh).unwrap();
+    }
+    let kept = std::fs::read_to_string(at_root(FACTS)).unwrap();
+    for (line, other) in fresh.lines().zip(kept.lines()) {
+        assert_eq!(line, other, "{FACTS} is not what the documents print");
+    }
+    assert_eq!(fresh.lines().count(), kept.lines().count());
+}
+
+/// A line of the table.
+#[derive(Debug)]
+struct Printed {
+    source: String,
+    fact: Fact,
+    /// First and last edition of each stretch.
+    stretches: Vec<(Date, Date)>,
+}
+
+fn printed() -> Vec<Printed> {
+    let text = std::fs::read_to_string(at_root(FACTS)).unwrap();
+    let read = |line: &str| {
+        let cells: Vec<&str> = line.split('\t').collect();
+        let [source, cloud, part, printed, port, stretches] = cells[..] else { panic!("{line}") };
+        let stretch = |text: &str| {
+            let (first, last) = text.split_once("..").unwrap();
+            (date(first), date(last))
+        };
+        Printed {
+            source: source.to_owned(),
+            fact: Fact { cloud: cloud.into(), part: part.into(), printed: printed.into(), port: port.into() },
+            stretches: stretches.split(',').map(stretch).collect(),
+        }
+    };
+    text.lines().skip(1).map(read).collect()
+}
+
+/// Whether a row is the table's: the first edition sorts by need what later ones sort by feature.
+fn stands_for(row: &Row, printed: &Printed, day: &Date) -> bool {
+    let first = date("2019-05-06");
+    if *day == first && printed.fact.part == "recommended" {
+        let parts = ["required", "recommended", "gpu", "azure-monitor", "azure-policy"];
+        return parts.iter().any(|part| says(row, &Fact { part: (*part).into(), ..printed.fact.clone() }));
+    }
+    says(row, &printed.fact)
+}
+
+fn clouds(fact: &Fact) -> Vec<&str> {
+    if fact.cloud == "any" { vec!["global", "china", "usgov"] } else { vec![&fact.cloud] }
+}
+
+#[test]
+fn every_printed_row_has_its_row_in_every_edition_that_prints_it() {
+    let editions: Vec<&Date> = aks().editions.iter().map(|e| &e.date).collect();
+    let mut seen = 0;
+    for printed in printed() {
+        for (first, last) in &printed.stretches {
+            for day in editions.iter().filter(|day| first <= **day && **day <= last) {
+                for cloud in clouds(&printed.fact) {
+                    let has = aks()
+                        .rows
+                        .iter()
+                        .any(|row| row.is_for(cloud) && row.in_force(day) && stands_for(row, &printed, day));
+                    assert!(has, "{cloud} on {day} has no row for {printed:?}");
+                    seen += 1;
+                }
+            }
+        }
+    }
+    assert!(seen > 3000, "{seen} rows seen");
+}
+
+/// What a row says that no document does, and what documents say in one edition and not the next, is told.
+#[test]
+fn no_row_is_in_force_when_nothing_prints_it_but_where_it_says_why() {
+    let printed = printed();
+    let editions: Vec<&Date> = aks().editions.iter().map(|e| &e.date).collect();
+    let mut gaps = Vec::new();
+    for row in aks().rows.iter().filter(|row| row.source != "parameters") {
+        for cloud in aks().clouds.keys().filter(|cloud| row.is_for(cloud)) {
+            for day in editions.iter().filter(|day| row.in_force(day)) {
+                let on = |p: &&Printed| match p.source.as_str() {
+                    // These have one edition each.
+                    "outbound" => p.stretches.iter().any(|(first, last)| first <= *day && *day <= last),
+                    _ => p.stretches[0].0 <= **day || p.source == "firewall",
+                };
+                let says_it = printed
+                    .iter()
+                    .filter(on)
+                    .any(|p| clouds(&p.fact).contains(&cloud.as_str()) && stands_for(row, p, day));
+                if !says_it {
+                    gaps.push(format!("{cloud} {} {day}", row.id));
+                }
+            }
+        }
+    }
+    gaps.sort();
+    let text = std::fs::read_to_string(at_root("tests/facts/unprinted.txt")).unwrap();
+    let known: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    let fresh: Vec<&String> = gaps.iter().filter(|gap| !known.contains(&gap.as_str())).collect();
+    let gone: Vec<&&str> = known.iter().filter(|gap| !gaps.iter().any(|g| g == **gap)).collect();
+    assert!(
+        fresh.is_empty() && gone.is_empty(),
+        "rows in force in an edition that does not print them: {fresh:#?}; not any more: {gone:#?}"
+    );
+}
+
+/// Where the checks of one cloud take place, and a region beside it.
+const PLACES: &[(&str, &str, &str, &str)] = &[
+    ("global", "westeurope", "northeurope", "Public"),
+    ("china", "chinaeast2", "chinanorth3", "AzureChina"),
+    ("usgov", "usgovvirginia", "usgovtexas", "AzureGovernment"),
+];
+
+fn place(cloud: &str) -> (&'static str, &'static str, &'static str) {
+    let place = PLACES.iter().find(|p| p.0 == cloud).unwrap();
+    (place.1, place.2, place.3)
+}
+
+/// Policies of one bundle each, made once.
+#[derive(Default)]
+struct World {
+    made: HashMap<String, Policy>,
+}
+
+impl World {
+    /// A policy with these parameters beside cloud, location and edition.
+    fn policy(&mut self, cloud: &str, day: &Date, more: &str) -> &Policy {
+        self.made.entry(format!("{cloud} {day} {more}")).or_insert_with(|| {
+            let (location, other, tags) = place(cloud);
+            let folder = tempfile::tempdir().unwrap();
+            let tag = |name: &str, prefix: &str| format!(r#"{{ "name": "{name}", "properties": {{ "addressPrefixes": ["{prefix}"] }} }}"#);
+            let values = [
+                tag(&format!("AzureCloud.{location}"), "20.1.0.0/16"),
+                tag(&format!("AzureCloud.{other}"), "20.2.0.0/16"),
+                tag("AzureMonitor", "20.3.0.0/16"),
+            ];
+            std::fs::write(folder.path().join("tags.json"), format!(r#"{{ "cloud": "{tags}", "values": [{}] }}"#, values.join(","))).unwrap();
+            policy_of(
+                &format!("service_tags: tags.json, bundles: [{{ bundle: aks, cloud: {cloud}, location: {location}, edition: {day}, {more} }}]"),
+                folder.path(),
+            )
+        })
+    }
+}
+
+fn policy_of(policy: &str, folder: &Path) -> Policy {
+    let text = format!("listeners: [{{ kind: forward, bind: \"127.0.0.1:1\" }}]\npolicy: {{ {policy} }}\n");
+    let settings = Settings::parse(&text, "t.yaml", folder).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    let own = Arc::new(OwnAddresses::new(Vec::new(), Vec::new()));
+    Policy::compile(settings.rules.apps, settings.rules.nets, settings.rules.nat64, own)
+}
+
+fn explain(policy: &Policy, target: &str) -> Result<Because, Refusal> {
+    let subject: Subject = target.parse().unwrap_or_else(|fault| panic!("{target}: {fault}"));
+    policy.explain(&Question { subject, from: None, dst: None, alpn: Vec::new() })
+}
+
+#[track_caller]
+fn allowed(policy: &Policy, target: &str, rule: &str, about: &Printed) {
+    match explain(policy, target) {
+        Ok(because) => {
+            assert!(because.rule.ends_with(rule), "{target} is allowed by {}, not {rule}: {about:?}", because.rule)
+        }
+        Err(refusal) => panic!("{target} is refused ({}): {about:?}", refusal.reason.as_str()),
+    }
+}
+
+#[track_caller]
+fn refused(policy: &Policy, target: &str, about: &Printed) {
+    if let Ok(because) = explain(policy, target) {
+        panic!("{target} is allowed by {}: {about:?}", because.rule);
+    }
+}
+
+/// The pattern language once more, as plainly as it can be written.
+fn fits(pattern: &str, name: &str) -> bool {
+    fn label(pattern: &[u8], text: &[u8]) -> bool {
+        match pattern.split_first() {
+            None => text.is_empty(),
+            Some((b'*', rest)) => (0..=text.len()).any(|n| label(rest, &text[n..])),
+            Some((byte, rest)) => text.split_first().is_some_and(|(first, more)| first == byte && label(rest, more)),
+        }
+    }
+    if let Some(bare) = pattern.strip_prefix('.') {
+        return name == bare || name.ends_with(pattern);
+    }
+    let (wide, pattern) = match pattern.strip_prefix("*.") {
+        Some(rest) => (true, rest),
+        None => (false, pattern),
+    };
+    let (patterns, names): (Vec<&str>, Vec<&str>) = (pattern.split('.').collect(), name.split('.').collect());
+    let Some(skip) = names.len().checked_sub(patterns.len()) else { return false };
+    (skip == 0) != wide && patterns.iter().zip(&names[skip..]).all(|(p, n)| label(p.as_bytes(), n.as_bytes()))
+}
+
+#[test]
+fn every_printed_name_is_let_out_by_its_row_and_its_neighbours_are_not() {
+    let mut world = World::default();
+    let (mut names, mut neighbours) = (0, 0);
+    for printed in printed() {
+        if !printed.fact.printed.contains('.')
+            || printed.fact.port.starts_with("udp")
+            || printed.fact.printed.starts_with("AzureCloud")
+        {
+            continue;
+        }
+        // The tunnel's ports of the second edition are walked with the addresses.
+        if printed.fact.port.starts_with("tcp:") && printed.fact.part == "required" {
+            continue;
+        }
+        for (first, last) in &printed.stretches {
+            for day in [first, last] {
+                for cloud in clouds(&printed.fact) {
+                    let found = aks()
+                        .rows
+                        .iter()
+                        .find(|row| row.is_for(cloud) && row.in_force(day) && stands_for(row, &printed, day));
+                    let row = found.unwrap_or_else(|| panic!("no row for {printed:?}"));
+                    names += 1;
+                    neighbours += walk_name(&mut world, row, cloud, day, &printed);
+                }
+            }
+        }
+    }
+    assert!(names > 450 && neighbours > 3000, "{names} names, {neighbours} neighbours");
+}
+
+fn walk_name(world: &mut World, row: &Row, cloud: &str, day: &Date, printed: &Printed) -> usize {
+    let meant = row.fqdns.iter().find(|f| **f == printed.fact.printed).or_else(|| {
+        // Another print of one of the row's names: the ending tells which.
+        let ending: Vec<&str> = printed.fact.printed.rsplit('.').take(2).collect();
+        row.fqdns.iter().find(|f| f.rsplit('.').take(2).collect::<Vec<_>>() == ending)
+    });
+    let meant = meant.unwrap_or_else(|| panic!("{} is in no name of {}", printed.fact.printed, row.id));
+    if *meant != printed.fact.printed || !row.protocols.contains(&printed.fact.port) {
+        assert!(
+            row.because.is_some() && !row.printed.is_empty(),
+            "{} does not say why it differs from its print",
+            row.id
+        );
+    }
+    let (location, other, _) = place(cloud);
+    let fill = |text: &str, location: &str| {
+        ["<location>", "<region>", "<cluster-region-name>"]
+            .iter()
+            .fold(text.to_owned(), |text, hole| text.replace(hole, location))
+    };
+    let pattern = fill(meant, location);
+    let instance = |pattern: &str| match pattern.strip_prefix("*.").or_else(|| pattern.strip_prefix('.')) {
+        Some(rest) => format!("probe-1a2b.{}", rest.replace('*', "1a2b")),
+        None => pattern.replace('*', "1a2b"),
+    };
+    let name = instance(&pattern);
+    let features = match row.features.as_slice() {
+        [] => String::new(),
+        [first, ..] => format!("features: [{first}]"),
+    };
+    let policy = world.policy(cloud, day, &features);
+    let (scheme, port) = row.protocols[0].split_once(':').unwrap();
+    let rule = format!("/{}", row.id);
+    let because = explain(policy, &format!("{scheme}://{name}:{port}"));
+    let because =
+        because.unwrap_or_else(|refusal| panic!("{name} is refused ({}): {printed:?}", refusal.reason.as_str()));
+    // A row may stand before this one that names the same.
+    if !because.rule.ends_with(&rule) {
+        let said = because.pattern.as_deref().unwrap_or_default();
+        assert!(fits(said, &name), "{name} is allowed by {} with {said}: {printed:?}", because.rule);
+    }
+    let base = pattern.trim_start_matches('*').trim_start_matches('.').to_owned();
+    let exact = base == pattern && !pattern.contains('*');
+    let mut near = vec![
+        (scheme, format!("{name}.evil.test"), port.to_owned()),
+        (scheme, format!("probe.evil{base}").replace('*', "1a2b"), port.to_owned()),
+        (scheme, format!("evil{base}").replace('*', "1a2b"), port.to_owned()),
+        (scheme, name.clone(), "444".to_owned()),
+        ("udp", name.clone(), port.to_owned()),
+    ];
+    // A network rule takes whatever TCP carries.
+    if scheme != "tcp" {
+        near.push(("tcp", name.clone(), port.to_owned()));
+        near.push((if scheme == "https" { "http" } else { "https" }, name.clone(), port.to_owned()));
+    }
+    if exact {
+        near.push((scheme, format!("x.{name}"), port.to_owned()));
+        near.push((scheme, name.split_once('.').unwrap().1.to_owned(), port.to_owned()));
+    } else if !pattern.starts_with('.') {
+        near.push((
+            scheme,
+            base.split_once('.')
+                .filter(|(first, _)| first.contains('*'))
+                .map_or(base.clone(), |(_, rest)| rest.to_owned())
+                .replace('*', "1a2b"),
+            port.to_owned(),
+        ));
+    }
+    if *meant != pattern {
+        near.push((scheme, instance(&fill(meant, other)), port.to_owned()));
+    }
+    let open: Vec<(&Row, String)> = aks()
+        .rows
+        .iter()
+        .filter(|r| {
+            r.is_for(cloud)
+                && r.in_force(day)
+                && (r.features.is_empty() || row.features.first().is_some_and(|f| r.features.contains(f)))
+        })
+        .flat_map(|r| r.fqdns.iter().map(move |f| (r, fill(f, location))))
+        .collect();
+    let mut walked = 0;
+    for (scheme, host, port) in near {
+        let protocol = format!("{scheme}:{port}");
+        // What another row prints is no neighbour.
+        if open.iter().any(|(r, f)| r.protocols.contains(&protocol) && fits(f, &host)) || !host.contains('.') {
+            continue;
+        }
+        refused(policy, &format!("{scheme}://{host}:{port}"), printed);
+        walked += 1;
+    }
+    walked
+}
+
+#[test]
+fn every_printed_address_is_let_out_by_its_row_and_its_neighbours_are_not() {
+    const TUNNEL: &str = "konnectivity: false";
+    const CIDRS: &str = "region_cidrs: [20.9.0.0/16]";
+    let mut world = World::default();
+    let mut seen = 0;
+    for printed in printed() {
+        let (protocol, port) = printed.fact.port.split_once(':').unwrap();
+        let printed_to = printed.fact.printed.clone();
+        let tunnel = ["1194", "9000", "22"].contains(&port);
+        let old_name = printed_to.starts_with("*.") && protocol == "tcp";
+        let by_address =
+            !printed_to.contains('.') || printed_to.starts_with("AzureCloud") || protocol == "udp" || old_name;
+        if !by_address {
+            continue;
+        }
+        for (first, last) in &printed.stretches {
+            for day in [first, last] {
+                for cloud in clouds(&printed.fact) {
+                    seen += 1;
+                    let row = aks()
+                        .rows
+                        .iter()
+                        .find(|r| r.is_for(cloud) && r.in_force(day) && stands_for(r, &printed, day))
+                        .unwrap();
+                    let rule = format!("/{}", row.id);
+                    let other = if protocol == "udp" { "tcp" } else { "udp" };
+                    let to = |ip: &str| format!("{protocol}://{ip}:{port}");
+                    // By default, none of it is open.
+                    for ip in ["20.1.0.1", "20.8.0.1", "20.9.0.1", "8.8.8.8"] {
+                        refused(world.policy(cloud, day, ""), &to(ip), &printed);
+                    }
+                    match printed_to.as_str() {
+                        "(none)" => {
+                            let open = world.policy(cloud, day, &format!("{TUNNEL}, {CIDRS}"));
+                            refused(open, &to("8.8.8.8"), &printed);
+                        }
+                        "AzureCloud.<Region>" => {
+                            let open = world.policy(cloud, day, TUNNEL);
+                            allowed(open, &to("20.1.0.1"), &rule, &printed);
+                            for out in [
+                                to("20.2.0.1"),
+                                to("20.0.255.255"),
+                                format!("{other}://20.1.0.1:{port}"),
+                                format!("{protocol}://20.1.0.1:2{port}"),
+                            ] {
+                                refused(open, &out, &printed);
+                            }
+                        }
+                        "RegionCIDRs" => {
+                            let open = world.policy(cloud, day, &format!("{TUNNEL}, {CIDRS}"));
+                            allowed(open, &to("20.9.0.1"), &rule, &printed);
+                            // The narrowest wins.
+                            refused(open, &to("20.1.0.1"), &printed);
+                            refused(open, &to("20.10.0.1"), &printed);
+                        }
+                        "*" => {
+                            let open = world.policy(cloud, day, &format!("{TUNNEL}, any_destination: [{}]", row.id));
+                            allowed(open, &to("8.8.8.8"), &rule, &printed);
+                            refused(open, &to("10.1.2.3"), &printed);
+                            refused(open, &format!("{other}://8.8.8.8:{port}"), &printed);
+                            refused(open, &to("169.254.169.254"), &printed);
+                        }
+                        "APIServerPublicIP" => {
+                            let open = world.policy(cloud, day, &format!("{TUNNEL}, {CIDRS}, api_server: 20.8.0.1"));
+                            allowed(open, &to("20.8.0.1"), &rule, &printed);
+                            for out in
+                                [to("20.8.0.2"), to("20.9.0.1"), to("20.1.0.1"), format!("{other}://20.8.0.1:{port}")]
+                            {
+                                refused(open, &out, &printed);
+                            }
+                            // With konnectivity, only what is not the tunnel's.
+                            let quiet = world.policy(cloud, day, "api_server: 20.8.0.1");
+                            if tunnel {
+                                refused(quiet, &to("20.8.0.1"), &printed)
+                            } else {
+                                allowed(quiet, &to("20.8.0.1"), &rule, &printed)
+                            }
+                        }
+                        "CustomDNSIP" => {
+                            let open = world.policy(cloud, day, "dns_servers: [10.0.0.53]");
+                            allowed(open, &to("10.0.0.53"), &rule, &printed);
+                            allowed(open, "tcp://10.0.0.53:53", &rule, &printed);
+                            for out in [to("10.0.0.54"), "udp://10.0.0.53:54".to_owned(), to("8.8.8.8")] {
+                                refused(open, &out, &printed);
+                            }
+                        }
+                        "AzureMonitor" => {
+                            let open = world.policy(cloud, day, "features: [azure-monitor], monitor_by_tag: true");
+                            allowed(open, &to("20.3.0.1"), &rule, &printed);
+                            refused(open, &to("20.4.0.1"), &printed);
+                            refused(world.policy(cloud, day, "features: [azure-monitor]"), &to("20.3.0.1"), &printed);
+                            refused(world.policy(cloud, day, "monitor_by_tag: true"), &to("20.3.0.1"), &printed);
+                        }
+                        "ntp.ubuntu.com" => {
+                            let open = world.policy(cloud, day, "");
+                            allowed(open, "udp://ntp.ubuntu.com:123", &rule, &printed);
+                            for out in [
+                                "tcp://ntp.ubuntu.com:123",
+                                "udp://ntp.ubuntu.com:124",
+                                "udp://x.ntp.ubuntu.com:123",
+                                "udp://ubuntu.com:123",
+                                "udp://8.8.8.8:123",
+                            ] {
+                                refused(open, out, &printed);
+                            }
+                            let closed = world.policy(cloud, day, "nodes_after_march_2021: true");
+                            if cloud == "global" {
+                                refused(closed, "udp://ntp.ubuntu.com:123", &printed);
+                            } else {
+                                allowed(closed, "udp://ntp.ubuntu.com:123", &rule, &printed);
+                            }
+                            refused(world.policy(cloud, day, "os: azurelinux"), "udp://ntp.ubuntu.com:123", &printed);
+                        }
+                        name => {
+                            assert!(old_name, "{name}");
+                            let open = world.policy(cloud, day, &format!("{TUNNEL}, api_server: 20.8.0.1"));
+                            allowed(open, &to("20.8.0.1"), &rule, &printed);
+                            refused(open, &to("20.8.0.2"), &printed);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(seen > 90, "{seen}");
+}
