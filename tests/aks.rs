@@ -85,7 +85,7 @@ fn table(sources: &[(String, &'static str, String)]) -> String {
     }
     days.values_mut().for_each(|days| {
         days.sort();
-        days.dedup()
+        days.dedup();
     });
     let mut out = String::from("# source\tcloud\tpart\tprinted\tport\teditions that print it, first..last\n");
     for ((source, Fact { cloud, part, printed, port }), on) in printed {
@@ -270,7 +270,7 @@ fn explain(policy: &Policy, target: &str) -> Result<Because, Refusal> {
 fn allowed(policy: &Policy, target: &str, rule: &str, about: &Printed) {
     match explain(policy, target) {
         Ok(because) => {
-            assert!(because.rule.ends_with(rule), "{target} is allowed by {}, not {rule}: {about:?}", because.rule)
+            assert!(because.rule.ends_with(rule), "{target} is allowed by {}, not {rule}: {about:?}", because.rule);
         }
         Err(refusal) => panic!("{target} is refused ({}): {about:?}", refusal.reason.as_str()),
     }
@@ -399,7 +399,7 @@ fn walk_name(world: &mut World, row: &Row, cloud: &str, day: &Date, printed: &Pr
             scheme,
             base.split_once('.')
                 .filter(|(first, _)| first.contains('*'))
-                .map_or(base.clone(), |(_, rest)| rest.to_owned())
+                .map_or_else(|| base.clone(), |(_, rest)| rest.to_owned())
                 .replace('*', "1a2b"),
             port.to_owned(),
         ));
@@ -504,9 +504,9 @@ fn every_printed_address_is_let_out_by_its_row_and_its_neighbours_are_not() {
                             // With konnectivity, only what is not the tunnel's.
                             let quiet = world.policy(cloud, day, "api_server: 20.8.0.1");
                             if tunnel {
-                                refused(quiet, &to("20.8.0.1"), &printed)
+                                refused(quiet, &to("20.8.0.1"), &printed);
                             } else {
-                                allowed(quiet, &to("20.8.0.1"), &rule, &printed)
+                                allowed(quiet, &to("20.8.0.1"), &rule, &printed);
                             }
                         }
                         "CustomDNSIP" => {
