@@ -95,7 +95,7 @@ impl Resolver {
         let (kept, ttl): (Kept, Duration) = match found {
             Ok(answers) => {
                 let ttl = answers.ttl.clamp(self.settings.min_ttl, self.settings.max_ttl);
-                (Ok(answers), ttl)
+                (Ok(Answers { ttl, ..answers }), ttl)
             }
             // What nobody answered is not kept: the next client may find the upstream back.
             Err(Failure { reason: Reason::DnsTimeout, .. }) => return Err(refuse(Reason::DnsTimeout)),

@@ -13,8 +13,10 @@ use crate::policy::Clearance;
 use crate::policy::kept::Kept;
 use crate::session::House;
 
-/// Between two look-ups of one name; most are answered from the cache until its answer expires.
-const EVERY: Duration = Duration::from_secs(30);
+/// A name is looked up again when its answer expires: not more often, and not less.
+const EVERY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30);
+/// After a look-up that brought nothing.
+const RETRY: Duration = Duration::from_secs(2);
 /// How long an address stays open that is answered no more: connections are older than answers.
 const REMEMBER: Duration = Duration::from_secs(24 * 3600);
 
@@ -32,25 +34,27 @@ pub async fn run(house: Weak<House>) {
 async fn keep(house: Weak<House>, kept: Arc<Kept>, clearance: Clearance) {
     let mut memory = Memory::default();
     while let Some(house) = house.upgrade() {
-        match look_up(&house, &clearance).await {
-            Ok(found) => {
+        let ttl = match look_up(&house, &clearance).await {
+            Ok((found, ttl)) => {
                 memory.see(&found, Instant::now());
                 kept.set(memory.addresses());
+                ttl
             }
             // What was found before stays open.
             Err(refusal) => {
                 tracing::warn!(name = %kept.name(), reason = refusal.reason.as_str(), "cannot keep a name resolved");
+                RETRY
             }
-        }
+        };
         drop(house);
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(ttl.clamp(*EVERY.start(), *EVERY.end())).await;
     }
 }
 
-async fn look_up(house: &House, clearance: &Clearance) -> Result<Vec<IpAddr>, Refusal> {
+async fn look_up(house: &House, clearance: &Clearance) -> Result<(Vec<IpAddr>, Duration), Refusal> {
     let answers = house.dns.resolve(clearance).await?;
     let permit = house.policy.by_address(clearance, &answers)?;
-    Ok(permit.addresses().iter().map(std::net::SocketAddr::ip).collect())
+    Ok((permit.addresses().iter().map(std::net::SocketAddr::ip).collect(), answers.ttl))
 }
 
 /// Addresses and when they were answered last.

@@ -9,6 +9,7 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "real time: these tests talk to real processes")]
 
+mod aks;
 mod bypass;
 mod clients;
 mod commands;
