@@ -309,11 +309,13 @@ impl Bundle {
     }
 
     fn api_server(&self, word: &str, location: &Option<Option<String>>) -> Result<Destination, String> {
-        if let Ok(net) = prefix(word) {
-            if net.prefix_len() == 0 {
+        match prefix(word) {
+            Ok(net) if net.prefix_len() == 0 => {
                 return Err(format!("`{word}` is everybody's address; write the API server's own"));
             }
-            return Ok(Destination::Net(net));
+            Ok(net) => return Ok(Destination::Net(net)),
+            Err(fault) if word.contains(['/', ':']) => return Err(fault),
+            Err(_) => {}
         }
         let wrong = || {
             let region = location.as_ref().and_then(Option::as_deref).unwrap_or("westeurope");

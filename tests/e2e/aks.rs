@@ -70,7 +70,11 @@ fn an_api_server_is_kept_resolved_and_reached_by_address_without_a_name() {
 
     // By name it is judged by name, and no other cluster's is open.
     let mut client = connect(egret.forward());
-    write!(client, "CONNECT other.hcp.westeurope.azmk8s.io:443 HTTP/1.1\r\n\r\n").unwrap();
+    write!(
+        client,
+        "CONNECT other.hcp.westeurope.azmk8s.io:443 HTTP/1.1\r\nHost: other.hcp.westeurope.azmk8s.io:443\r\n\r\n"
+    )
+    .unwrap();
     refused(&egret.record_of(client.local_addr().unwrap()), "no_rule", "name");
 }
 

@@ -17,4 +17,6 @@ mod corpus;
 mod dns;
 mod http;
 mod limits;
+#[path = "../missing/mod.rs"]
+mod missing;
 mod support;

@@ -4,6 +4,8 @@ pub mod dns;
 pub mod hello;
 pub mod origin;
 
+pub use crate::missing::missing;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
@@ -24,15 +26,6 @@ pub fn own_ip() -> IpAddr {
     let pid = std::process::id();
     let byte = |value: u32| u8::try_from(value % 250).expect("below 250");
     Ipv4Addr::new(127, byte(pid) + 1, byte(pid / 250) + 1, byte(n) + 1).into()
-}
-
-/// Says loudly that a test did not run, or fails where everything must.
-pub fn missing(what: &str) {
-    let all = std::env::var_os("EGRET_TEST_ALL").is_some_and(|v| v == "1");
-    assert!(!all, "EGRET_TEST_ALL=1 and {what} is missing");
-    let mut terminal = std::io::stderr();
-    // Straight to the terminal: the harness would swallow a print of a test that passes.
-    let _ = writeln!(terminal, "\n*** DID NOT RUN: {what} is missing (test {:?}) ***\n", std::thread::current().name());
 }
 
 /// Whether all these programs are on the machine; complains otherwise.
