@@ -39,8 +39,7 @@ fn starting(c: &mut Criterion) {
     group.sample_size(20);
     let file = config(folder.path(), "whole.yaml", &whole);
     group.bench_function("whole bundle", |b| b.iter(|| explain(&file, "https://mcr.microsoft.com")));
-    let nets: Vec<String> =
-        (0..100_000u32).map(|n| format!("{}/28", Ipv4Addr::from(0x1400_0000 + (n << 5)))).collect();
+    let nets: Vec<String> = (0..100_000u32).map(|n| format!("{}/28", Ipv4Addr::from(0x1400_0000 + (n << 5)))).collect();
     let many = format!("network_rules: [{{ name: many, destinations: {nets:?}, protocols: [\"udp:5000\"] }}]");
     let file = config(folder.path(), "many.yaml", &many);
     group.bench_function("100 000 prefixes", |b| b.iter(|| explain(&file, "udp://20.0.0.1:5000")));

@@ -277,3 +277,162 @@ fn what_is_allowed_and_odd_is_a_warning() {
     assert!(warnings[1].contains("as number 2"));
     assert!(parse(BASE).unwrap().warnings[0].message.contains("everything will be refused"));
 }
+
+/// What the lint says to a list of rules, warnings and notes apart.
+fn linted(policy: &str) -> (Vec<String>, Vec<String>) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("t.yaml");
+    std::fs::write(&file, format!("{BASE}policy:\n{policy}")).unwrap();
+    let settings = Settings::lint(&file).unwrap();
+    let told = |faults: Vec<Fault>| faults.into_iter().map(|f| format!("{}: {}", f.path, f.message)).collect();
+    (told(settings.warnings), told(settings.notes))
+}
+
+fn app_rules(rules: &[&str]) -> String {
+    let rule = |(n, text): (usize, &&str)| format!("    - {{ name: r{n}, protocols: [\"https:443\"], {text} }}\n");
+    format!("  application_rules:\n{}", rules.iter().enumerate().map(rule).collect::<String>())
+}
+
+/// Rules, and the one warning they get; none where the text is empty.
+#[track_caller]
+fn lints(rules: &[&str], expected: &str) {
+    let (warnings, _) = linted(&app_rules(rules));
+    if expected.is_empty() {
+        assert!(warnings.is_empty(), "{warnings:?}");
+    } else {
+        assert!(warnings.len() == 1 && warnings[0].contains(expected), "{expected} in {warnings:?}");
+    }
+}
+
+#[test]
+fn the_lint_tells_of_strangers_names() {
+    for (pattern, says) in [
+        ("*.co.uk", "every name under the public suffix co.uk"),
+        ("*.io", "every name under the public suffix io"),
+        ("*.github.io", "opens every tenant's names in github.io"),
+        ("*.blob.core.windows.net", "opens every tenant's names in blob.core.windows.net"),
+        (".azureedge.net", "opens every tenant's names in azureedge.net"),
+        ("*.core.windows.net", "opens blob.core.windows.net, where every tenant has a name"),
+        ("*.vault.azure.cn", "opens every tenant's names in vault.azure.cn"),
+        ("umsa*.blob.core.windows.net", "any tenant of blob.core.windows.net can take a name that fits"),
+        ("*.google", "public suffix google"),
+    ] {
+        let (warnings, _) = linted(&app_rules(&[&format!("fqdns: [\"{pattern}\"]")]));
+        assert!(
+            warnings.iter().any(|w| w.contains(says) && w.contains("application_rules[0].fqdns[0]")),
+            "{pattern}: {warnings:?}"
+        );
+    }
+    for mine in [
+        "*.example.co.uk",
+        "mine.blob.core.windows.net",
+        "*.mine.github.io",
+        "*.corp.internal",
+        "*.mine.azureedge.net",
+        "*.internal",
+    ] {
+        lints(&[&format!("fqdns: [\"{mine}\"]")], "");
+    }
+}
+
+#[test]
+fn the_lint_tells_of_rules_that_others_make_needless() {
+    lints(
+        &["fqdns: [a.example.com]", "fqdns: [a.example.com]"],
+        "`a.example.com` is a duplicate: rule r0 has it already",
+    );
+    lints(
+        &["fqdns: [\"*.example.com\"]", "fqdns: [a.example.com]"],
+        "`a.example.com` is shadowed by `*.example.com` of rule r0",
+    );
+    lints(
+        &["fqdns: [a.example.com]", "fqdns: [\"*.example.com\"]"],
+        "application_rules[0].fqdns[0]: `a.example.com` is shadowed by",
+    );
+    lints(
+        &["fqdns: [\"*.example.com\"]", "fqdns: [\"a.example.com\", \"*.b.example.com\", \"x-*.example.com\"]"],
+        "this rule is shadowed by rule r0",
+    );
+    lints(
+        &["fqdns: [\".example.com\", \"a.example.com\"]"],
+        "`a.example.com` is shadowed by `.example.com` of rule r0",
+    );
+    lints(&["fqdns: [\".example.com\"]", "fqdns: [\"*.example.com\"]"], "shadowed by `.example.com`");
+    lints(&["fqdns: [\"x-*.example.com\"]", "fqdns: [\"x-*.example.com\"]"], "is a duplicate: rule r0");
+    // Each neighbour says something of its own.
+    lints(&["fqdns: [\"*.example.com\"]", "fqdns: [example.com]"], "");
+    lints(
+        &["fqdns: [\"*.example.com\"]", "fqdns: [\".example.com\"]"],
+        "application_rules[0].fqdns[0]: `*.example.com` is shadowed",
+    );
+    lints(
+        &["fqdns: [a.example.com], sources: [10.0.0.0/8]", "fqdns: [a.example.com], sources: [10.1.0.0/16]"],
+        "fqdns[0]: `a.example.com` is a duplicate: rule r0",
+    );
+    lints(&["fqdns: [a.example.com], sources: [10.1.0.0/16]", "fqdns: [a.example.com], sources: [10.2.0.0/16]"], "");
+    lints(&["fqdns: [a.example.com], alpn: [h2]", "fqdns: [a.example.com], addresses: [10.0.0.0/8]"], "");
+    lints(&["fqdns: [a.example.com], addresses: [10.0.0.0/8]", "fqdns: [a.example.com]"], "");
+    lints(&["fqdns: [a.example.com], ech: deny", "fqdns: [a.example.com]"], "application_rules[0].fqdns[0]");
+    lints(&["fqdns: [x-a.example.com]", "fqdns: [\"x-*.example.com\"]"], "shadowed by `x-*.example.com`");
+}
+
+#[test]
+fn the_lint_tells_of_rules_that_never_match() {
+    let deny = |more: &str| format!("action: deny, fqdns: [\".example.com\"]{more}");
+    lints(&[&deny(""), "fqdns: [a.example.com]"], "`a.example.com` can never match: rule r0 denies .example.com");
+    lints(
+        &["fqdns: [a.example.com, \"*.b.example.com\"]", &deny("")],
+        "this rule can never match: rule r1 denies all of its names",
+    );
+    lints(&[&deny(", sources: [10.0.0.0/8]"), "fqdns: [a.example.com]"], "");
+    lints(&["action: deny, fqdns: [a.example.com]", "fqdns: [\"*.example.com\"]"], "");
+    let steered = "listeners: [{ kind: sni, bind: \"127.0.0.1:8443\" }]\npolicy:\n  application_rules: [{ name: r, fqdns: [a.example.com], protocols: [\"https:8443\"] }]\n";
+    let folder = tempfile::tempdir().unwrap();
+    let lint = |text: &str| {
+        std::fs::write(folder.path().join("t.yaml"), text).unwrap();
+        Settings::lint(&folder.path().join("t.yaml")).unwrap().warnings
+    };
+    assert!(lint(steered)[0].message.contains("the listeners carry port 443 only"));
+    assert!(lint(&steered.replace("https:8443", "https:443")).is_empty());
+    let nets = |rules: &str| linted(&format!("  network_rules:\n{rules}")).0;
+    let net = |name: &str, action: &str, to: &str, port: &str| {
+        format!("    - {{ name: {name}, action: {action}, destinations: [{to}], protocols: [\"{port}\"] }}\n")
+    };
+    let wide = net("wide", "allow", "20.0.0.0/8", "tcp:8000-9000");
+    assert!(
+        nets(&(wide.clone() + &net("n", "allow", "20.1.0.0/16", "tcp:8443")))[0]
+            .contains("network_rules[1]: this rule is shadowed by rule wide")
+    );
+    assert!(
+        nets(&(net("n", "allow", "20.1.0.0/16", "tcp:8443") + &net("no", "deny", "20.0.0.0/9", "tcp:1-65535")))[0]
+            .contains("denies all of it")
+    );
+    assert!(nets(&(wide.clone() + &net("n", "allow", "21.1.0.0/16", "tcp:8443"))).is_empty());
+    assert!(nets(&(wide + &net("n", "allow", "20.1.0.0/16", "tcp:7999-8001"))).is_empty());
+}
+
+#[test]
+fn the_lint_tells_of_ways_around() {
+    lints(&["fqdns: [\"*.quad9.net\"]"], "`*.quad9.net` opens dns.quad9.net, which answers DNS over HTTPS; deny it");
+    lints(&["fqdns: [\"*.quad9.net\"]", "action: deny, fqdns: [\".quad9.net\"]"], "can never match");
+    lints(&["fqdns: [dns.quad9.net]"], "");
+    lints(&["fqdns: [\".cloudflare-ech.com\"]"], "the front of encrypted hellos for many sites; write `ech: deny`");
+    lints(&["fqdns: [\".cloudflare-ech.com\"], ech: deny"], "");
+}
+
+#[test]
+fn a_bundle_s_own_rows_inform_and_do_not_warn() {
+    let (warnings, notes) = linted(
+        "  bundles: [{ bundle: aks, location: westeurope, features: [key-vault, managed-disks, cost-analysis] }]\n",
+    );
+    assert!(warnings.is_empty(), "{warnings:?}");
+    assert!(
+        notes.iter().any(|n| n.contains("aks/global/key-vault: `.vault.azure.net` opens every tenant's names")),
+        "{notes:?}"
+    );
+    assert!(notes.iter().any(|n| n.contains("name yours in key_vaults")), "{notes:?}");
+    // What one's own rule repeats of it is one's own to mend.
+    let text =
+        format!("  bundles: [{{ bundle: aks, location: westeurope }}]\n{}", app_rules(&["fqdns: [mcr.microsoft.com]"]));
+    assert!(linted(&text).0[0].contains("is a duplicate: rule aks/global/registry has it already"));
+}
