@@ -4,6 +4,8 @@
 //! checked [`Choice`] of it, and [`Choice::rows`] says of every row that concerns it whether it is open and
 //! with what, or why not. Knows documents and parameters; rules, tags and places in a file are `config`'s.
 
+mod advice;
+mod asked;
 mod choice;
 mod diff;
 
@@ -14,7 +16,8 @@ use std::sync::OnceLock;
 use serde::Deserialize;
 
 use crate::likeness::closest;
-pub use choice::{Asked, Choice, Closed, Destination, Level, OneOrMany, Opening, Outcome, Remark};
+pub use asked::{Asked, Level, OneOrMany, Remark};
+pub use choice::{Choice, Closed, Destination, Opening, Outcome, Why};
 pub use diff::{Change, diff};
 
 /// A rule set with everything that was ever printed in it.
@@ -133,6 +136,9 @@ pub struct Row {
     /// The clouds where `unless` counts. Empty: every cloud.
     #[serde(default)]
     pub unless_clouds: Vec<String>,
+    /// Endings that the row does not mean, once the parameter below names one's own, or the cluster is private.
+    #[serde(default)]
+    pub except: Vec<String>,
     /// The parameter that takes this row's place.
     #[serde(default)]
     pub narrowed_by: Option<Narrowing>,

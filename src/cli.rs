@@ -180,7 +180,7 @@ fn check(path: &Path, strict: bool, as_json: bool) -> Result<ExitCode, CommandEr
         Ok(settings) => {
             let counts = [
                 count(settings.listeners.len(), "listener"),
-                count(settings.rules.apps.len(), "application rule"),
+                count(settings.rules.apps.iter().filter(|rule| rule.decides()).count(), "application rule"),
                 count(settings.rules.nets.len(), "network rule"),
             ];
             let word = match settings.warnings.len() {

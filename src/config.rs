@@ -13,6 +13,7 @@ mod schema;
 mod tags;
 
 use std::fmt;
+use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -55,15 +56,27 @@ pub struct Rules {
     pub apps: Vec<AppRule>,
     pub nets: Vec<NetRule>,
     pub nat64: Option<Ipv6Net>,
+    /// The prefixes of bundles' rule names, one for each bundle.
+    pub bundles: Vec<String>,
     /// Where each rule stands in the file.
     pub origins: Origins,
 }
 
-/// Key paths of rules, in their order.
+/// Where rules stand, in their order.
 #[derive(Debug, Default)]
 pub struct Origins {
-    pub apps: Vec<String>,
-    pub nets: Vec<String>,
+    pub apps: Vec<Origin>,
+    pub nets: Vec<Origin>,
+}
+
+/// Where one rule stands.
+#[derive(Debug)]
+pub struct Origin {
+    /// Its key path, or its bundle's.
+    pub path: String,
+    pub is_bundle: bool,
+    /// Patterns that stand in the file itself, before those of `fqdns_file`.
+    pub inline: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -254,11 +267,16 @@ impl Settings {
 /// A text file with a bound, or the sentence that says why not.
 fn read_bounded(path: &Path) -> Result<String, String> {
     let name = path.display();
-    let length = std::fs::metadata(path).map_err(|e| format!("cannot read {name}: {e}"))?.len();
-    if length > MAX_FILE {
-        return Err(format!("{name} is {length} bytes long; {MAX_FILE} are the most"));
+    let cannot = |e: std::io::Error| format!("cannot read {name}: {e}");
+    let mut bytes = Vec::new();
+    // What it says of its length is not asked: some files have none, and no end.
+    std::fs::File::open(path).map_err(cannot)?.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(cannot)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(format!("{name} has more than {MAX_FILE} bytes, which are the most"));
     }
-    let bytes = std::fs::read(path).map_err(|e| format!("cannot read {name}: {e}"))?;
+    if bytes.starts_with(&[0x1f, 0x8b]) {
+        return Err(format!("{name} is compressed; unpack it"));
+    }
     String::from_utf8(bytes).map_err(|e| format!("{name} is not UTF-8 at byte {}", e.utf8_error().valid_up_to()))
 }
 

@@ -19,6 +19,8 @@ const EVERY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Durat
 const RETRY: Duration = Duration::from_secs(2);
 /// How long an address stays open that is answered no more: connections are older than answers.
 const REMEMBER: Duration = Duration::from_secs(24 * 3600);
+/// Addresses of one name that are open at once; an API server has one or two, and moves seldom.
+const MOST: usize = 64;
 
 /// Looks up every kept name, at once and then again and again, until the house is gone.
 pub async fn run(house: Weak<House>) {
@@ -33,16 +35,25 @@ pub async fn run(house: Weak<House>) {
 
 async fn keep(house: Weak<House>, kept: Arc<Kept>, clearance: Clearance) {
     let mut memory = Memory::default();
+    let mut failed = false;
     while let Some(house) = house.upgrade() {
         let ttl = match look_up(&house, &clearance).await {
             Ok((found, ttl)) => {
                 memory.see(&found, Instant::now());
                 kept.set(memory.addresses());
+                if std::mem::replace(&mut failed, false) {
+                    tracing::info!(name = %kept.name(), "resolved again");
+                }
                 ttl
             }
-            // What was found before stays open.
+            // What was found before stays open, until it is forgotten.
             Err(refusal) => {
-                tracing::warn!(name = %kept.name(), reason = refusal.reason.as_str(), "cannot keep a name resolved");
+                memory.see(&[], Instant::now());
+                kept.set(memory.addresses());
+                if !std::mem::replace(&mut failed, true) {
+                    let reason = refusal.reason.as_str();
+                    tracing::warn!(name = %kept.name(), reason, "cannot be resolved: new addresses of the API server stay closed, old ones open");
+                }
                 RETRY
             }
         };
@@ -65,6 +76,8 @@ impl Memory {
     fn see(&mut self, found: &[IpAddr], now: Instant) {
         self.0.retain(|(ip, seen)| !found.contains(ip) && now.duration_since(*seen) < REMEMBER);
         self.0.extend(found.iter().map(|ip| (*ip, now)));
+        // The longest unseen stand first.
+        self.0.drain(..self.0.len().saturating_sub(MOST));
     }
 
     fn addresses(&self) -> Vec<IpAddr> {
@@ -89,5 +102,12 @@ mod tests {
         assert_eq!(memory.addresses(), [new]);
         memory.see(&[new, old], start + REMEMBER);
         assert_eq!(memory.addresses(), [new, old]);
+        // A name that is answered no more is forgotten too.
+        memory.see(&[], start + 2 * REMEMBER);
+        assert!(memory.addresses().is_empty());
+        for n in 0..=u8::MAX {
+            memory.see(&[IpAddr::from([192, 0, 2, n])], start);
+        }
+        assert_eq!((memory.addresses().len(), memory.addresses().last()), (MOST, Some(&ip("192.0.2.255"))));
     }
 }

@@ -37,7 +37,7 @@ use hosts::{HostIndex, PatternId};
 use kept::Kept;
 use own::Own;
 pub use own::OwnAddresses;
-use rule::{Action, AppProtocol, AppRule, Ech, InnerName, NetPort, NetRule, Reach};
+use rule::{Action, AppProtocol, AppRule, Ech, InnerName, NetRule, Reach};
 
 /// The compiled policy.
 #[derive(Debug)]
@@ -212,8 +212,12 @@ impl Policy {
 
     /// Rules and patterns, for the start-up screen.
     #[must_use]
-    pub const fn size(&self) -> (usize, usize) {
-        (self.apps.len() + self.nets.len(), self.app_hosts.len() + self.net_hosts.len())
+    pub fn size(&self) -> (usize, usize) {
+        let decides =
+            |pattern: &u32| self.apps.get(self.app_hosts.rule(*pattern) as usize).is_some_and(AppRule::decides);
+        let last = u32::try_from(self.app_hosts.len()).unwrap_or(u32::MAX);
+        let rules = self.apps.iter().filter(|rule| rule.decides()).count() + self.nets.len();
+        (rules, (0..last).filter(decides).count() + self.net_hosts.len())
     }
 
     /// A name and port that any client may reach by TLS, for the start-up screen.
@@ -238,15 +242,17 @@ impl Policy {
         match &claim.target {
             Target::Unnamed => Ok(Passage::Peek(self.expectation(claim.port))),
             Target::Name(name) => {
-                if let Some(grant) = self.net_by_name(client, name, claim.port) {
-                    return Ok(Passage::Straight(clearance(claim, Destination::Name(name.clone()), vec![grant])));
+                let grants = self.net_by_name(client, name, |rule| rule.takes_tcp(claim.port));
+                if !grants.is_empty() {
+                    return Ok(Passage::Straight(clearance(claim, Destination::Name(name.clone()), grants)));
                 }
                 self.expect_name(client, name, claim.port, claim.via).map(Passage::Peek)
             }
             Target::Address(dst) => {
                 let ip = dst.0.ip();
-                if let Some(grant) = self.net_by_address(client, ip, claim.port)? {
-                    return Ok(Passage::Straight(clearance(claim, Destination::Literal(ip), vec![grant])));
+                let grants = self.net_by_address(client, ip, claim.port)?;
+                if !grants.is_empty() {
+                    return Ok(Passage::Straight(clearance(claim, Destination::Literal(ip), grants)));
                 }
                 if claim.via == Via::Absolute {
                     return Err(Refusal::new(Reason::IpLiteral, Stage::Name));
@@ -326,27 +332,23 @@ impl Policy {
 
     /// The names to keep resolved, each with the leave to do so.
     pub fn kept(&self) -> impl Iterator<Item = (Arc<Kept>, Clearance)> + '_ {
-        let mut seen: Vec<&HostName> = Vec::new();
-        (0..).zip(&self.nets).flat_map(|(id, rule)| rule.kept.iter().map(move |kept| (id, rule, kept))).filter_map(
-            move |(id, rule, kept)| {
-                if seen.contains(&kept.name()) {
-                    return None;
-                }
-                seen.push(kept.name());
-                let tcp = rule
-                    .ports
-                    .iter()
-                    .find_map(|port| if let NetPort::Tcp(range) = port { Some(*range.start()) } else { None });
-                let clearance = Clearance {
-                    destination: Destination::Name(kept.name().clone()),
-                    port: tcp.unwrap_or(0),
-                    prefers_v6: false,
-                    client: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
-                    grants: vec![Grant::NetKept { rule: id }],
-                };
-                Some((Arc::clone(kept), clearance))
-            },
-        )
+        let mut seen: Vec<&Arc<Kept>> = Vec::new();
+        let all = (0..).zip(&self.nets).flat_map(|(id, rule)| rule.kept.iter().map(move |kept| (id, kept)));
+        all.filter_map(move |(id, kept)| {
+            // One name may be kept twice, for rules that lead to different places.
+            if seen.iter().any(|other| Arc::ptr_eq(other, kept)) {
+                return None;
+            }
+            seen.push(kept);
+            let clearance = Clearance {
+                destination: Destination::Name(kept.name().clone()),
+                port: 0,
+                prefers_v6: false,
+                client: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+                grants: vec![Grant::NetKept { rule: id }],
+            };
+            Some((Arc::clone(kept), clearance))
+        })
     }
 
     /// The rule a clearance rests on, for the record of what is refused later.
@@ -387,16 +389,23 @@ impl Policy {
     /// Application deny, then application allow.
     fn judge(&self, name: &HostName, evidence: &Evidence<'_>) -> Result<Vec<Grant>, Refusal> {
         let mut grants: Vec<Grant> = Vec::new();
-        let (mut denied, mut expected) = (None, None);
+        let mut denied = None;
+        let mut closed: Option<(u32, &Arc<str>, &Arc<str>)> = None;
         let mut missed: Option<(Progress, Grant)> = None;
         self.app_hosts.matches(name, |pattern| {
             let id = self.app_hosts.rule(pattern);
-            let Some(rule) = self.apps.get(id as usize) else { return };
+            let Some(rule) = self.apps.get(id as usize).filter(|rule| !rule.excepts(name)) else { return };
             let grant = Grant::App { rule: id, pattern };
-            match (rule.action, conditions(rule, evidence)) {
+            match (&rule.action, conditions(rule, evidence)) {
                 (Action::Deny, Ok(())) => denied = Some(grant),
                 (Action::Deny, Err(_)) => {}
-                (Action::Expect, _) => expected = Some(grant),
+                (Action::Close(why), _) if evidence.client.is_none_or(|ip| rule.sources.include(ip)) => {
+                    // The first in the file, as everywhere.
+                    if closed.is_none_or(|(first, ..)| id < first) {
+                        closed = Some((id, &rule.name, why));
+                    }
+                }
+                (Action::Close(_), _) => {}
                 (Action::Allow, Ok(())) => grants.push(grant),
                 (Action::Allow, Err(progress)) => {
                     if missed.is_none_or(|(furthest, _)| progress > furthest) {
@@ -410,8 +419,12 @@ impl Policy {
         }
         if grants.is_empty() {
             let mut refusal = self.miss(name, evidence, missed);
-            if let (Some(hint), Some(grant), None) = (&mut refusal.hint, expected, missed) {
-                hint.nearest = Some(self.why_expected(grant));
+            if let (Some(hint), Some((_, rule, why)), None) = (&mut refusal.hint, closed, missed) {
+                hint.nearest = Some(if why.starts_with("expected") {
+                    why.to_string()
+                } else {
+                    format!("rule {rule} is closed: {why}")
+                });
             }
             return Err(refusal);
         }
@@ -460,41 +473,43 @@ impl Policy {
     }
 
     /// Network deny, then network allow, for a literal address.
-    fn net_by_address(&self, client: Option<IpAddr>, ip: IpAddr, port: u16) -> Result<Option<Grant>, Refusal> {
+    fn net_by_address(&self, client: Option<IpAddr>, ip: IpAddr, port: u16) -> Result<Vec<Grant>, Refusal> {
         if let Some(grant) = self.net_denies(client, ip, port) {
             return Err(self.refusal_by(Reason::RuleDenied, Stage::Network, grant));
         }
         let ip = guard::meant(ip, self.nat64);
-        Ok(self.net_rule(client, Action::Allow, |rule| rule.takes_tcp(port) && rule.covers(ip)))
+        Ok(self.net_rules(client, Action::Allow, |rule| rule.takes_tcp(port) && rule.covers(ip)).collect())
     }
 
     fn net_denies(&self, client: Option<IpAddr>, ip: IpAddr, port: u16) -> Option<Grant> {
         let covered = |rule: &NetRule| guard::spellings(ip, self.nat64).iter().any(|ip| rule.covers(*ip));
-        self.net_rule(client, Action::Deny, |rule| rule.takes_tcp(port) && covered(rule))
+        self.net_rules(client, Action::Deny, |rule| rule.takes_tcp(port) && covered(rule)).next()
     }
 
-    fn net_rule(&self, client: Option<IpAddr>, action: Action, fits: impl Fn(&NetRule) -> bool) -> Option<Grant> {
-        let asked = |rule: &NetRule| client.is_none_or(|ip| rule.sources.include(ip));
-        (0..)
-            .zip(&self.nets)
-            .find(|(_, rule)| rule.action == action && asked(rule) && fits(rule))
+    /// Rules by address that fit, in the order of the configuration.
+    fn net_rules(
+        &self,
+        client: Option<IpAddr>,
+        action: Action,
+        fits: impl Fn(&NetRule) -> bool,
+    ) -> impl Iterator<Item = Grant> {
+        let asked = move |rule: &NetRule| client.is_none_or(|ip| rule.sources.include(ip));
+        let all = (0..).zip(&self.nets);
+        all.filter(move |(_, rule)| rule.action == action && asked(rule) && fits(rule))
             .map(|(rule, _)| Grant::NetAddress { rule })
     }
 
-    fn net_by_name(&self, client: Option<IpAddr>, name: &HostName, port: u16) -> Option<Grant> {
-        self.net_name_rule(client, name, |rule| rule.takes_tcp(port))
-    }
-
-    fn net_name_rule(&self, client: Option<IpAddr>, name: &HostName, fits: impl Fn(&NetRule) -> bool) -> Option<Grant> {
-        let mut found: Option<Grant> = None;
+    /// Network rules that list a name, in the order of the configuration.
+    fn net_by_name(&self, client: Option<IpAddr>, name: &HostName, fits: impl Fn(&NetRule) -> bool) -> Vec<Grant> {
+        let mut found: Vec<Grant> = Vec::new();
         self.net_hosts.matches(name, |pattern| {
             let id = self.net_hosts.rule(pattern);
             let Some(rule) = self.nets.get(id as usize) else { return };
-            let asked = client.is_none_or(|ip| rule.sources.include(ip));
-            if asked && fits(rule) && found.is_none_or(|grant| id < grant.rule()) {
-                found = Some(Grant::NetName { rule: id, pattern });
+            if client.is_none_or(|ip| rule.sources.include(ip)) && fits(rule) {
+                found.push(Grant::NetName { rule: id, pattern });
             }
         });
+        found.sort_by_key(|grant| grant.rule());
         found
     }
 
@@ -507,9 +522,10 @@ impl Policy {
             // prefixes opens what any of them would.
             Grant::NetAddress { rule } => self.nets.get(rule as usize).map(|r| {
                 let literal = answers.addresses.first().map(|ip| guard::meant(*ip, self.nat64));
+                let kept = literal.is_some_and(|ip| r.kept.iter().any(|kept| kept.contains(ip)));
                 match literal.and_then(|ip| r.destinations.longest(ip)) {
-                    Some(prefix) => &*net.insert(Reach { public: false, prefixes: vec![prefix] }),
-                    None => &r.reach,
+                    None if kept => &r.reach,
+                    prefix => &*net.insert(Reach { public: false, prefixes: prefix.into_iter().collect() }),
                 }
             }),
         };
@@ -518,7 +534,9 @@ impl Policy {
         let (mut worst, mut closed) = (None, None);
         for ip in &answers.addresses {
             let meant = guard::meant(*ip, self.nat64);
-            if let Some(grant) = self.net_denies(Some(clearance.client), *ip, clearance.port) {
+            // What is only kept is judged against denials when a client dials it.
+            let asks = !matches!(grant, Grant::NetKept { .. });
+            if let Some(grant) = self.net_denies(Some(clearance.client), *ip, clearance.port).filter(|_| asks) {
                 return Err(self.refusal_by(Reason::RuleDenied, Stage::Address, grant));
             }
             let named =

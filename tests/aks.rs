@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use documents::{Fact, says};
-use egret::bundle::{self, Bundle, Date, Row};
+use egret::bundle::{self, Asked, Bundle, Date, Row};
 use egret::config::Settings;
 use egret::ending::Refusal;
 use egret::policy::explain::{Question, Subject};
@@ -718,7 +718,7 @@ fn private_and_isolated_clusters_open_less() {
     let said = warnings("network_isolated: true, features: [cluster-extensions], os: windows, include_recommended: true, konnectivity: false").join("\n");
     for part in [
         "Dapr",
-        "features: Dapr",
+        "features: of the cluster extensions, Dapr",
         "os: Windows node pools are not supported",
         "include_recommended: ",
         "NodeImage",
@@ -823,9 +823,15 @@ fn bad_parameters_are_told_with_what_would_be_right() {
             "location: westeurope, api_server: localhost",
             "api_server: `localhost` is no API server; write its FQDN, such as mycluster-1a2b.hcp.westeurope.azmk8s.io",
         ),
-        ("location: westeurope, api_server: 0.0.0.0/0", "everybody's address"),
+        (
+            "location: westeurope, api_server: 0.0.0.0/0",
+            "holds more than that; write the API server's own, /16 or longer",
+        ),
         ("location: westeurope, api_server: 10.0.0.1/8", "has bits set behind its prefix"),
-        ("location: westeurope, dns_servers: [dns.example]", "dns_servers[0]: `dns.example` is no CIDR"),
+        (
+            "location: westeurope, dns_servers: [dns.example]",
+            "dns_servers[0]: `dns.example` is no address; write such as 10.1.0.53",
+        ),
         ("location: westeurope, region_cidrs: [20.0.0.0/33]", "region_cidrs[0]: "),
         (
             "location: westeurope, registries: [a.b/c]",
@@ -839,7 +845,7 @@ fn bad_parameters_are_told_with_what_would_be_right() {
         ("location: westeurope, feature: [gpu]", "did you mean `features`?"),
         (
             "location: westeurope, konnectivity: false",
-            "the row tunnel-udp leads to the service tag AzureCloud.westeurope, which nothing fills; write api_server or region_cidrs, or policy.service_tags",
+            "the service tag AzureCloud.westeurope needs Microsoft's file: write policy.service_tags, or for the old tunnel api_server or region_cidrs",
         ),
         ("location: westeurope, features: [azure-monitor], monitor_by_tag: true", "write policy.service_tags"),
     ] {
@@ -965,7 +971,7 @@ fn a_broken_file_of_tags_is_told_and_nothing_of_it_is_used() {
         told(good.replace("20.1.0.0/16", "20.1.0.0/99").as_bytes()).contains("AzureCloud.westeurope cannot be used")
     );
     std::fs::File::create(&file).unwrap().set_len(65 << 20).unwrap();
-    assert!(fault(text, here).contains("bytes long; 67108864 are the most"));
+    assert!(fault(text, here).contains("has more than 67108864 bytes, which are the most"));
     std::fs::remove_file(&file).unwrap();
     assert!(fault(text, here).contains("cannot read"));
     // A tag of one's own rules.
@@ -978,7 +984,7 @@ fn a_broken_file_of_tags_is_told_and_nothing_of_it_is_used() {
     assert!(fault(&own("AzureCloud.westeuorpe"), here).contains("destinations[0]: there is no service tag `AzureCloud.westeuorpe` in this file; did you mean `AzureCloud.westeurope`?"));
     assert!(
         fault("network_rules: [{ name: n, destinations: [AzureCloud.westeurope], protocols: [\"tcp:9\"] }]", here)
-            .contains("for a service tag, write policy.service_tags")
+            .contains("a service tag needs policy.service_tags with Microsoft's file")
     );
     assert!(opens(&policy_of(&own("AzureCloud.westeurope"), here), "tcp://20.1.0.1:9"));
     // A region that is younger than egret is one the file knows.
@@ -1000,4 +1006,200 @@ fn a_hundred_thousand_prefixes_are_one_rule() {
         assert!(opens(&policy, &format!("udp://{}:5000", std::net::Ipv4Addr::from(first + 15))));
         assert!(!opens(&policy, &format!("udp://{}:5000", std::net::Ipv4Addr::from(first + 16))));
     }
+}
+
+#[test]
+fn a_choice_has_no_row_of_a_later_edition_and_no_name_twice() {
+    let features: Vec<String> = aks().features.keys().cloned().collect();
+    let mut seen = 0;
+    for (cloud, location, ..) in PLACES {
+        for edition in &aks().editions {
+            let mut asked = Asked::of("aks", location);
+            asked.cloud = Some((*cloud).to_owned());
+            asked.edition = Some(edition.date.to_string());
+            asked.features.clone_from(&features);
+            let Some(choice) = aks().choose(&asked, |_| true, &mut Vec::new()) else {
+                assert!(edition.date < date("2020-01-01"), "{cloud} has no choice on {}", edition.date);
+                continue;
+            };
+            let rows = choice.rows();
+            let mut ids: Vec<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+            ids.sort_unstable();
+            ids.dedup();
+            assert_eq!(ids.len(), rows.len(), "{cloud} on {} has an id twice", edition.date);
+            for row in &rows {
+                assert!(row.since <= edition.date, "{cloud} on {} has {} of {}", edition.date, row.id, row.since);
+            }
+            seen += rows.len();
+        }
+    }
+    assert!(seen > 1500, "{seen}");
+}
+
+#[test]
+fn what_the_bundle_keeps_closed_says_what_would_open_it() {
+    let nearest = |more: &str, target: &str| {
+        let refusal = explain(&cluster(more), target).unwrap_err();
+        refusal.hint.unwrap().nearest.unwrap()
+    };
+    for (more, target, says) in [
+        (
+            "",
+            "https://data.policy.core.windows.net",
+            "rule aks/global/azure-policy is closed: feature azure-policy of the bundle would open it",
+        ),
+        ("", "https://x.vault.azure.net", "feature key-vault"),
+        ("include_recommended: false", "https://snapshot.ubuntu.com", "include_recommended is false"),
+        ("network_isolated: true", "https://mcr.microsoft.com", "network_isolated: the base set is empty"),
+        ("private_cluster: true", "https://a.hcp.westeurope.azmk8s.io", "not needed with private_cluster"),
+        ("os: azurelinux", "http://security.ubuntu.com", "os: not these nodes'"),
+        ("api_server: 20.8.0.1", "https://a.hcp.westeurope.azmk8s.io", "api_server is an address"),
+    ] {
+        let told = nearest(more, target);
+        assert!(told.contains(says), "{target}: {told}");
+    }
+    // To others than the bundle's own clients it says nothing of the kind.
+    let policy = cluster("sources: [10.0.0.0/8]");
+    let question = |from: &str| Question {
+        subject: "https://x.vault.azure.net".parse().unwrap(),
+        from: Some(from.parse().unwrap()),
+        dst: None,
+        alpn: Vec::new(),
+    };
+    let told = |from: &str| policy.explain(&question(from)).unwrap_err().hint.unwrap().nearest.unwrap();
+    assert!(told("10.1.1.1").contains("feature key-vault") && !told("11.1.1.1").contains("feature key-vault"));
+}
+
+#[test]
+fn in_china_an_api_server_s_names_lie_under_the_mirrors_and_are_kept_apart() {
+    let china = |more: &str| {
+        policy_of(&format!("bundles: [{{ bundle: aks, cloud: china, location: chinaeast2, {more} }}]"), Path::new("."))
+    };
+    let zone = "chinaeast2.cx.prod.service.azk8s.cn";
+    let (mine, other, mirror) =
+        (format!("https://mine.hcp.{zone}"), format!("https://other.hcp.{zone}"), "https://mirror.azk8s.cn");
+    opens_just(&china(""), &[&mine, &other, mirror], &[]);
+    let named = china(&format!("api_server: mine.hcp.{zone}"));
+    opens_just(
+        &named,
+        &[&mine, &format!("https://mine.tun.{zone}"), mirror, "https://x.data.mcr.azk8s.cn"],
+        &[
+            &other,
+            &format!("https://other.tun.{zone}"),
+            "https://a.hcp.chinanorth3.cx.prod.service.azk8s.cn",
+            "https://cx.prod.service.azk8s.cn",
+        ],
+    );
+    opens_just(&china("private_cluster: true"), &[mirror], &[&mine, &other, &format!("https://x.privatelink.{zone}")]);
+    // The old tunnel's other end is the same server under a name beside its own.
+    let old = cluster("edition: 2020-01-01, api_server: mine.hcp.westeurope.azmk8s.io");
+    opens_just(&old, &["https://mine.tun.westeurope.azmk8s.io"], &["https://other.tun.westeurope.azmk8s.io"]);
+}
+
+#[test]
+fn what_is_given_as_one_s_own_is_no_net_to_catch_everything() {
+    let here = Path::new(".");
+    for (more, says) in [
+        ("api_server: [0.0.0.0/1, 128.0.0.0/1]", "holds more than that"),
+        ("dns_servers: [0.0.0.0/0]", "write each server's own address, /32 or longer"),
+        ("dns_servers: [10.0.0.0/24]", "each server's own address"),
+        ("region_cidrs: [0.0.0.0/0], konnectivity: false", "the region's own prefixes, /8 or longer"),
+        ("registries: [azurecr.io]", "is no name of one"),
+        ("registries: [\"*.azurecr.io\"]", "is no name of one"),
+        ("key_vaults: [github.com]", "is no vault of this cloud"),
+        ("key_vaults: [my-vault.vault.azure.cn]", "is no vault of this cloud"),
+        ("api_server: \"*.hcp.westeurope.azmk8s.io\"", "is no API server"),
+        (
+            "api_server: \"https://a.hcp.westeurope.azmk8s.io:443\"",
+            "is more than a name; write a.hcp.westeurope.azmk8s.io",
+        ),
+        ("api_server: \"a.hcp.westeurope.azmk8s.io:443\"", "is more than a name; write a.hcp.westeurope.azmk8s.io"),
+        ("edition: 2019-05-06, cloud: usgov", "does not know the cloud usgov; the first with it is of 2020-01-01"),
+    ] {
+        let location = if more.contains("usgov") { "usgovvirginia" } else { "westeurope" };
+        let told = fault(&format!("bundles: [{{ bundle: aks, location: {location}, {more} }}]"), here);
+        assert!(told.contains(says), "{more}: {told}");
+    }
+    for (more, says) in [
+        (
+            "api_server: www.example.com",
+            "`www.example.com` is no API server's name at westeurope in the cloud global; its addresses open TCP 443",
+        ),
+        ("api_server: a.hcp.northeurope.azmk8s.io", "is no API server's name at westeurope"),
+        ("api_server: 20.8.0.0/24", "connections to 20.8.0.0/24 on port 443 are not judged by name"),
+        ("private_cluster: true, api_server: a.b.privatelink.westeurope.azmk8s.io", "write addresses: [public, RANGE]"),
+        ("any_destination: [tunnel-udp]", "tunnel-udp stays closed all the same: not needed with konnectivity"),
+        (
+            "any_destination: [tunnel-udp], konnectivity: false, region_cidrs: [20.9.0.0/16]",
+            "tunnel-udp opens its port to every address",
+        ),
+        ("monitor_by_tag: true", "it has no effect"),
+    ] {
+        let told = warnings(more).join("\n");
+        assert!(told.contains(says), "{more}: {told}");
+    }
+    assert!(warnings("api_server: [mine-1a.hcp.westeurope.azmk8s.io, 20.8.0.1], registries: [myregistry]").is_empty());
+    assert!(
+        warnings(
+            "private_cluster: true, api_server: a.b.privatelink.westeurope.azmk8s.io, addresses: [public, 10.1.0.0/16]"
+        )
+        .is_empty()
+    );
+    // Names in other scripts are A-labels in a configuration.
+    opens_just(&cluster("registries: [régistry.example.com]"), &["https://xn--rgistry-bya.example.com"], &[]);
+}
+
+#[test]
+fn service_tags_open_no_place_that_is_no_cloud_s() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tags.json");
+    let tags = |cloud: &str, prefixes: &str| {
+        let tag =
+            format!(r#"{{ "name": "AzureCloud.westeurope", "properties": {{ "addressPrefixes": [{prefixes}] }} }}"#);
+        std::fs::write(&file, format!(r#"{{ "cloud": "{cloud}", "values": [{tag}] }}"#)).unwrap();
+    };
+    let text = "service_tags: tags.json, bundles: [{ bundle: aks, location: westeurope, konnectivity: false }]";
+    for bad in
+        ["\"10.0.0.0/8\"", "\"169.254.169.254/32\"", "\"0.0.0.0/0\"", "\"8.0.0.0/7\"", "\"20.1.0.0/16\", \"::/0\""]
+    {
+        tags("Public", bad);
+        let told = fault(text, folder.path());
+        assert!(told.contains("which is no cloud's"), "{bad}: {told}");
+    }
+    tags("Public", "");
+    assert!(fault(text, folder.path()).contains("has no prefix in this file"));
+    std::fs::write(&file, r#"{ "cloud": "Public", "values": [{ "name": "A", "properties": { "addressPrefixes": [] } }, { "name": "a", "properties": { "addressPrefixes": [] } }] }"#).unwrap();
+    assert!(fault(text, folder.path()).contains("has the service tag A twice"));
+    // What service tags call a region is no location, though the file has it.
+    let young = |location: &str| format!("service_tags: tags.json, bundles: [{{ bundle: aks, location: {location} }}]");
+    std::fs::write(&file, r#"{ "cloud": "Public", "values": [{ "name": "AzureCloud.centralfrance", "properties": { "addressPrefixes": ["20.1.0.0/16"] } }] }"#).unwrap();
+    assert!(fault(&young("centralfrance"), folder.path()).contains("did you mean `francecentral`?"));
+    // A file of one cloud does not stand in the way of another one's bundle that needs no tag.
+    let two = "service_tags: tags.json, bundles: [{ bundle: aks, location: westeurope }, { bundle: aks, cloud: usgov, location: usgovvirginia }]";
+    opens_just(
+        &policy_of(two, folder.path()),
+        &["https://login.microsoftonline.us", "https://login.microsoftonline.com"],
+        &[],
+    );
+}
+
+#[test]
+fn two_bundles_of_one_cloud_have_names_of_their_own() {
+    let two = "bundles: [{ bundle: aks, location: westeurope, sources: [10.1.0.0/16] }, { bundle: aks, location: westeurope, sources: [10.2.0.0/16], features: [gpu] }]";
+    let policy = policy_of(two, Path::new("."));
+    let rule = |from: &str| {
+        let subject: Subject = "https://mcr.microsoft.com".parse().unwrap();
+        policy
+            .explain(&Question { subject, from: Some(from.parse().unwrap()), dst: None, alpn: Vec::new() })
+            .unwrap()
+            .rule
+    };
+    assert_eq!((&*rule("10.1.0.1"), &*rule("10.2.0.1")), ("aks/global/registry", "aks/global/registry#2"));
+    let clash = "bundles: [{ bundle: aks, location: westeurope }], application_rules: [{ name: aks/global/registry, fqdns: [a.example], protocols: [\"https:443\"] }]";
+    assert!(fault(clash, Path::new(".")).contains("`aks/global/registry` is the name of policy.bundles[0] already"));
+    // Of several network rules that cover an address, the one that may open it does.
+    let nets = "network_rules: [{ name: all, destinations: [0.0.0.0/0], protocols: [\"tcp:9000\"] }, { name: own, destinations: [10.0.0.5/32], protocols: [\"tcp:9000\"] }]";
+    let policy = policy_of(nets, Path::new("."));
+    opens_just(&policy, &["tcp://8.8.8.8:9000", "tcp://10.0.0.5:9000"], &["tcp://10.0.0.6:9000"]);
+    assert_eq!(&*explain(&policy, "tcp://10.0.0.5:9000").unwrap().rule, "own");
 }

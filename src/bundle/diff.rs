@@ -57,4 +57,9 @@ fn same(a: &Row, b: &Row) -> bool {
         && a.protocols == b.protocols
         && a.need == b.need
         && a.features == b.features
+        && a.os == b.os
+        && a.when == b.when
+        && a.unless == b.unless
+        && a.unless_clouds == b.unless_clouds
+        && a.narrowed_by == b.narrowed_by
 }

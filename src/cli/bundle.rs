@@ -7,7 +7,10 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use super::CommandError;
-use crate::bundle::{self, Asked, Bundle, Change, Choice, Closed, Level, OneOrMany, Opening, Outcome, Row};
+use crate::bundle::{self, Asked, Bundle, Change, Choice, Closed, Level, OneOrMany, Opening, Row, Why};
+
+/// Where nodes reach egret, as long as nobody has said it.
+const SOMEWHERE: &str = "http://egret:3128";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BundleCommand {
@@ -56,8 +59,8 @@ pub(super) struct Show {
     #[arg(long, value_enum, default_value_t)]
     format: Format,
     /// aks-http-proxy: where nodes reach a forward listener
-    #[arg(long, value_name = "URL", default_value = "http://egret:3128")]
-    proxy: String,
+    #[arg(long, value_name = "URL")]
+    proxy: Option<String>,
     /// aks-http-proxy: names and CIDRs that go around the proxy, such as the VNet and the service CIDR
     #[arg(long, value_name = "X,…", value_delimiter = ',')]
     no_proxy: Vec<String>,
@@ -70,40 +73,55 @@ pub(super) struct Show {
 #[derive(Debug, Args)]
 struct Wishes {
     bundle: String,
+    /// global, china or usgov
     #[arg(long, default_value = "global")]
     cloud: String,
     /// The region, or any
     #[arg(long, default_value = "any")]
     location: String,
+    /// What the cluster uses, as `bundle list` prints it
     #[arg(long, value_name = "F,…", value_delimiter = ',')]
     features: Vec<String>,
     /// A date, or latest
     #[arg(long, default_value = "latest")]
     edition: String,
+    /// The nodes': ubuntu, azurelinux, windows
     #[arg(long, value_name = "OS,…", value_delimiter = ',')]
     os: Vec<String>,
+    /// The cluster's API server: FQDN, address or CIDR
     #[arg(long, value_name = "X,…", value_delimiter = ',')]
     api_server: Vec<String>,
+    /// The network's own DNS servers
     #[arg(long, value_name = "IP,…", value_delimiter = ',')]
     dns_servers: Vec<String>,
+    /// Where the old tunnel leads, if not to the API server
     #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
     region_cidrs: Vec<String>,
+    /// Container registries of your own
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     registries: Vec<String>,
+    /// Key vaults of your own
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     key_vaults: Vec<String>,
+    /// The API server is inside the network
     #[arg(long)]
     private_cluster: bool,
+    /// A network isolated cluster: nothing but the features named
     #[arg(long)]
     network_isolated: bool,
+    /// false opens the old tunnel
     #[arg(long, value_name = "BOOL")]
     konnectivity: Option<bool>,
+    /// false closes what is recommended and not required
     #[arg(long, value_name = "BOOL")]
     include_recommended: Option<bool>,
+    /// No node needs NTP in the global cloud
     #[arg(long)]
     nodes_after_march_2021: bool,
+    /// Azure Monitor by service tag
     #[arg(long)]
     monitor_by_tag: bool,
+    /// Rows whose `*` is meant
     #[arg(long, value_name = "ROW,…", value_delimiter = ',')]
     any_destination: Vec<String>,
 }
@@ -182,15 +200,21 @@ impl Show {
             Format::Table => table(&choice),
             Format::Yaml => yaml(&choice),
             Format::Json => format!("{:#}\n", as_json(&choice)),
-            Format::AksHttpProxy => format!("{:#}\n", self.http_proxy()?),
+            Format::AksHttpProxy => {
+                if self.proxy.is_none() {
+                    let _ = writeln!(said, "note: --proxy: say where nodes reach egret; {SOMEWHERE} stands for it");
+                }
+                format!("{:#}\n", self.http_proxy()?)
+            }
         };
         Ok((text, said))
     }
 
     /// AKS, HTTP proxy: the file for `az aks create --http-proxy-config`.
     fn http_proxy(&self) -> Result<Value, String> {
-        if !self.proxy.starts_with("http://") {
-            return Err(format!("--proxy: `{}` does not begin with http://, which AKS asks for", self.proxy));
+        let proxy = self.proxy.as_deref().unwrap_or(SOMEWHERE);
+        if !proxy.starts_with("http://") {
+            return Err(format!("--proxy: `{proxy}` does not begin with http://, which AKS asks for"));
         }
         let wild = self.no_proxy.iter().find(|word| word.contains('*'));
         if let Some(word) = wild {
@@ -200,25 +224,25 @@ impl Show {
         let around: Vec<&str> = around.into_iter().chain(self.no_proxy.iter().map(String::as_str)).collect();
         let read = |path: &PathBuf| {
             let pem = std::fs::read(path).map_err(|e| format!("--ca: cannot read {}: {e}", path.display()))?;
-            Ok::<_, String>(data_encoding::BASE64.encode(&pem))
+            if pem.windows(27).any(|w| w == b"-----BEGIN CERTIFICATE-----") {
+                Ok(data_encoding::BASE64.encode(&pem))
+            } else {
+                Err(format!("--ca: {} holds no certificate in PEM", path.display()))
+            }
         };
         let authority = self.ca.as_ref().map(read).transpose()?;
-        Ok(json!({ "httpProxy": self.proxy, "httpsProxy": self.proxy, "noProxy": around, "trustedCa": authority }))
+        Ok(json!({ "httpProxy": proxy, "httpsProxy": proxy, "noProxy": around, "trustedCa": authority }))
     }
 }
 
 impl Wishes {
     fn asked(&self) -> Asked {
         Asked {
-            bundle: self.bundle.clone(),
             cloud: Some(self.cloud.clone()),
-            location: self.location.clone(),
             edition: Some(self.edition.clone()),
             features: self.features.clone(),
             include_recommended: self.include_recommended,
             os: OneOrMany::Many(self.os.clone()),
-            sources: None,
-            addresses: None,
             api_server: OneOrMany::Many(self.api_server.clone()),
             dns_servers: self.dns_servers.clone(),
             registries: self.registries.clone(),
@@ -230,6 +254,7 @@ impl Wishes {
             region_cidrs: self.region_cidrs.clone(),
             monitor_by_tag: Some(self.monitor_by_tag),
             any_destination: self.any_destination.clone(),
+            ..Asked::of(&self.bundle, &self.location)
         }
     }
 }
@@ -242,10 +267,6 @@ fn opens(opening: &Opening) -> Vec<String> {
     }
 }
 
-fn rule_name(choice: &Choice<'_>, row: &Outcome) -> String {
-    format!("{}/{}/{}", choice.bundle.name, choice.cloud_name, row.id)
-}
-
 fn table(choice: &Choice<'_>) -> String {
     let location = choice.location.as_deref().unwrap_or("any");
     let features: Vec<&str> = choice.features.iter().copied().collect();
@@ -256,7 +277,7 @@ fn table(choice: &Choice<'_>) -> String {
     );
     let (mut open, mut closed) = (String::new(), String::new());
     for row in choice.rows() {
-        let name = rule_name(choice, &row);
+        let name = choice.rule_name(&row);
         match &row.opening {
             Ok(opening) => {
                 let _ = writeln!(open, "\n{name}  ({})", row.need.as_str());
@@ -268,8 +289,10 @@ fn table(choice: &Choice<'_>) -> String {
                 let source = choice.bundle.sources.get(&row.source).map_or(row.source.as_str(), String::as_str);
                 let _ = writeln!(open, "  from     {source}, since {}", row.since);
             }
-            Err(Closed::Because(why)) => drop(writeln!(closed, "  {name:<34} {why}")),
-            Err(Closed::Expected(_)) => {
+            Err(Closed { why: Why::Parameter(why), .. }) => drop(writeln!(closed, "  {name:<34} {why}")),
+            // What nobody asked for stands in `bundle list`.
+            Err(Closed { why: Why::NotAsked, .. }) => {}
+            Err(Closed { why: Why::Expected, .. }) => {
                 let feature = row.features.join(", ");
                 let _ = writeln!(closed, "  {name:<34} happens, and nothing needs it; feature {feature} opens it");
             }
@@ -287,7 +310,7 @@ fn yaml(choice: &Choice<'_>) -> String {
     let (mut apps, mut nets) = (String::new(), String::new());
     for row in choice.rows() {
         let Ok(opening) = &row.opening else { continue };
-        let name = rule_name(choice, &row);
+        let name = choice.rule_name(&row);
         let head = format!("    # {}\n    - name: \"{name}\"\n", row.purpose);
         let list = |words: &[String]| format!("{words:?}");
         let protocols = list(&row.protocols);
@@ -314,7 +337,10 @@ fn yaml(choice: &Choice<'_>) -> String {
             }
         }
     }
-    let mut out = format!("# {} in {}, edition {}\npolicy:\n", choice.bundle.name, choice.cloud_name, choice.edition);
+    let mut out = format!(
+        "# {} in {}, edition {}. Without `sources` a rule is for everybody who reaches the listener.\npolicy:\n",
+        choice.bundle.name, choice.cloud_name, choice.edition
+    );
     for (key, rules) in [("application_rules", apps), ("network_rules", nets)] {
         if rules.contains("- name") {
             let _ = write!(out, "  {key}:\n{rules}");
@@ -329,7 +355,7 @@ fn as_json(choice: &Choice<'_>) -> Value {
     let (mut rules, mut closed) = (Vec::new(), Vec::new());
     for row in choice.rows() {
         let mut told = json!({
-            "rule": rule_name(choice, &row),
+            "rule": choice.rule_name(&row),
             "need": row.need.as_str(),
             "features": row.features,
             "source": choice.bundle.sources.get(&row.source),
@@ -353,11 +379,13 @@ fn as_json(choice: &Choice<'_>) -> Value {
                 put(key, json!(opens(opening)));
                 rules.push(told);
             }
-            Err(Closed::Because(why)) => {
+            Err(Closed { why: Why::NotAsked, .. }) => {}
+            Err(Closed { why: Why::Parameter(why), names }) => {
+                put("fqdns", json!(names));
                 put("why", json!(why));
                 closed.push(told);
             }
-            Err(Closed::Expected(names)) => {
+            Err(Closed { why: Why::Expected, names }) => {
                 put("fqdns", json!(names));
                 put("why", json!("nothing depends on it; its feature opens it"));
                 put("expected", json!(true));

@@ -2,18 +2,23 @@
 
 use std::fmt::Write as _;
 use std::io::{BufRead as _, Write as _};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::Ipv4Net;
 
 use super::{CommandError, complain};
-use crate::bundle;
+use crate::bundle::{self, Asked, Choice, Level, OneOrMany};
 use crate::config::Settings;
+use crate::policy::prefixes::prefix;
+
+/// The service CIDR that AKS takes where nobody names another.
+const SERVICES: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 16);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum InitCommand {
-    /// For an AKS cluster; asks for what no option says
+    /// For an AKS cluster; asks for what is missing of region and subnets
     Aks(Box<Aks>),
 }
 
@@ -25,7 +30,7 @@ pub(super) struct Aks {
     /// The cluster's region, such as westeurope
     #[arg(long)]
     location: Option<String>,
-    /// The subnets of nodes and pods
+    /// The subnets of nodes and pods, the nodes' first
     #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
     subnets: Vec<String>,
     /// The API server's FQDN, once it is known
@@ -43,12 +48,18 @@ pub(super) struct Aks {
     /// The network's own DNS servers
     #[arg(long, value_name = "IP,…", value_delimiter = ',')]
     dns_servers: Vec<String>,
+    /// The nodes': ubuntu, azurelinux, windows
+    #[arg(long, value_name = "OS,…", value_delimiter = ',')]
+    os: Vec<String>,
     /// The API server is inside the network
     #[arg(long)]
     private_cluster: bool,
-    /// egret's own address in the network
+    /// A network isolated cluster: private, and nothing but the features named
+    #[arg(long)]
+    network_isolated: bool,
+    /// egret's own address in the network, in a subnet of its own
     #[arg(long, value_name = "IP", default_value = "10.225.0.4")]
-    address: std::net::Ipv4Addr,
+    address: Ipv4Addr,
     /// Write the configuration here, and only the commands to stdout
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -58,22 +69,32 @@ impl InitCommand {
     /// What is to be printed.
     pub(super) fn answer(self) -> Result<String, CommandError> {
         let Self::Aks(mut aks) = self;
-        aks.ask()?;
-        let own = aks.own_subnet()?;
-        let text = aks.configuration();
-        let settings = Settings::parse(&text, "egret.yaml", Path::new("."))?;
-        for warning in &settings.warnings {
-            complain(&format!("warning: {}: {}\n", warning.path, warning.message));
+        if let Some(path) = aks.output.as_ref().filter(|path| path.exists()) {
+            let message = format!("--output: {} is there already; give a place that is free", path.display());
+            return Err(CommandError::Usage(message));
         }
-        let commands = aks.commands(own);
+        aks.ask()?;
+        let bundle = bundle::named("aks").map_err(CommandError::Usage)?;
+        let mut remarks = Vec::new();
+        let asked = aks.asked();
+        let choice = bundle.choose(&asked, |_| false, &mut remarks);
+        let mut said = String::new();
+        for remark in remarks.iter().filter(|remark| remark.level != Level::Note) {
+            let _ = writeln!(said, "--{}: {}", remark.key.replace('_', "-"), remark.message);
+        }
+        let Some(choice) = choice else { return Err(CommandError::Usage(said.trim_end().to_owned())) };
+        complain(&said);
+        let plan = aks.plan(&choice).map_err(CommandError::Usage)?;
+        let text = plan.configuration();
+        // What is printed as checked has been.
+        Settings::parse(&text, "egret.yaml", Path::new("."))?;
+        let commands = plan.commands();
         let Some(path) = &aks.output else {
-            let commented: String =
-                commands.lines().map(|line| format!("# {line}").trim_end().to_owned() + "\n").collect();
-            return Ok(format!("{text}\n# ---- the commands around it ----\n{commented}"));
+            let commented = commands.lines().map(|line| format!("# {line}").trim_end().to_owned() + "\n");
+            return Ok(format!("{text}\n# ---- the commands around it ----\n{}", commented.collect::<String>()));
         };
-        let mut file = std::fs::File::create_new(path).map_err(|e| {
-            CommandError::Usage(format!("cannot write {}: {e}; give --output a place that is free", path.display()))
-        })?;
+        let mut file = std::fs::File::create_new(path)
+            .map_err(|e| CommandError::Usage(format!("--output: cannot write {}: {e}", path.display())))?;
         file.write_all(text.as_bytes())?;
         Ok(commands)
     }
@@ -85,7 +106,7 @@ impl Aks {
         if self.location.is_some() && !self.subnets.is_empty() {
             return Ok(());
         }
-        if self.cloud.is_none() {
+        if self.cloud.is_none() && self.location.is_none() {
             self.cloud = Some(question("Cloud (global, china, usgov) [global]")?).filter(|answer| !answer.is_empty());
         }
         if self.location.is_none() {
@@ -109,50 +130,116 @@ impl Aks {
         Ok(())
     }
 
-    /// egret's own subnet: inside the cluster's, its packets would be routed to itself.
-    fn own_subnet(&self) -> Result<Ipv4Net, CommandError> {
-        let own = Ipv4Net::new_assert(self.address, 28).trunc();
-        let overlaps = |net: &IpNet| net.contains(&IpNet::V4(own)) || IpNet::V4(own).contains(net);
-        match self.subnets.iter().find(|text| text.parse().is_ok_and(|net| overlaps(&net))) {
-            None => Ok(own),
-            Some(subnet) => Err(CommandError::Usage(format!(
-                "--address: {} lies in the cluster's subnet {subnet}, whose traffic is routed to egret; give egret a subnet of its own",
-                self.address
-            ))),
+    fn asked(&self) -> Asked {
+        Asked {
+            cloud: self.cloud.clone(),
+            features: self.features.clone(),
+            os: OneOrMany::Many(self.os.clone()),
+            api_server: OneOrMany::Many(self.api_server.clone()),
+            dns_servers: self.dns_servers.clone(),
+            registries: self.registries.clone(),
+            key_vaults: self.key_vaults.clone(),
+            private_cluster: self.private_cluster.then_some(true),
+            network_isolated: self.network_isolated.then_some(true),
+            addresses: self.addresses(),
+            ..Asked::of("aks", self.location.as_deref().unwrap_or_default())
         }
     }
 
-    fn cloud(&self) -> &str {
-        self.cloud.as_deref().unwrap_or("global")
+    /// A private API server's name leads inside.
+    fn addresses(&self) -> Option<Vec<String>> {
+        let inside = self.is_private() && !self.api_server.is_empty();
+        inside.then(|| std::iter::once("public".to_owned()).chain(self.subnets.iter().cloned()).collect())
     }
 
-    fn location(&self) -> &str {
-        self.location.as_deref().unwrap_or_default()
+    const fn is_private(&self) -> bool {
+        self.private_cluster || self.network_isolated
     }
 
+    /// The network's shape, checked.
+    fn plan<'a>(&'a self, choice: &'a Choice<'a>) -> Result<Plan<'a>, String> {
+        let mut subnets: Vec<Ipv4Net> = Vec::new();
+        for text in &self.subnets {
+            let net = prefix(text).map_err(|fault| format!("--subnets: {fault}"))?;
+            match net {
+                ipnet::IpNet::V4(net) if net.prefix_len() <= 29 => subnets.push(net),
+                ipnet::IpNet::V4(_) => {
+                    return Err(format!("--subnets: `{text}` is no subnet; write such as 10.224.0.0/16"));
+                }
+                ipnet::IpNet::V6(_) => return Err(format!("--subnets: `{text}`: these commands are for IPv4 subnets")),
+            }
+        }
+        let own = Ipv4Net::new_assert(self.address, 28).trunc();
+        let place = u32::from(self.address) - u32::from(own.network());
+        if !self.address.is_private() || !(4..15).contains(&place) {
+            return Err(format!(
+                "--address: {} cannot be egret's: Azure keeps the first four and the last of a subnet; write such as 10.225.0.4",
+                self.address
+            ));
+        }
+        if let Some(subnet) = subnets.iter().find(|net| net.contains(&own) || own.contains(*net)) {
+            return Err(format!(
+                "--address: {} lies in the cluster's subnet {subnet}, whose traffic is routed to egret; give egret a subnet of its own",
+                self.address
+            ));
+        }
+        let mut hints = Vec::new();
+        let in_services = |ip: &str| ip.parse().is_ok_and(|ip: Ipv4Addr| SERVICES.contains(&ip));
+        let taken = self.dns_servers.iter().find(|ip| in_services(ip)).cloned();
+        let taken = taken.or_else(|| {
+            subnets.iter().find(|net| SERVICES.contains(*net) || net.contains(&SERVICES)).map(Ipv4Net::to_string)
+        });
+        if let Some(taken) = taken {
+            hints.push(format!("{taken} lies in the services' range {SERVICES} that AKS takes by default: give az aks create --service-cidr and --dns-service-ip of a free range."));
+        }
+        Ok(Plan { aks: self, choice, subnets, own, hints })
+    }
+}
+
+/// Everything that goes into the two texts.
+struct Plan<'a> {
+    aks: &'a Aks,
+    choice: &'a Choice<'a>,
+    subnets: Vec<Ipv4Net>,
+    /// egret's own subnet: inside the cluster's, its packets would be routed to itself.
+    own: Ipv4Net,
+    hints: Vec<String>,
+}
+
+impl Plan<'_> {
     fn configuration(&self) -> String {
+        let aks = self.aks;
         let list = |words: &[String]| format!("{words:?}");
-        let upstreams =
-            if self.dns_servers.is_empty() { vec!["168.63.129.16".to_owned()] } else { self.dns_servers.clone() };
+        let location = self.choice.location.as_deref().unwrap_or("any");
+        let upstreams = if aks.dns_servers.is_empty() { &["168.63.129.16".to_owned()][..] } else { &aks.dns_servers };
+        let subnets: Vec<String> = self.subnets.iter().map(Ipv4Net::to_string).collect();
         let mut bundle = String::new();
         let mut put = |key: &str, value: String, why: &str| {
             let _ = writeln!(bundle, "      {:<36} # {why}", format!("{key}: {value}"));
         };
-        put("cloud", format!("{:?}", self.cloud()), "global, china or usgov");
-        put("location", format!("{:?}", self.location()), "fills the region into names and service tags");
-        put("sources", list(&self.subnets), "nobody else is let out");
-        if self.api_server.is_empty() {
-            put("api_server", "[]".to_owned(), "once it is known: opens yours instead of every tenant's");
-        } else {
-            put("api_server", list(&self.api_server), "yours, instead of every tenant's");
-        }
-        put("features", list(&self.features), "`egret bundle list` prints what there is");
-        put("registries", list(&self.registries), "NAME of Azure's, or an FQDN");
-        put("key_vaults", list(&self.key_vaults), "yours, instead of every tenant's");
-        put("dns_servers", list(&self.dns_servers), "the network's own; none: Azure's, which needs no rule");
-        if self.private_cluster {
+        put("cloud", self.choice.cloud_name.to_owned(), "global, china or usgov");
+        put("location", location.to_owned(), "fills the region into names and service tags");
+        put("sources", list(&subnets), "nobody else is let out");
+        if aks.network_isolated {
+            put("network_isolated", "true".to_owned(), "private, and nothing but the features below");
+        } else if aks.private_cluster {
             put("private_cluster", "true".to_owned(), "the API server is inside the network");
         }
+        if !aks.api_server.is_empty() {
+            put("api_server", list(&aks.api_server), "yours, instead of every tenant's");
+        } else if !aks.is_private() {
+            put("api_server", "[]".to_owned(), "once it is known: opens yours instead of every tenant's");
+        }
+        if let Some(addresses) = aks.addresses() {
+            put("addresses", list(&addresses), "where the names may lead: the API server's is inside");
+        }
+        if !aks.os.is_empty() {
+            put("os", list(&aks.os), "the nodes'");
+        }
+        put("features", list(&aks.features), "`egret bundle list` prints what there is");
+        put("registries", list(&aks.registries), "NAME of Azure's, or an FQDN");
+        put("key_vaults", list(&aks.key_vaults), "yours, instead of every tenant's");
+        put("dns_servers", list(&aks.dns_servers), "the network's own; none: Azure's, which needs no rule");
         format!(
             r#"# egret for an AKS cluster in {location}.
 # `egret check --config FILE` holds it against the format, `egret explain --config FILE https://NAME` says what
@@ -170,69 +257,143 @@ policy:
 admin: {{ bind: "127.0.0.1:9901" }}           # metrics and health, for this machine only
 health: {{ bind: "0.0.0.0:9902" }}            # /healthz and /readyz, for a load balancer's probe
 "#,
-            location = self.location(),
-            upstreams = list(&upstreams),
+            upstreams = list(upstreams),
         )
     }
 
     /// In the order that works: the way out first, then the cluster that needs it.
-    fn commands(&self, own: Ipv4Net) -> String {
-        let azure = match bundle::named("aks").ok().and_then(|b| b.cloud(self.cloud()).ok()).map(|(name, _)| name) {
-            Some("china") => "AzureChinaCloud",
-            Some("usgov") => "AzureUSGovernment",
+    fn commands(&self) -> String {
+        let aks = self.aks;
+        let location = self.choice.location.as_deref().unwrap_or("westeurope");
+        let cloud = self.choice.cloud_name;
+        let azure = match cloud {
+            "china" => "AzureChinaCloud",
+            "usgov" => "AzureUSGovernment",
             _ => "AzureCloud",
         };
-        let subnet = self.subnets.first().map_or("10.224.0.0/16", String::as_str);
-        let subnets = self.subnets.join(",");
-        let dns = if self.dns_servers.is_empty() {
-            "# 4. DNS: Azure's own resolver answers the nodes; nothing to do.".to_owned()
-        } else {
-            format!(
-                "# 4. DNS: the network asks its own servers; nodes take them when they start.\naz network vnet update --resource-group $GROUP --name $VNET --dns-servers {}",
-                self.dns_servers.join(" ")
-            )
-        };
-        let private = if self.private_cluster {
-            "--enable-private-cluster"
-        } else {
-            "--api-server-authorized-ip-ranges $EGRESS_IP/32"
-        };
-        format!(
+        let subnets: Vec<String> = self.subnets.iter().map(Ipv4Net::to_string).collect();
+        let all = subnets.join(" ");
+        let mut out = format!(
             r#"# Fill in what is yours. docs/aks.md explains each step, docs/aks-http-proxy.md the proxy setting.
 GROUP=aks-egress VNET=aks-vnet CLUSTER=mycluster LOCATION={location} EGRET_IP={address} EGRET_SUBNET={own}
-az cloud set --name {azure}
-
-# 1. The network: a subnet for the cluster, another one for egret.
+ADMIN_IP=    # the address you administer from
+az cloud set --name {azure} && az login
+"#,
+            address = aks.address,
+            own = self.own,
+        );
+        for hint in &self.hints {
+            let _ = writeln!(out, "# {hint}");
+        }
+        let _ = write!(
+            out,
+            r#"
+# 1. The network: the cluster's subnets, and another one for egret.
 az group create --name $GROUP --location $LOCATION
-az network vnet create --resource-group $GROUP --name $VNET --address-prefixes {subnet} $EGRET_SUBNET --subnet-name aks --subnet-prefixes {subnet}
-az network vnet subnet create --resource-group $GROUP --vnet-name $VNET --name egret --address-prefixes $EGRET_SUBNET
+az network vnet create --resource-group $GROUP --name $VNET --address-prefixes {all} $EGRET_SUBNET
+"#
+        );
+        for (n, subnet) in self.subnets.iter().enumerate() {
+            let _ = writeln!(
+                out,
+                "az network vnet subnet create --resource-group $GROUP --vnet-name $VNET --name aks-{n} --address-prefixes {subnet}"
+            );
+        }
+        let _ = write!(
+            out,
+            r#"az network nsg create --resource-group $GROUP --name egret-nsg
+az network nsg rule create --resource-group $GROUP --nsg-name egret-nsg --name cluster --priority 100 --protocol Tcp --source-address-prefixes {all} --destination-port-ranges 3128 9902
+az network nsg rule create --resource-group $GROUP --nsg-name egret-nsg --name admin --priority 110 --protocol Tcp --source-address-prefixes $ADMIN_IP --destination-port-ranges 22
+az network vnet subnet create --resource-group $GROUP --vnet-name $VNET --name egret --address-prefixes $EGRET_SUBNET --network-security-group egret-nsg
 
-# 2. egret's machine: its own way out, and leave to forward for others.
+# 2. egret's machine, with its own way out. Its NIC may take packets for others; leave net.ipv4.ip_forward off, so that
+#    the machine passes on nothing that egret has not judged.
 az network public-ip create --resource-group $GROUP --name egret-ip --sku Standard
 az network nic create --resource-group $GROUP --name egret-nic --vnet-name $VNET --subnet egret --private-ip-address $EGRET_IP --public-ip-address egret-ip --ip-forwarding true
-az vm create --resource-group $GROUP --name egret --nics egret-nic --image Ubuntu2404 --generate-ssh-keys
+az vm create --resource-group $GROUP --name egret --nics egret-nic --image Ubuntu2404 --admin-username azureuser --generate-ssh-keys
 EGRESS_IP=$(az network public-ip show --resource-group $GROUP --name egret-ip --query ipAddress --output tsv)
-# Now install egret there with this configuration, start it, and see that `egret health` answers.
+scp egret egret.yaml deploy/egret.service azureuser@$EGRESS_IP:
+ssh azureuser@$EGRESS_IP 'sudo install -D -m 755 egret /usr/local/bin/egret && sudo install -D -m 644 egret.yaml /etc/egret/egret.yaml && sudo install -m 644 egret.service /etc/systemd/system/ && sudo systemctl enable --now egret && egret health --config /etc/egret/egret.yaml'
 
-# 3. The route: all that leaves the cluster's subnet goes to egret. The subnet has it before the cluster comes.
+# 3. The route: all that leaves the cluster's subnets goes to egret. They have it before the cluster comes.
 az network route-table create --resource-group $GROUP --name aks-routes
 az network route-table route create --resource-group $GROUP --route-table-name aks-routes --name default --address-prefix 0.0.0.0/0 --next-hop-type VirtualAppliance --next-hop-ip-address $EGRET_IP
-az network vnet subnet update --resource-group $GROUP --vnet-name $VNET --name aks --route-table aks-routes
+"#
+        );
+        for n in 0..self.subnets.len() {
+            let _ = writeln!(
+                out,
+                "az network vnet subnet update --resource-group $GROUP --vnet-name $VNET --name aks-{n} --route-table aks-routes"
+            );
+        }
+        if aks.dns_servers.is_empty() {
+            out.push_str("\n# 4. DNS: Azure's own resolver answers the nodes; nothing to do.\n");
+        } else {
+            let servers = aks.dns_servers.join(" ");
+            let _ = writeln!(
+                out,
+                "\n# 4. DNS: the network asks its own servers; nodes take them when they start. They must be reached from this\n#    network (peering), and forward what they do not know, private zones among it, to 168.63.129.16.\naz network vnet update --resource-group $GROUP --name $VNET --dns-servers {servers}"
+            );
+        }
+        out.push_str(&self.cluster(cloud, &subnets));
+        out
+    }
 
-{dns}
-
-# 5. The cluster. Nodes and pods get the proxy, and the API server takes connections from egret's address.
-egret bundle show aks --cloud {cloud} --location $LOCATION --format aks-http-proxy --proxy http://$EGRET_IP:3128 --no-proxy {subnets} > aks-http-proxy.json
-SUBNET_ID=$(az network vnet subnet show --resource-group $GROUP --vnet-name $VNET --name aks --query id --output tsv)
-az aks create --resource-group $GROUP --name $CLUSTER --location $LOCATION --network-plugin azure --vnet-subnet-id $SUBNET_ID --outbound-type userDefinedRouting {private} --http-proxy-config aks-http-proxy.json --generate-ssh-keys
+    fn cluster(&self, cloud: &str, subnets: &[String]) -> String {
+        let aks = self.aks;
+        let mut flags = String::from("--network-plugin azure --vnet-subnet-id $SUBNET_ID");
+        if self.subnets.len() > 1 {
+            flags.push_str(" --pod-subnet-id $POD_SUBNET_ID");
+        }
+        flags.push_str(match (aks.network_isolated, aks.private_cluster) {
+            (true, _) => " --outbound-type none --bootstrap-artifact-source Cache --enable-private-cluster",
+            (false, true) => " --outbound-type userDefinedRouting --enable-private-cluster",
+            (false, false) => {
+                " --outbound-type userDefinedRouting --api-server-authorized-ip-ranges $EGRESS_IP/32,$ADMIN_IP/32"
+            }
+        });
+        let addons = [
+            ("azure-policy", "azure-policy"),
+            ("key-vault", "azure-keyvault-secrets-provider"),
+            ("container-insights", "monitoring"),
+        ];
+        let addons = addons.iter().filter(|(feature, _)| self.choice.features.contains(feature));
+        let addons: Vec<&str> = addons.map(|(_, addon)| *addon).collect();
+        if !addons.is_empty() {
+            let _ = write!(flags, " --enable-addons {}", addons.join(","));
+        }
+        if let Some(registry) = aks.registries.iter().find(|name| !name.contains('.')) {
+            let _ = write!(flags, " --attach-acr {registry}");
+        }
+        let pods = if self.subnets.len() > 1 {
+            "\nPOD_SUBNET_ID=$(az network vnet subnet show --resource-group $GROUP --vnet-name $VNET --name aks-1 --query id --output tsv)"
+        } else {
+            ""
+        };
+        let mut out = format!(
+            r#"
+# 5. The cluster, under an identity of its own that may use the subnet and the route table. Nodes and pods get the proxy.
+egret bundle show aks --cloud {cloud} --location $LOCATION --format aks-http-proxy --proxy http://$EGRET_IP:3128 --no-proxy {no_proxy} > aks-http-proxy.json
+az identity create --resource-group $GROUP --name $CLUSTER
+IDENTITY=$(az identity show --resource-group $GROUP --name $CLUSTER --query id --output tsv)
+SUBNET_ID=$(az network vnet subnet show --resource-group $GROUP --vnet-name $VNET --name aks-0 --query id --output tsv){pods}
+az aks create --resource-group $GROUP --name $CLUSTER --location $LOCATION --assign-identity $IDENTITY {flags} --http-proxy-config aks-http-proxy.json --generate-ssh-keys
+"#,
+            no_proxy = subnets.join(","),
+        );
+        if aks.is_private() {
+            out.push_str("# The API server is reached inside the network, and egret has no part in it.\n");
+        } else {
+            out.push_str(
+                r#"# The API server is in AKS's own list of names that go around the proxy, so nodes dial it by the route. This version of
+# egret does not carry routed traffic yet: add --enable-private-cluster, or let the API server be reached another way.
 
 # 6. Now the API server has a name: write it as api_server into the configuration, and restart egret.
-az aks show --resource-group $GROUP --name $CLUSTER --query '[fqdn, privateFqdn]' --output tsv
+az aks show --resource-group $GROUP --name $CLUSTER --query fqdn --output tsv
 "#,
-            location = self.location(),
-            address = self.address,
-            cloud = self.cloud(),
-        )
+            );
+        }
+        out
     }
 }
 

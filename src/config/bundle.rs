@@ -3,11 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::check::Findings;
 use super::rules::{self, TagSource};
-use super::{Rules, file};
-use crate::bundle::{self, Choice, Closed, Destination, Level, Opening, Outcome};
+use super::{Origin, Rules, file};
+use crate::bundle::{self, Choice, Closed, Destination, Level, Opening, Outcome, Why};
 use crate::name::HostName;
+use crate::policy::guard;
 use crate::policy::kept::Kept;
 use crate::policy::prefixes::PrefixSet;
 use crate::policy::rule::{Action, AppPort, AppRule, Ech, InnerName, NetPort, NetRule, Reach, Sources};
@@ -28,28 +31,53 @@ pub(super) fn add(out: &mut Findings<'_>, path: &str, asked: &file::Bundle, tags
     let sources = rules::sources(out, path, asked.sources.as_deref());
     let reach = rules::reach(out, &format!("{path}.addresses"), asked.addresses.as_deref());
     let Some(choice) = choice else { return };
-    if let Some(file) = tags.file.as_ref().filter(|file| !file.is_of(choice.cloud)) {
-        let message = format!(
-            "the file of `policy.service_tags` is of the cloud {}, this bundle of {}; take the file of {}",
-            file.cloud(),
-            choice.cloud_name,
-            choice.cloud.tags.first().map_or(choice.cloud_name, String::as_str)
-        );
-        return out.fault(&format!("{path}.cloud"), message);
+    // A name in the log leads to one rule: a second bundle of the same cloud has names of its own.
+    let name = format!("{}/{}/", choice.bundle.name, choice.cloud_name);
+    let nth = 1 + made.bundles.iter().filter(|other| **other == name).count();
+    made.bundles.push(name);
+    let mut maker =
+        Maker { path, choice: &choice, nth, sources, reach, tags, kept: HashMap::new(), read: HashMap::new() };
+    let rows = choice.rows();
+    for row in &rows {
+        maker.row(out, row, made);
     }
-    let mut maker = Maker { path, choice: &choice, sources, reach, tags, kept: HashMap::new() };
-    for row in choice.rows() {
-        maker.row(out, &row, made);
+    not_carried(out, path, &rows);
+}
+
+/// What this version judges and does not carry.
+fn not_carried(out: &mut Findings<'_>, path: &str, rows: &[Outcome]) {
+    let dumb =
+        |row: &&Outcome| row.opening.is_ok() && row.protocols.iter().any(|p| p.starts_with("udp:") || p == "dns");
+    let names: Vec<&str> = rows.iter().filter(dumb).map(|row| row.id.as_str()).collect();
+    if !names.is_empty() {
+        let message = format!(
+            "udp and dns are not carried in this version; only `egret explain` judges them: {}",
+            names.join(", ")
+        );
+        out.note(path, message);
+    }
+}
+
+/// What a refusal of a closed row's name says.
+fn why(row: &Outcome, closed: &Closed) -> String {
+    match &closed.why {
+        Why::Expected => format!("expected: nothing depends on it; feature {} would open it", row.features.join(", ")),
+        Why::NotAsked => format!("feature {} of the bundle would open it", row.features.join(" or ")),
+        Why::Parameter(why) => format!("the bundle keeps it closed: {why}"),
     }
 }
 
 struct Maker<'a> {
     path: &'a str,
     choice: &'a Choice<'a>,
+    /// Which of the bundles of this cloud it is.
+    nth: usize,
     sources: Sources,
     reach: Reach,
     tags: &'a TagSource,
     kept: HashMap<HostName, Arc<Kept>>,
+    /// Prefixes of the tags that rows lead to.
+    read: HashMap<String, Vec<IpNet>>,
 }
 
 impl Maker<'_> {
@@ -60,7 +88,15 @@ impl Maker<'_> {
                 self.app(out, row, names, Action::Allow, protocols, made);
             }
             Ok(Opening::DnsOnly(names)) => self.app(out, row, names, Action::Allow, Vec::new(), made),
-            Err(Closed::Expected(names)) => self.app(out, row, names, Action::Expect, Vec::new(), made),
+            Err(closed) => {
+                // A row by address has no name whose refusal could say so.
+                if closed.names.is_empty() || row.protocols.iter().any(|p| p.starts_with("tcp") || p.starts_with("udp"))
+                {
+                    return;
+                }
+                let action = Action::Close(why(row, closed).into());
+                self.app(out, row, &closed.names, action, Vec::new(), made);
+            }
             Ok(Opening::AddressesOf(names)) => {
                 let fqdns = rules::plain_patterns(out, self.path, names);
                 self.net(out, row, NetRule { fqdns, ..self.empty() }, made);
@@ -69,7 +105,6 @@ impl Maker<'_> {
                 let rule = self.destinations(out, row, destinations);
                 self.net(out, row, rule, made);
             }
-            Err(Closed::Because(_)) => {}
         }
     }
 
@@ -87,19 +122,24 @@ impl Maker<'_> {
             action,
             sources: self.sources.clone(),
             fqdns: rules::plain_patterns(out, self.path, names),
+            except: row.except.iter().map(|ending| ending.as_str().into()).collect(),
             protocols,
             alpn: None,
             ech: Ech::Outer,
             inner: InnerName::Same,
             reach: self.reach.clone(),
         });
-        made.origins.apps.push(self.path.to_owned());
+        made.origins.apps.push(self.origin());
     }
 
     fn net(&self, out: &mut Findings<'_>, row: &Outcome, rule: NetRule, made: &mut Rules) {
         let ports: Vec<NetPort> = self.ports(out, &row.protocols, rules::net_port);
         made.nets.push(NetRule { name: self.name(row), ports, ..rule });
-        made.origins.nets.push(self.path.to_owned());
+        made.origins.nets.push(self.origin());
+    }
+
+    fn origin(&self) -> Origin {
+        Origin { path: self.path.to_owned(), is_bundle: true, inline: 0 }
     }
 
     fn empty(&self) -> NetRule {
@@ -129,26 +169,48 @@ impl Maker<'_> {
                         names.push(name.as_str().to_owned());
                     }
                 }
-                Destination::Tag(tag) => match &self.tags.file {
-                    Some(file) => nets.extend(out.keep(self.path, file.prefixes(tag)).unwrap_or_default()),
-                    None if self.tags.is_named => {}
-                    None => {
-                        let cure = if row.id == "monitor-tag" {
-                            String::new()
-                        } else {
-                            "api_server or region_cidrs, or ".to_owned()
-                        };
-                        let message = format!(
-                            "the row {} leads to the service tag {tag}, which nothing fills; write {cure}policy.service_tags with Microsoft's file",
-                            row.id
-                        );
-                        out.fault(self.path, message);
+                Destination::Tag(tag) => {
+                    // Several rows lead to one tag; what is wrong with it is told once.
+                    if !self.read.contains_key(tag) {
+                        let prefixes = out.keep(self.path, self.tag(tag)).unwrap_or_default();
+                        self.read.insert(tag.clone(), prefixes);
                     }
-                },
+                    nets.extend(self.read.get(tag).into_iter().flatten());
+                }
             }
         }
         let fqdns = rules::plain_patterns(out, self.path, &names);
         NetRule { destinations: nets.into_iter().collect(), kept, fqdns, ..self.empty() }
+    }
+
+    /// A tag's prefixes, of this cloud's file and nothing but public.
+    fn tag(&self, tag: &str) -> Result<Vec<IpNet>, String> {
+        let file = match &self.tags.file {
+            Some(file) => file,
+            // What is wrong with it has been told.
+            None if self.tags.is_named => return Ok(Vec::new()),
+            None => {
+                return Err(format!(
+                    "the service tag {tag} needs Microsoft's file: write policy.service_tags, or for the old tunnel api_server or region_cidrs"
+                ));
+            }
+        };
+        if !file.is_of(self.choice.cloud) {
+            return Err(format!(
+                "the file of `policy.service_tags` is of the cloud {}, this bundle of {}; take the file of {}",
+                file.cloud(),
+                self.choice.cloud_name,
+                self.choice.cloud.tags.first().map_or(self.choice.cloud_name, String::as_str)
+            ));
+        }
+        let cure = "for the old tunnel, api_server or region_cidrs do without it";
+        let prefixes = file.prefixes(tag).map_err(|fault| format!("{fault}; {cure}"))?;
+        match prefixes.iter().find(|net| net.prefix_len() < 8 || !guard::is_public(net)) {
+            Some(net) => {
+                Err(format!("the service tag {tag} holds {net}, which is no cloud's; download the file again"))
+            }
+            None => Ok(prefixes),
+        }
     }
 
     fn ports<T>(&self, out: &mut Findings<'_>, texts: &[String], read: fn(&str) -> Result<T, String>) -> Vec<T> {
@@ -156,6 +218,7 @@ impl Maker<'_> {
     }
 
     fn name(&self, row: &Outcome) -> Arc<str> {
-        format!("{}/{}/{}", self.choice.bundle.name, self.choice.cloud_name, row.id).into()
+        let name = self.choice.rule_name(row);
+        if self.nth == 1 { name.into() } else { format!("{name}#{}", self.nth).into() }
     }
 }

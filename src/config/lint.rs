@@ -1,141 +1,24 @@
 //! What a policy says and probably does not mean: rules that open strangers' names, that nothing reaches, or
 //! that say what another says already. Only `egret check` asks; a rule set's own rows inform and do not warn.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod names;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use ipnet::IpNet;
+
+use names::{DOH, FRONTS, REGIONAL, SHARED};
 
 use super::check::Findings;
-use super::{ListenerKind, ListenerSettings, Rules};
+use super::{ListenerKind, ListenerSettings, Origin, Rules};
 use crate::name::HostName;
+use crate::policy::guard::opens_all_of;
 use crate::policy::hosts::HostIndex;
 use crate::policy::pattern::Pattern;
 use crate::policy::rule::{Action, AppProtocol, AppRule, Ech, NetPort, NetRule, Reach, Sources};
 
-/// Zones in which everybody may have a name, beyond those of the public suffix list: Azure's of all clouds,
-/// and what others hand out by path or account.
-const SHARED: &[&str] = &[
-    "api.azureml.ms",
-    "applicationinsights.azure.com",
-    "azds.io",
-    "azmk8s.io",
-    "azure-api.cn",
-    "azure-api.net",
-    "azure-api.us",
-    "azurecontainer.io",
-    "azurecontainerapps.io",
-    "azurecontainerapps.us",
-    "azurecr.cn",
-    "azurecr.io",
-    "azurecr.us",
-    "azuredatabricks.net",
-    "azureedge.net",
-    "azurefd.net",
-    "azurefd.us",
-    "azurehdinsight.net",
-    "azurestaticapps.net",
-    "azurewebsites.net",
-    "azurewebsites.us",
-    "b2clogin.com",
-    "batch.azure.com",
-    "blob.core.chinacloudapi.cn",
-    "blob.core.usgovcloudapi.net",
-    "blob.core.windows.net",
-    "blob.storage.azure.net",
-    "chinacloudsites.cn",
-    "cloudapp.azure.com",
-    "cloudapp.chinacloudapi.cn",
-    "cloudapp.net",
-    "cloudapp.usgovcloudapi.net",
-    "cloudfront.net",
-    "cognitiveservices.azure.com",
-    "containerservice.azure.us",
-    "database.chinacloudapi.cn",
-    "database.usgovcloudapi.net",
-    "database.windows.net",
-    "dfs.core.windows.net",
-    "documents.azure.com",
-    "file.core.chinacloudapi.cn",
-    "file.core.usgovcloudapi.net",
-    "file.core.windows.net",
-    "in.applicationinsights.azure.com",
-    "ingest.monitor.azure.cn",
-    "ingest.monitor.azure.com",
-    "ingest.monitor.azure.us",
-    "kusto.windows.net",
-    "mysql.database.azure.com",
-    "ods.opinsights.azure.cn",
-    "ods.opinsights.azure.com",
-    "ods.opinsights.azure.us",
-    "oms.opinsights.azure.cn",
-    "oms.opinsights.azure.com",
-    "oms.opinsights.azure.us",
-    "openai.azure.com",
-    "postgres.database.azure.com",
-    "prod.service.azk8s.cn",
-    "queue.core.chinacloudapi.cn",
-    "queue.core.usgovcloudapi.net",
-    "queue.core.windows.net",
-    "redis.cache.windows.net",
-    "s3.amazonaws.com",
-    "search.windows.net",
-    "servicebus.chinacloudapi.cn",
-    "servicebus.usgovcloudapi.net",
-    "servicebus.windows.net",
-    "services.ai.azure.com",
-    "sharepoint.com",
-    "signalr.net",
-    "storage.googleapis.com",
-    "table.core.chinacloudapi.cn",
-    "table.core.usgovcloudapi.net",
-    "table.core.windows.net",
-    "trafficmanager.cn",
-    "trafficmanager.net",
-    "usgovtrafficmanager.net",
-    "vault.azure.cn",
-    "vault.azure.net",
-    "vault.usgovcloudapi.net",
-    "web.core.windows.net",
-    "webpubsub.azure.com",
-    "z6.web.core.windows.net",
-];
-
-/// Resolvers that answer over HTTPS: who reaches one need not ask egret's DNS.
-const DOH: &[&str] = &[
-    "base.dns.mullvad.net",
-    "chrome.cloudflare-dns.com",
-    "cloudflare-dns.com",
-    "dns.adguard-dns.com",
-    "dns.alidns.com",
-    "dns.controld.com",
-    "dns.google",
-    "dns.google.com",
-    "dns.mullvad.net",
-    "dns.nextdns.io",
-    "dns.quad9.net",
-    "dns.sb",
-    "dns0.eu",
-    "dns10.quad9.net",
-    "dns11.quad9.net",
-    "dns9.quad9.net",
-    "doh.cleanbrowsing.org",
-    "doh.dns.apple.com",
-    "doh.dns.sb",
-    "doh.familyshield.opendns.com",
-    "doh.libredns.gr",
-    "doh.opendns.com",
-    "doh.pub",
-    "doh.umbrella.com",
-    "doh.xfinity.com",
-    "family.cloudflare-dns.com",
-    "freedns.controld.com",
-    "mozilla.cloudflare-dns.com",
-    "one.one.one.one",
-    "security.cloudflare-dns.com",
-    "unfiltered.adguard-dns.com",
-];
-
-/// The outer names of encrypted client hellos, behind which any site may be meant.
-const FRONTS: &[&str] = &["cloudflare-ech.com"];
-
+/// Patterns around another one that are looked at.
+const MAX_AROUND: usize = 256;
 /// Patterns of one rule that are told of one by one; a list of thousands is told of as a whole.
 const MAX_TOLD: usize = 20;
 
@@ -144,7 +27,7 @@ pub(super) fn lint(out: &mut Findings<'_>, rules: &Rules, listeners: &[ListenerS
         .apps
         .iter()
         .zip(&rules.origins.apps)
-        .map(|(rule, path)| AppPlace { rule, path, is_bundle: path.starts_with("policy.bundles") })
+        .map(|(rule, origin)| AppPlace { rule, path: &origin.path, inline: origin.inline, is_bundle: origin.is_bundle })
         .collect();
     let index = Index::of(&apps);
     for (at, app) in apps.iter().enumerate() {
@@ -163,12 +46,15 @@ pub(super) fn lint(out: &mut Findings<'_>, rules: &Rules, listeners: &[ListenerS
             .then(|| format!("`{text}` opens {name}, the front of encrypted hellos for many sites; write `ech: deny`"))
     });
     nobody_listens(out, &apps, listeners);
+    anybody_asks(out, &apps, listeners);
     networks(out, rules);
 }
 
 struct AppPlace<'a> {
     rule: &'a AppRule,
     path: &'a str,
+    /// Patterns that stand in the file itself; the others are in a list of their own.
+    inline: usize,
     is_bundle: bool,
 }
 
@@ -176,10 +62,13 @@ impl AppPlace<'_> {
     /// Bundles inform, rules warn. Of a rule's own list, the pattern's place.
     fn say(&self, out: &mut Findings<'_>, pattern: Option<usize>, message: String) {
         if self.is_bundle {
+            // The names are the documents'; there is nothing to write instead.
+            let message = message.split("; write").next().unwrap_or_default();
             return out.note(self.path, format!("{}: {message}", self.rule.name));
         }
         let path = match pattern {
-            Some(at) => format!("{}.fqdns[{at}]", self.path),
+            Some(at) if at < self.inline => format!("{}.fqdns[{at}]", self.path),
+            Some(_) => format!("{}.fqdns_file", self.path),
             None => self.path.to_owned(),
         };
         out.warn(&path, message);
@@ -187,17 +76,25 @@ impl AppPlace<'_> {
 }
 
 /// Every pattern of every rule that allows or denies, with its place.
-struct Index {
+struct Index<'a> {
     hosts: HostIndex,
     /// Rule and pattern of each id.
     places: Vec<(usize, usize)>,
+    /// Where each text stands first in a rule.
+    twins: HashMap<&'a str, Vec<(usize, usize)>>,
 }
 
-impl Index {
-    fn of(apps: &[AppPlace<'_>]) -> Self {
-        let mut index = Self { hosts: HostIndex::default(), places: Vec::new() };
-        for (rule, app) in apps.iter().enumerate().filter(|(_, app)| app.rule.action != Action::Expect) {
+impl<'a> Index<'a> {
+    fn of(apps: &[AppPlace<'a>]) -> Self {
+        let mut index = Self { hosts: HostIndex::default(), places: Vec::new(), twins: HashMap::new() };
+        for (rule, app) in apps.iter().enumerate().filter(|(_, app)| app.rule.decides()) {
             for (at, pattern) in app.rule.fqdns.iter().enumerate() {
+                let twins = index.twins.entry(pattern.as_str()).or_default();
+                // A second one in the same rule is told where the list is read.
+                if twins.last().is_some_and(|(last, _)| *last == rule) {
+                    continue;
+                }
+                twins.push((rule, at));
                 index.hosts.add(pattern, 0);
                 index.places.push((rule, at));
             }
@@ -207,6 +104,19 @@ impl Index {
 
     fn place(&self, id: u32) -> Option<(usize, usize)> {
         self.places.get(id as usize).copied()
+    }
+
+    /// Patterns that match whatever this one does, a bounded number of them.
+    fn around(&self, pattern: &Pattern) -> Vec<(usize, usize)> {
+        let mut out: Vec<(usize, usize)> = Vec::new();
+        let twins = self.twins.get(pattern.as_str()).map(Vec::as_slice).unwrap_or_default();
+        out.extend(twins.iter().take(MAX_AROUND));
+        self.hosts.covering(pattern, |id| {
+            if out.len() < 2 * MAX_AROUND {
+                out.extend(self.place(id));
+            }
+        });
+        out
     }
 }
 
@@ -218,14 +128,15 @@ fn strangers(out: &mut Findings<'_>, app: &AppPlace<'_>) {
             psl::suffix(ending.as_bytes()).filter(|suffix| suffix.is_known() && suffix.as_bytes() == ending.as_bytes());
         let below = SHARED
             .iter()
-            .find(|zone| zone.strip_suffix(ending).is_some_and(|front| front.is_empty() || front.ends_with('.')));
+            .find(|zone| zone.strip_suffix(ending).is_some_and(|front| front.is_empty() || front.ends_with('.')))
+            .or_else(|| regional(ending));
         let text = pattern.as_str();
         let message = match (public, below) {
             (None, None) => continue,
             (Some(suffix), _) if suffix.typ() == Some(psl::Type::Icann) => {
                 format!("`{text}` opens every name under the public suffix {ending}; write the domains that are meant")
             }
-            (_, Some(zone)) if *zone != ending => {
+            (_, Some(zone)) if zone.len() > ending.len() => {
                 format!(
                     "`{text}` opens {zone}, where every tenant has a name, among others; write the names that are meant"
                 )
@@ -239,28 +150,48 @@ fn strangers(out: &mut Findings<'_>, app: &AppPlace<'_>) {
     }
 }
 
+/// The zone in which this is a region's part.
+fn regional(ending: &str) -> Option<&'static &'static str> {
+    REGIONAL.iter().find(|zone| {
+        let front = ending.strip_suffix(**zone).and_then(|front| front.strip_suffix('.'));
+        // `hcp.westeurope`, or the region alone; in China the zone has one label more.
+        let mut labels = front.into_iter().flat_map(|front| front.rsplit('.')).filter(|label| *label != "cx");
+        let is_region = |label: &str| {
+            let clouds = crate::bundle::all().unwrap_or_default().iter().flat_map(|bundle| bundle.clouds.values());
+            clouds.flat_map(crate::bundle::Cloud::locations).any(|(name, _)| name == label)
+        };
+        labels.next().is_some_and(is_region) && labels.all(|label| matches!(label, "hcp" | "tun" | "privatelink"))
+    })
+}
+
 /// Patterns that other rules make needless, or useless.
-fn repeated(out: &mut Findings<'_>, apps: &[AppPlace<'_>], index: &Index, at: usize) {
+fn repeated(out: &mut Findings<'_>, apps: &[AppPlace<'_>], index: &Index<'_>, at: usize) {
     let Some(app) = apps.get(at).filter(|app| !app.is_bundle) else { return };
     let mut told: Vec<(usize, String)> = Vec::new();
     let mut by: BTreeMap<(bool, usize), usize> = BTreeMap::new();
     for (n, pattern) in app.rule.fqdns.iter().enumerate() {
         let mut found: Option<(bool, usize, usize)> = None;
-        index.hosts.covering(pattern, |id| {
-            let Some((other, m)) = index.place(id).filter(|place| *place != (at, n)) else { return };
-            let Some(by) = apps.get(other) else { return };
-            let denies = by.rule.action == Action::Deny;
+        for (other, m) in index.around(pattern) {
+            let Some(by) = apps.get(other).filter(|_| (other, m) != (at, n)) else { continue };
             let twin = by.rule.fqdns.get(m).is_some_and(|p| p.as_str() == pattern.as_str());
+            // Twins in one list are told where it is read.
+            if by.rule.is_dns_only() || (twin && other == at) {
+                continue;
+            }
+            let denies = by.rule.action == Action::Deny;
             let covers = if denies {
                 outweighs(by.rule, app.rule)
             } else {
-                // Of two that say the same, the second one is too many; twins in one list are told elsewhere.
-                includes(by.rule, app.rule) && !(twin && (other == at || (other > at && includes(app.rule, by.rule))))
+                // Of two that say the same, the second one is too many.
+                includes(by.rule, app.rule) && !(twin && other > at && includes(app.rule, by.rule))
             };
-            if covers && !by.rule.is_dns_only() && found.is_none_or(|(denied, ..)| denies && !denied) {
+            if covers && found.is_none_or(|(denied, ..)| denies && !denied) {
                 found = Some((denies, other, m));
             }
-        });
+            if found.is_some_and(|(denied, ..)| denied) {
+                break;
+            }
+        }
         let Some((denied, other, m)) = found else { continue };
         let Some(other_rule) = apps.get(other).map(|app| app.rule) else { continue };
         *by.entry((denied, other)).or_default() += 1;
@@ -297,7 +228,7 @@ fn repeated(out: &mut Findings<'_>, apps: &[AppPlace<'_>], index: &Index, at: us
 fn matched_by(
     out: &mut Findings<'_>,
     apps: &[AppPlace<'_>],
-    index: &Index,
+    index: &Index<'_>,
     names: &[&str],
     message: impl Fn(&str, &str, &AppRule) -> Option<String>,
 ) {
@@ -349,37 +280,50 @@ fn nobody_listens(out: &mut Findings<'_>, apps: &[AppPlace<'_>], listeners: &[Li
     }
 }
 
+/// A door to everywhere and rules for everybody: whoever reaches the listener is let out.
+fn anybody_asks(out: &mut Findings<'_>, apps: &[AppPlace<'_>], listeners: &[ListenerSettings]) {
+    let Some(open) = listeners.iter().find(|listener| !listener.bind.ip().is_loopback()) else { return };
+    let for_all = apps.iter().find(|app| app.rule.action == Action::Allow && app.rule.sources.0.is_empty());
+    if let Some(app) = for_all {
+        let message = format!("whoever reaches the listener {} is let out by this; write `sources`", open.bind);
+        out.warn(app.path, message);
+    }
+}
+
 /// Network rules that others say already, or deny.
 fn networks(out: &mut Findings<'_>, rules: &Rules) {
-    let all: Vec<(&NetRule, &String)> = rules.nets.iter().zip(&rules.origins.nets).collect();
-    for (at, (rule, path)) in all.iter().enumerate() {
+    let all: Vec<(&NetRule, &Origin)> = rules.nets.iter().zip(&rules.origins.nets).collect();
+    for (at, (rule, origin)) in all.iter().enumerate() {
         let own = rule.action == Action::Allow && !rule.destinations.is_empty() && rule.fqdns.is_empty();
-        if !own || path.starts_with("policy.bundles") {
+        if !own || origin.is_bundle {
             continue;
         }
-        let covers = |other: &NetRule| {
-            other.sources.cover(&rule.sources)
-                && other.destinations.covers(&rule.destinations)
-                && rule.ports.iter().all(|port| other.ports.iter().any(|wide| holds(wide, port)))
-        };
-        let back = |other: &NetRule| {
-            rule.sources.cover(&other.sources)
-                && rule.destinations.covers(&other.destinations)
-                && other.ports.iter().all(|port| rule.ports.iter().any(|wide| holds(wide, port)))
-        };
         let mut others = all.iter().enumerate().filter(|(n, _)| *n != at).map(|(n, (other, _))| (n, *other));
-        let by = others.find(|(n, other)| {
-            covers(other)
-                && (other.action == Action::Deny || (other.action == Action::Allow && (*n < at || !back(other))))
+        let by = others.find(|(n, other)| match other.action {
+            Action::Deny => says_all_of(other, rule, |wide, narrow| wide.contains(narrow)),
+            // The guard opens a special range only to a prefix inside it.
+            Action::Allow => {
+                says_all_of(other, rule, opens_all_of) && (*n < at || !says_all_of(rule, other, opens_all_of))
+            }
+            Action::Close(_) => false,
         });
         if let Some((_, other)) = by {
-            let message = match other.action {
-                Action::Deny => format!("this rule can never match: rule {} denies all of it", other.name),
-                _ => format!("this rule is shadowed by rule {}, which opens all of it; remove it", other.name),
+            let message = if other.action == Action::Deny {
+                format!("this rule can never match: rule {} denies all of it", other.name)
+            } else {
+                format!("this rule is shadowed by rule {}, which opens all of it; remove it", other.name)
             };
-            out.warn(path, message);
+            out.warn(&origin.path, message);
         }
     }
+}
+
+/// Whether one network rule holds for whatever another one does.
+fn says_all_of(wide: &NetRule, narrow: &NetRule, holds_net: impl Fn(&IpNet, &IpNet) -> bool) -> bool {
+    let around = |net: IpNet| wide.destinations.longest(net.addr()).is_some_and(|outer| holds_net(&outer, &net));
+    wide.sources.cover(&narrow.sources)
+        && narrow.ports.iter().all(|port| wide.ports.iter().any(|outer| holds(outer, port)))
+        && narrow.destinations.prefixes().all(around)
 }
 
 /// Whether whatever one rule allows of a name, another does.
@@ -401,7 +345,7 @@ fn outweighs(deny: &AppRule, allow: &AppRule) -> bool {
 
 fn reaches(wide: &Reach, narrow: &Reach) -> bool {
     (wide.public || !narrow.public)
-        && narrow.prefixes.iter().all(|net| wide.prefixes.iter().any(|other| other.contains(net)))
+        && narrow.prefixes.iter().all(|net| wide.prefixes.iter().any(|other| opens_all_of(other, net)))
 }
 
 fn holds(wide: &NetPort, narrow: &NetPort) -> bool {

@@ -8,13 +8,15 @@ use ipnet::{IpNet, Ipv6Net};
 
 use super::check::Findings;
 use super::tags::ServiceTags;
-use super::{Rules, bundle, file, read_bounded};
+use super::{Origin, Rules, bundle, file, read_bounded};
 use crate::policy::pattern::Pattern;
 use crate::policy::prefixes::{PrefixSet, prefix};
 use crate::policy::rule::{Action, AppPort, AppProtocol, AppRule, Ech, InnerName, NetPort, NetRule, Reach, Sources};
 
 /// Patterns that need globset, in all rules together: each is looked at one by one under its ending.
 const MAX_RICH: usize = 1000;
+/// Names twice in a file that are told of one by one.
+const MAX_TWINS: usize = 20;
 
 pub(super) fn rules(out: &mut Findings<'_>, policy: &file::Policy) -> Rules {
     // The one mode there is; `audit` is refused by the schema.
@@ -28,12 +30,12 @@ pub(super) fn rules(out: &mut Findings<'_>, policy: &file::Policy) -> Rules {
     for (at, written) in file::readable(&policy.application_rules) {
         let path = format!("policy.application_rules[{at}]");
         rules.apps.push(application_rule(out, &path, written));
-        rules.origins.apps.push(path);
+        rules.origins.apps.push(Origin { path, is_bundle: false, inline: written.fqdns.len() });
     }
     for (at, written) in file::readable(&policy.network_rules) {
         let path = format!("policy.network_rules[{at}]");
         rules.nets.push(network_rule(out, &path, written, &tags));
-        rules.origins.nets.push(path);
+        rules.origins.nets.push(Origin { path, is_bundle: false, inline: written.fqdns.len() });
     }
     let rich = rules.apps.iter().flat_map(|r| &r.fqdns).chain(rules.nets.iter().flat_map(|r| &r.fqdns));
     let rich = rich.filter(|p| p.is_rich()).count();
@@ -43,7 +45,7 @@ pub(super) fn rules(out: &mut Findings<'_>, policy: &file::Policy) -> Rules {
             format!("{rich} patterns use `?`, `[…]` or `{{…}}`; {MAX_RICH} are the most, write plain names for some"),
         );
     }
-    one_name_each(out, policy);
+    one_name_each(out, policy, &rules);
     names_keep_their_ports(out, policy, &rules);
     what_network_rules_do(out, policy, &rules);
     if rules.apps.is_empty() && rules.nets.is_empty() {
@@ -62,7 +64,7 @@ fn nat64_prefix(text: &str) -> Result<Ipv6Net, String> {
 
 fn application_rule(out: &mut Findings<'_>, path: &str, written: &file::ApplicationRule) -> AppRule {
     let action = action(written.action);
-    let mut fqdns = patterns(out, &format!("{path}.fqdns"), &written.fqdns, action);
+    let mut fqdns = patterns(out, &format!("{path}.fqdns"), &written.fqdns, &action);
     if let Some(name) = &written.fqdns_file {
         fqdns.extend(patterns_of_file(out, &format!("{path}.fqdns_file"), name));
     } else if written.fqdns.is_empty() {
@@ -89,6 +91,7 @@ fn application_rule(out: &mut Findings<'_>, path: &str, written: &file::Applicat
         action,
         sources: sources(out, path, written.sources.as_deref()),
         fqdns,
+        except: Vec::new(),
         protocols,
         alpn,
         ech: if written.ech == Some(file::Ech::Deny) { Ech::Deny } else { Ech::Outer },
@@ -111,7 +114,7 @@ fn network_rule(out: &mut Findings<'_>, path: &str, written: &file::NetworkRule,
     if written.destinations.is_empty() && written.fqdns.is_empty() {
         out.fault(path, "the rule has no destination; write `destinations` or `fqdns`");
     }
-    let fqdns = patterns(out, &format!("{path}.fqdns"), &written.fqdns, action);
+    let fqdns = patterns(out, &format!("{path}.fqdns"), &written.fqdns, &action);
     for (at, pattern) in fqdns.iter().enumerate() {
         if pattern.exact().is_none() {
             let message = "a wildcard in a network rule needs DNS through egret, which is not available in this version; write exact names";
@@ -166,9 +169,9 @@ fn destinations(out: &mut Findings<'_>, path: &str, texts: &[String], tags: &Tag
             _ if !is_tag => prefix(text).map(|net| vec![net]),
             Some(file) => file.prefixes(text),
             None if tags.is_named => continue,
-            None => {
-                Err(format!("`{text}` is no CIDR; for a service tag, write policy.service_tags with Microsoft's file"))
-            }
+            None => Err(format!(
+                "`{text}` is no CIDR; a name goes into `fqdns`, and a service tag needs policy.service_tags with Microsoft's file"
+            )),
         };
         nets.extend(out.keep(&format!("{path}[{at}]"), read).unwrap_or_default());
     }
@@ -203,13 +206,13 @@ pub(super) fn plain_patterns(out: &mut Findings<'_>, path: &str, texts: &[String
     texts.iter().filter_map(|text| out.keep(path, Pattern::parse(text).map_err(|fault| fault.to_string()))).collect()
 }
 
-fn patterns(out: &mut Findings<'_>, path: &str, texts: &[String], action: Action) -> Vec<Pattern> {
+fn patterns(out: &mut Findings<'_>, path: &str, texts: &[String], action: &Action) -> Vec<Pattern> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut kept = Vec::new();
     for (at, text) in texts.iter().enumerate() {
         let here = format!("{path}[{at}]");
         let Some(pattern) = out.keep(&here, Pattern::parse(text).map_err(|fault| fault.to_string())) else { continue };
-        if pattern.is_any() && action == Action::Allow {
+        if pattern.is_any() && *action == Action::Allow {
             out.warn(&here, "`*` lets every name out");
         }
         if let Some(first) = seen.insert(pattern.as_str().to_owned(), at) {
@@ -223,7 +226,8 @@ fn patterns(out: &mut Findings<'_>, path: &str, texts: &[String], action: Action
 fn patterns_of_file(out: &mut Findings<'_>, path: &str, name: &str) -> Vec<Pattern> {
     let file = out.folder.join(name);
     let Some(text) = out.keep(path, read_bounded(&file)) else { return Vec::new() };
-    let mut kept = Vec::new();
+    let mut kept: Vec<Pattern> = Vec::new();
+    let (mut seen, mut twins): (HashMap<String, usize>, usize) = (HashMap::new(), 0);
     for (number, line) in (1..).zip(text.lines()) {
         let line = line.split('#').next().unwrap_or_default().trim();
         if line.is_empty() {
@@ -234,10 +238,20 @@ fn patterns_of_file(out: &mut Findings<'_>, path: &str, name: &str) -> Vec<Patte
                 if pattern.is_any() {
                     out.warn(path, format!("{}:{number}: `*` lets every name out", file.display()));
                 }
+                if let Some(first) = seen.insert(pattern.as_str().to_owned(), number) {
+                    twins += 1;
+                    if twins <= MAX_TWINS {
+                        let file = file.display();
+                        out.warn(path, format!("{file}:{number}: `{line}` stands in line {first} already"));
+                    }
+                }
                 kept.push(pattern);
             }
             Err(fault) => out.fault(path, format!("{}:{number}: {fault}", file.display())),
         }
+    }
+    if twins > MAX_TWINS {
+        out.warn(path, format!("{}: {} more names stand there twice", file.display(), twins - MAX_TWINS));
     }
     if kept.is_empty() {
         out.fault(path, format!("{} holds no pattern; write one a line", file.display()));
@@ -333,13 +347,16 @@ const fn action(written: file::Action) -> Action {
 }
 
 /// A name in the log must lead to one rule.
-fn one_name_each(out: &mut Findings<'_>, policy: &file::Policy) {
+fn one_name_each(out: &mut Findings<'_>, policy: &file::Policy, rules: &Rules) {
     let apps = file::readable(&policy.application_rules).map(|(at, r)| (at, r.name.as_deref()));
     let nets = file::readable(&policy.network_rules).map(|(at, r)| (at, r.name.as_deref()));
     let named = apps
         .map(|(at, name)| (format!("policy.application_rules[{at}]"), name))
         .chain(nets.map(|(at, name)| (format!("policy.network_rules[{at}]"), name)));
-    let mut seen: HashMap<&str, String> = HashMap::new();
+    let apps = rules.apps.iter().map(|rule| &*rule.name).zip(&rules.origins.apps);
+    let nets = rules.nets.iter().map(|rule| &*rule.name).zip(&rules.origins.nets);
+    let of_bundles = apps.chain(nets).filter(|(_, origin)| origin.is_bundle);
+    let mut seen: HashMap<&str, String> = of_bundles.map(|(name, origin)| (name, origin.path.clone())).collect();
     for (path, name) in named {
         let Some(name) = name else { continue };
         if name.is_empty() {

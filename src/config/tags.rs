@@ -20,6 +20,7 @@ pub(super) struct ServiceTags {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "an object with `cloud` and `values`")]
 struct Written {
     cloud: String,
     values: Vec<Tag>,
@@ -44,7 +45,8 @@ impl ServiceTags {
     /// A sentence that says what is wrong with it.
     pub(super) fn load(path: &std::path::Path) -> Result<Self, String> {
         let text = read_bounded(path)?;
-        let written: Written = serde_json::from_str(&text).map_err(|error| {
+        let text = text.trim_start_matches('\u{feff}');
+        let written: Written = serde_json::from_str(text).map_err(|error| {
             let name = path.display();
             match error.classify() {
                 serde_json::error::Category::Eof => {
@@ -56,7 +58,13 @@ impl ServiceTags {
                 _ => format!("{name} is no JSON ({error}); take Microsoft's \"Azure IP Ranges and Service Tags\""),
             }
         })?;
-        let tags = written.values.into_iter().map(|tag| (tag.name.to_ascii_lowercase(), tag)).collect();
+        let mut tags: HashMap<String, Tag> = HashMap::with_capacity(written.values.len());
+        for tag in written.values {
+            if let Some(twin) = tags.insert(tag.name.to_ascii_lowercase(), tag) {
+                let name = path.display();
+                return Err(format!("{name} has the service tag {} twice; download it again", twin.name));
+            }
+        }
         Ok(Self { cloud: written.cloud, tags })
     }
 
@@ -79,6 +87,9 @@ impl ServiceTags {
     /// A sentence that names tags that are near.
     pub(super) fn prefixes(&self, name: &str) -> Result<Vec<IpNet>, String> {
         let tag = self.find(name).ok_or_else(|| self.missing(name))?;
+        if tag.properties.address_prefixes.is_empty() {
+            return Err(format!("the service tag {} has no prefix in this file", tag.name));
+        }
         tag.properties
             .address_prefixes
             .iter()

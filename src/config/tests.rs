@@ -436,3 +436,64 @@ fn a_bundle_s_own_rows_inform_and_do_not_warn() {
         format!("  bundles: [{{ bundle: aks, location: westeurope }}]\n{}", app_rules(&["fqdns: [mcr.microsoft.com]"]));
     assert!(linted(&text).0[0].contains("is a duplicate: rule aks/global/registry has it already"));
 }
+
+#[test]
+fn the_lint_knows_what_the_guard_opens() {
+    // A wide prefix opens no special range, so the narrow one beside it is needed.
+    lints(
+        &["fqdns: [a.example.com], addresses: [public, 0.0.0.0/0]", "fqdns: [a.example.com], addresses: [10.1.0.0/16]"],
+        "",
+    );
+    lints(
+        &["fqdns: [a.example.com], addresses: [10.0.0.0/8]", "fqdns: [a.example.com], addresses: [10.1.0.0/16]"],
+        "is a duplicate",
+    );
+    let nets = |wide: &str, narrow: &str| {
+        let rule = |name: &str, to: &str| {
+            format!("    - {{ name: {name}, destinations: [{to}], protocols: [\"tcp:8443\"] }}\n")
+        };
+        linted(&format!("  network_rules:\n{}{}", rule("wide", wide), rule("narrow", narrow))).0
+    };
+    assert!(nets("0.0.0.0/0", "10.0.0.5/32").is_empty());
+    assert!(nets("169.254.0.0/16", "169.254.169.254/32").is_empty());
+    assert!(nets("10.0.0.0/8", "10.0.0.5/32")[0].contains("shadowed by rule wide"));
+}
+
+#[test]
+fn the_lint_sees_through_regions_and_into_files() {
+    for pattern in
+        ["*.westeurope.cloudapp.azure.com", "*.hcp.westeurope.azmk8s.io", "*.hcp.chinaeast2.cx.prod.service.azk8s.cn"]
+    {
+        let (warnings, _) = linted(&app_rules(&[&format!("fqdns: [\"{pattern}\"]")]));
+        assert!(warnings.iter().any(|w| w.contains("opens every tenant's names")), "{pattern}: {warnings:?}");
+    }
+    lints(&["fqdns: [\"*.mine.cloudapp.azure.com\"]"], "");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("names.txt"), "b.example\na.example\n# c\nB.example\n*.github.io\n").unwrap();
+    let text = format!(
+        "{BASE}policy: {{ application_rules: [{{ name: r, fqdns: [x.example], fqdns_file: names.txt, protocols: [\"https:443\"] }}] }}\n"
+    );
+    std::fs::write(folder.path().join("t.yaml"), text).unwrap();
+    let told: Vec<String> = Settings::lint(&folder.path().join("t.yaml"))
+        .unwrap()
+        .warnings
+        .into_iter()
+        .map(|f| format!("{}: {}", f.path, f.message))
+        .collect();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].contains("names.txt:4: `B.example` stands in line 1 already"), "{told:?}");
+    assert!(told[1].starts_with("policy.application_rules[0].fqdns_file: `*.github.io`"), "{told:?}");
+    // An open door and rules for everybody.
+    std::fs::write(folder.path().join("o.yaml"), "listeners: [{ kind: forward, bind: \"0.0.0.0:3128\" }]\npolicy: { application_rules: [{ name: r, fqdns: [x.example], protocols: [\"https:443\"] }] }\n").unwrap();
+    assert!(Settings::lint(&folder.path().join("o.yaml")).unwrap().warnings[0].message.contains("write `sources`"));
+}
+
+#[test]
+fn ten_thousand_twins_are_looked_at_once_each() {
+    let folder = tempfile::tempdir().unwrap();
+    let names: String = (0..20_000).map(|n| format!("same.example\nx{n}-*.one.example\n")).collect();
+    std::fs::write(folder.path().join("names.txt"), names).unwrap();
+    std::fs::write(folder.path().join("t.yaml"), format!("{BASE}policy: {{ application_rules: [{{ name: r, fqdns_file: names.txt, protocols: [\"https:443\"] }}] }}\n")).unwrap();
+    let warnings = Settings::lint(&folder.path().join("t.yaml")).unwrap().warnings;
+    assert_eq!(warnings.len(), 21, "twenty one by one, the rest together");
+}

@@ -92,24 +92,26 @@ impl Policy {
         port: u16,
     ) -> Result<Because, Refusal> {
         let literal = if let Host::Address(ip) = host { Some(*ip) } else { question.dst };
-        if let Some(ip) = literal
-            && let Some(grant) = self.net_by_address(question.from, ip, port)?
-        {
-            return self.guarded(question, grant, ip, port);
+        if let Some(ip) = literal {
+            let grants = self.net_by_address(question.from, ip, port)?;
+            if !grants.is_empty() {
+                return self.guarded(question, grants, ip, port);
+            }
         }
         let name = match host {
             Host::Name(name) => name,
             // Where names are judged, the bytes would have to bring one.
             Host::Address(_) if self.ports.contains_key(&port) => {
-                return Err(Refusal::new(Reason::IpLiteral, Stage::Name));
+                let nearest = self.kept_hint(port);
+                return Err(Refusal::new(Reason::IpLiteral, Stage::Name).with(Hint { nearest, ..Hint::default() }));
             }
             Host::Address(ip) => {
                 let hint = self.address_hint(question.from, *ip, port);
                 return Err(Refusal::new(Reason::NoRule, Stage::Network).with(hint));
             }
         };
-        if let Some(grant) = self.net_by_name(question.from, name, port) {
-            return Ok(self.because(grant));
+        if let Some(grant) = self.net_by_name(question.from, name, |rule| rule.takes_tcp(port)).first() {
+            return Ok(self.because(*grant));
         }
         let evidence = Evidence {
             client: question.from,
@@ -127,27 +129,29 @@ impl Policy {
             NetKind::Tcp => rule.takes_tcp(port),
             NetKind::Udp => rule.takes_udp(port),
         };
-        let by_name = |name: &HostName| self.net_name_rule(question.from, name, takes);
         let ip = match (host, question.dst) {
             (Host::Address(ip), _) => Some(*ip),
             (Host::Name(_), dst) => dst,
         };
         if let Some(ip) = ip {
             let spellings = super::guard::spellings(ip, self.nat64);
-            let fits = |rule: &super::NetRule| takes(rule) && spellings.iter().any(|ip| rule.covers(*ip));
-            if let Some(grant) = self.net_rule(question.from, Action::Deny, fits) {
+            let denied = |rule: &super::NetRule| takes(rule) && spellings.iter().any(|ip| rule.covers(*ip));
+            if let Some(grant) = self.net_rules(question.from, Action::Deny, denied).next() {
                 return Err(self.refusal_by(Reason::RuleDenied, Stage::Network, grant));
             }
-            if let Some(grant) = self.net_rule(question.from, Action::Allow, fits) {
+            let meant = super::guard::meant(ip, self.nat64);
+            let allowed = |rule: &super::NetRule| takes(rule) && rule.covers(meant);
+            let grants: Vec<_> = self.net_rules(question.from, Action::Allow, allowed).collect();
+            if !grants.is_empty() {
                 // What denies TCP on a port says nothing about UDP on it.
                 let port = if kind == NetKind::Tcp { port } else { 0 };
-                return self.guarded(question, grant, ip, port);
+                return self.guarded(question, grants, ip, port);
             }
         }
         if let Host::Name(name) = host
-            && let Some(grant) = by_name(name)
+            && let Some(grant) = self.net_by_name(question.from, name, takes).first()
         {
-            return Ok(self.because(grant));
+            return Ok(self.because(*grant));
         }
         let hint = match ip {
             Some(ip) if kind == NetKind::Tcp => self.address_hint(question.from, ip, port),
@@ -163,22 +167,23 @@ impl Policy {
     }
 
     /// A literal must also pass the guard, as it would before being dialled.
-    fn guarded(&self, question: &Question, grant: super::Grant, ip: IpAddr, port: u16) -> Result<Because, Refusal> {
+    fn guarded(
+        &self,
+        question: &Question,
+        grants: Vec<super::Grant>,
+        ip: IpAddr,
+        port: u16,
+    ) -> Result<Because, Refusal> {
         let client = question.from.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
-        let clearance = super::Clearance {
-            destination: super::Destination::Literal(ip),
-            port,
-            prefers_v6: false,
-            client,
-            grants: vec![grant],
-        };
+        let clearance =
+            super::Clearance { destination: super::Destination::Literal(ip), port, prefers_v6: false, client, grants };
         self.by_address(&clearance, &Answers::literal(ip)).map(|permit| permit.because().clone())
     }
 
     /// A name may be asked for when some rule lists it for this client, on whatever port.
     fn explain_dns(&self, question: &Question, name: &HostName) -> Result<Because, Refusal> {
-        if let Some(grant) = self.net_name_rule(question.from, name, |_| true) {
-            return Ok(self.because(grant));
+        if let Some(grant) = self.net_by_name(question.from, name, |_| true).first() {
+            return Ok(self.because(*grant));
         }
         let mut best = Refusal::new(Reason::NoRule, Stage::Name);
         let mut ports: Vec<_> = self.apps.iter().flat_map(|rule| &rule.protocols).copied().collect();

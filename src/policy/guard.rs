@@ -110,6 +110,20 @@ pub(super) fn judge(ip: IpAddr, reach: &Reach, nat64: Option<Ipv6Net>) -> Judgem
     if opened { Judgement::Permitted } else { Judgement::Denied }
 }
 
+/// Whether a prefix holds no address of a special range.
+#[must_use]
+pub fn is_public(net: &IpNet) -> bool {
+    let apart = |special: &Special| !special.net.contains(net) && !net.contains(&special.net);
+    SPECIAL.iter().all(apart) && !is_reserved(net.addr())
+}
+
+/// Whether a prefix opens whatever another one does: it lies around it, and in whatever special range that one
+/// lies in.
+#[must_use]
+pub fn opens_all_of(wide: &IpNet, narrow: &IpNet) -> bool {
+    wide.contains(narrow) && SPECIAL.iter().all(|special| !special.net.contains(narrow) || special.net.contains(wide))
+}
+
 /// The word for an address that is not public, for people.
 pub(super) fn class(ip: IpAddr) -> &'static str {
     match special(ip) {

@@ -132,8 +132,7 @@ impl HostIndex {
         }
     }
 
-    /// Calls `hit` with every pattern that, by its ending, matches whatever this one matches; with itself too,
-    /// where it was added.
+    /// Calls `hit` with every pattern that, by its ending, matches whatever this one matches.
     pub fn covering(&self, pattern: &Pattern, mut hit: impl FnMut(PatternId)) {
         if let Some(name) = pattern.exact() {
             return self.matches(&name, hit);
@@ -147,9 +146,6 @@ impl HostIndex {
             if start > 0 || !matches!(pattern.shape(), Shape::Under { bare_too: true }) {
                 self.walk(key.under, &mut hit);
             }
-            let bucket = self.globs.get(key.globs as usize).map_or(&[][..], Vec::as_slice);
-            let twins = bucket.iter().filter(|(id, _)| start == 0 && self.text(*id) == pattern.as_str());
-            twins.for_each(|(id, _)| hit(*id));
         }
     }
 

@@ -63,7 +63,7 @@ impl Policy {
 
     fn allows(&self, pattern: u32) -> bool {
         let rule = self.apps.get(self.app_hosts.rule(pattern) as usize);
-        rule.is_some_and(|rule| rule.action == Action::Allow)
+        rule.is_some_and(|rule| rule.action == Action::Allow && !rule.is_dns_only())
     }
 
     fn name_fix(&self, name: &HostName, evidence: &Evidence<'_>) -> String {
@@ -82,11 +82,12 @@ impl Policy {
     }
 
     pub(super) fn address_hint(&self, client: Option<IpAddr>, ip: IpAddr, port: u16) -> Hint {
-        let nearest = self
+        let covering = self
             .nets
             .iter()
             .find(|rule| rule.action == Action::Allow && rule.covers(ip))
             .map(|rule| format!("rule {} covers the address on {}", rule.name, ports(&rule.ports)));
+        let nearest = covering.or_else(|| self.kept_hint(port));
         let sources = self.fix_sources(client);
         let len = if ip.is_ipv4() { 32 } else { 128 };
         let fix = format!(
@@ -95,20 +96,22 @@ impl Policy {
         Hint { rule: None, pattern: None, nearest, fix: Some(fix) }
     }
 
-    /// Where rules name sources at all, the narrowest one is offered.
+    /// A rule that opens what egret finds for a name, which is known only while it runs.
+    pub(super) fn kept_hint(&self, port: u16) -> Option<String> {
+        let rule = self.nets.iter().find(|rule| !rule.kept.is_empty() && rule.takes_tcp(port))?;
+        let names: Vec<&str> = rule.kept.iter().map(|kept| kept.name().as_str()).collect();
+        Some(format!("rule {} opens the addresses of {}, as the running egret finds them", rule.name, names.join(", ")))
+    }
+
+    /// Where rules name sources at all, the narrowest one that has the client is offered, or else the client.
     fn fix_sources(&self, client: Option<IpAddr>) -> String {
         let used =
             self.apps.iter().any(|r| !r.sources.0.is_empty()) || self.nets.iter().any(|r| !r.sources.0.is_empty());
-        match client {
-            Some(ip) if used => format!("sources: [\"{ip}/{}\"], ", if ip.is_ipv4() { 32 } else { 128 }),
-            _ => String::new(),
-        }
-    }
-
-    /// What says that a refusal is nothing to look into.
-    pub(super) fn why_expected(&self, grant: Grant) -> String {
-        let Because { rule, .. } = self.because(grant);
-        format!("expected: nothing depends on what rule {rule} would open")
+        let Some(ip) = client.filter(|_| used) else { return String::new() };
+        let all = self.apps.iter().map(|r| &r.sources).chain(self.nets.iter().map(|r| &r.sources));
+        let around = all.flat_map(|sources| &sources.0).filter(|net| net.contains(&ip));
+        let narrowest = around.max_by_key(|net| net.prefix_len()).copied().unwrap_or_else(|| ip.into());
+        format!("sources: [\"{narrowest}\"], ")
     }
 
     /// Why a rule that lists the name did not allow it.
@@ -117,11 +120,11 @@ impl Policy {
         let name = &rule.name;
         let join = |items: Vec<String>| items.join(", ");
         Some(match progress {
+            _ if rule.is_dns_only() => format!("rule {name} lets it be asked for in DNS, and no more"),
             Progress::Listed => {
                 let sources = join(rule.sources.0.iter().map(ToString::to_string).collect());
                 format!("rule {name} allows it, for sources {sources}")
             }
-            Progress::Source if rule.is_dns_only() => format!("rule {name} lets it be asked for in DNS, and no more"),
             Progress::Source => {
                 let protocols = join(rule.protocols.iter().map(ToString::to_string).collect());
                 format!("rule {name} allows it, on {protocols}")

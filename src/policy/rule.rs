@@ -9,14 +9,15 @@ use ipnet::IpNet;
 use super::kept::Kept;
 use super::pattern::Pattern;
 use super::prefixes::PrefixSet;
+use crate::name::HostName;
 
 /// What a matching rule does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     Allow,
     Deny,
-    /// Decides nothing: a refusal of these names is expected, and says so.
-    Expect,
+    /// Decides nothing: a refusal of these names says this.
+    Close(Arc<str>),
 }
 
 /// The two protocols whose bytes carry a name.
@@ -107,6 +108,8 @@ pub struct AppRule {
     pub action: Action,
     pub sources: Sources,
     pub fqdns: Vec<Pattern>,
+    /// Endings that its patterns do not mean: `a.example` takes out the name and all under it.
+    pub except: Vec<Box<str>>,
     /// Empty: in a deny rule all of them, in an allow rule none: the name is asked for in DNS, and no more.
     pub protocols: Vec<AppPort>,
     /// Every offered protocol must be in the list; `None` asks nothing.
@@ -117,6 +120,18 @@ pub struct AppRule {
 }
 
 impl AppRule {
+    /// Whether a name that its patterns match is not meant.
+    #[must_use]
+    pub fn excepts(&self, name: &HostName) -> bool {
+        !self.except.is_empty() && name.suffixes().any(|suffix| self.except.iter().any(|except| **except == *suffix))
+    }
+
+    /// Whether it allows or denies anything.
+    #[must_use]
+    pub fn decides(&self) -> bool {
+        !matches!(self.action, Action::Close(_))
+    }
+
     /// Whether its names may be asked for and never be dialled.
     #[must_use]
     pub fn is_dns_only(&self) -> bool {

@@ -265,7 +265,7 @@ fn init_makes_a_checked_configuration_from_options_or_answers() {
         1,
         &["source_not_allowed"],
     );
-    says(&[&options[..], &["--output", &file]].concat(), 2, &["cannot write", "a place that is free"]);
+    says(&[&options[..], &["--output", &file]].concat(), 2, &["is there already; give a place that is free"]);
     // Without a file, one text: the configuration, and the commands as comments.
     let out = egret(&options);
     std::fs::write(&file, &out.stdout).unwrap();
