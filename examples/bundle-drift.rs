@@ -59,14 +59,19 @@ fn main() -> ExitCode {
 fn drift(bundle: &Bundle, facts: &[Fact]) -> Vec<String> {
     let Some(latest) = bundle.latest() else { return Vec::new() };
     let rows: Vec<&Row> = bundle.rows.iter().filter(|row| row.in_force(&latest.date)).collect();
-    let has = |row: &Row, fact: &Fact| (fact.cloud == "any" || row.is_for(&fact.cloud)) && documents::says(row, fact);
-    let new = facts.iter().filter(|fact| !rows.iter().any(|row| has(row, fact)));
+    let in_cloud = |fact: &Fact, cloud: &str| rows.iter().any(|row| row.is_for(cloud) && documents::says(row, fact));
+    let known = |fact: &Fact| match fact.cloud.as_str() {
+        "any" => bundle.clouds.keys().all(|cloud| in_cloud(fact, cloud)),
+        cloud => in_cloud(fact, cloud),
+    };
+    let new = facts.iter().filter(|fact| !known(fact));
     let mut out: Vec<String> =
         new.map(|f| format!("new      {:<7} {:<20} {} on {}", f.cloud, f.part, f.printed, f.port)).collect();
     // Other documents' rows are not expected in this one.
     for row in rows.iter().filter(|row| row.source == "outbound") {
         for name in row.fqdns.iter().filter(|name| row.printed.is_empty() && !name.contains("<private-zone>")) {
-            if !facts.iter().any(|fact| fact.printed == *name) {
+            let printed = |fact: &&Fact| fact.printed == *name && (fact.cloud == "any" || row.is_for(&fact.cloud));
+            if !facts.iter().any(|fact| printed(&fact)) {
                 out.push(format!(
                     "missing  {:<7} {:<20} {name} of row {}",
                     row.clouds.join(","),

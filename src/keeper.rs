@@ -13,7 +13,7 @@ use crate::policy::Clearance;
 use crate::policy::kept::Kept;
 use crate::session::House;
 
-/// A name is looked up again when its answer expires: not more often, and not less.
+/// Between two look-ups of a name: as long as its answer lasts, within these bounds.
 const EVERY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30);
 /// After a look-up that brought nothing.
 const RETRY: Duration = Duration::from_secs(2);

@@ -7,7 +7,7 @@
 //!
 //! The only maker of a [`Clearance`], without which nothing is resolved, and of a [`Permit`], without which
 //! nothing is dialled. Precedence: network deny, network allow, application deny, application allow, else
-//! denied. Pure: no clock, no socket, no log.
+//! denied. No clock, no socket, no log; what changes from outside is handed in ([`kept`], [`OwnAddresses`]).
 
 pub mod explain;
 pub mod guard;

@@ -34,16 +34,19 @@ fn an_api_server_is_kept_resolved_and_reached_by_address_without_a_name() {
     let dns = Dns::start();
     dns.answer("api.hcp.westeurope.azmk8s.io", &[&old.to_string()]);
     let ip = own_ip();
+    // Two bundles keep the same name, each for its own clients and with its own reach.
+    let bundle = "{ bundle: aks, location: westeurope, api_server: api.hcp.westeurope.azmk8s.io";
     let config = format!(
         "listeners: [{{ kind: forward, bind: \"{ip}:{FORWARD}\" }}]\n\
-         dns: {{ upstreams: [\"{}\"], max_ttl: 1s }}\nadmin: {{ bind: \"{ip}:{ADMIN}\" }}\npolicy:\n  bundles:\n    - bundle: aks\n      \
-         location: westeurope\n      api_server: api.hcp.westeurope.azmk8s.io\n      addresses: [public, \"{old}/32\", \"{new}/32\"]\n",
+         dns: {{ upstreams: [\"{}\"], max_ttl: 1s }}\nadmin: {{ bind: \"{ip}:{ADMIN}\" }}\npolicy:\n  bundles:\n    \
+         - {bundle}, sources: [10.0.0.0/8] }}\n    \
+         - {bundle}, sources: [127.0.0.0/8], addresses: [public, \"{old}/32\", \"{new}/32\"] }}\n",
         dns.address
     );
     let egret = Egret::run(&config, ip);
     let opens = |ip: std::net::IpAddr| nameless(&egret, &format!("{ip}:443"))["verdict"] == "allow";
     eventually("the API server's name is resolved", || opens(old));
-    allowed(&nameless(&egret, &format!("{old}:443")), "aks/global/api-server-address");
+    allowed(&nameless(&egret, &format!("{old}:443")), "aks/global/api-server-address#2");
     assert!(origins[0].count() > 0);
 
     // Nothing but its addresses, and nothing but its port.
