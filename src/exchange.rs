@@ -1,9 +1,10 @@
-//! One plain HTTP request and its answer, and then the end of both connections.
+//! One plain HTTP request and its answer.
 //!
-//! Owns the request's framing, so that not one byte behind its body reaches the upstream, and the
-//! `Connection: close` on both sides. Does not choose where the request goes.
+//! Owns the framing of both, so that not one byte behind a request's body goes with it, and what is said of
+//! either connection's end. Does not choose where the request goes, or whether another one follows.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest, Ready};
@@ -11,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
-use crate::peek::http_head::{AnswerLength, BodyLength, HeadReader, RequestHead};
+use crate::peek::http_head::{AnswerLength, BodyLength, HeadReader, Onward, RequestHead, ResponseHead};
 use crate::relay::{Meter, Way};
 
 /// One read of a body.
@@ -20,6 +21,8 @@ const CHUNK: usize = 32 << 10;
 const MAX_CHUNK_LINE: usize = 256;
 /// Trailers of one message.
 const MAX_TRAILERS: usize = 16 << 10;
+/// Heads before the answer's own: a server that says nothing else says too much.
+const MAX_INTERIM: usize = 32;
 
 /// What one direction must know of the other.
 #[derive(Debug, Default)]
@@ -29,6 +32,8 @@ struct Seen {
     /// The request could not be sent to its end. The kernel tells a reset once; the end of an answer without a
     /// length must then not be taken for a polite one.
     broken: AtomicBool,
+    /// What the client sent behind its request; there once the request has been sent to its end.
+    behind: Mutex<Option<Vec<u8>>>,
 }
 
 /// What an exchange may take.
@@ -38,24 +43,60 @@ pub struct ExchangeLimits {
     pub idle: Duration,
 }
 
-/// Sends one request on and its answer back. `raw` holds the head and whatever of the body came with it.
+/// A request on its way out.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    pub head: &'a RequestHead,
+    /// The head, and whatever of the body and of later requests came with it.
+    pub raw: &'a [u8],
+    /// Whether another request may follow on the client's connection.
+    pub may_stay: bool,
+    /// Whether the client may go on in the protocol it asked for.
+    pub may_switch: bool,
+}
+
+/// How an exchange ended well.
+#[derive(Debug)]
+pub struct Answered {
+    pub status: u16,
+    pub then: Then,
+}
+
+/// What comes after an answer.
+#[derive(Debug)]
+pub enum Then {
+    /// The client's connection is over.
+    Over,
+    /// Another request may follow; these bytes of it are here already.
+    Next {
+        behind: Vec<u8>,
+        /// The upstream may be asked again.
+        upstream_stays: bool,
+    },
+    /// Both sides go on in another protocol, with what each has sent of it.
+    Switch { up: Vec<u8>, down: Vec<u8> },
+}
+
+/// Sends one request on and its answer back.
 ///
 /// # Errors
 /// [`Halt`]; refused only while nothing of the answer has reached the client.
 pub async fn run(
     client: &mut TcpStream,
     upstream: &mut TcpStream,
-    head: &RequestHead,
-    raw: &[u8],
+    request: Outgoing<'_>,
     limits: ExchangeLimits,
     meter: &Meter,
-) -> Result<Ending, Halt> {
+) -> Result<Answered, Halt> {
     let (mut client_read, client_write) = client.split();
     let (upstream_read, upstream_write) = upstream.split();
     let seen = Seen::default();
-    let request = async {
-        match send_request(&mut client_read, upstream_write, head, raw, meter).await {
-            Ok(()) => Err(watch(&mut client_read).await),
+    let asking = async {
+        match send_request(&mut client_read, upstream_write, request, meter).await {
+            Ok(behind) => {
+                *seen.behind.lock().unwrap_or_else(PoisonError::into_inner) = Some(behind);
+                Err(gone(&client_read).await)
+            }
             // A word of ours inside the upstream's answer would be taken for a part of it.
             Err(Halt::Refused(_)) if seen.answer.load(Ordering::Relaxed) => Err(Halt::Broken(Ending::ClientReset)),
             Err(halt) => {
@@ -64,17 +105,17 @@ pub async fn run(
             }
         }
     };
-    let answer = send_answer(upstream_read, client_write, head, limits.head, &seen, meter);
+    let answering = send_answer(upstream_read, client_write, request, limits.head, &seen, meter);
     let both = async {
-        tokio::pin!(request, answer);
+        tokio::pin!(asking, answering);
         // The answer may come before the request has been read to its end; then the rest is not wanted.
         tokio::select! {
-            sent = &mut request => match sent {
+            sent = &mut asking => match sent {
                 // What the upstream said before it stopped reading is still an answer.
-                Err(Halt::Broken(Ending::UpstreamReset)) => answer.await,
+                Err(Halt::Broken(Ending::UpstreamReset)) => answering.await,
                 halt => halt,
             },
-            answered = &mut answer => answered,
+            answered = &mut answering => answered,
         }
     };
     tokio::select! {
@@ -83,43 +124,33 @@ pub async fn run(
     }
 }
 
-/// Watches a client whose request is on its way. What it still sends is not part of what was judged and
-/// goes nowhere; a reset means that nobody waits for the answer any more.
-async fn watch(client: &mut ReadHalf<'_>) -> Halt {
-    let mut waste = vec![0; 4096];
-    loop {
-        match client.read(&mut waste).await {
-            Ok(0) => break,
-            Ok(_) => {}
-            Err(_) => return Halt::Broken(Ending::ClientReset),
-        }
-    }
-    // It may have closed one way only; a socket that is gone answers a keepalive with a reset.
+/// Waits for the reset of a client whose request is on its way: nobody waits for the answer any more. What it
+/// sends meanwhile stays where it is; it is part of another request.
+async fn gone(client: &ReadHalf<'_>) -> Halt {
     if client.ready(Interest::ERROR).await.is_ok_and(Ready::is_error) {
         return Halt::Broken(Ending::ClientReset);
     }
     std::future::pending().await
 }
 
+/// What came behind the request.
 async fn send_request(
     client: &mut ReadHalf<'_>,
     mut upstream: WriteHalf<'_>,
-    head: &RequestHead,
-    raw: &[u8],
+    request: Outgoing<'_>,
     meter: &Meter,
-) -> Result<(), Halt> {
-    let sent = head.for_origin(raw);
-    write(&mut upstream, &sent, Way::Up, meter).await?;
+) -> Result<Vec<u8>, Halt> {
+    let Outgoing { head, raw, .. } = request;
+    write(&mut upstream, &head.for_origin(raw, request.onward()), Way::Up, meter).await?;
     let mut bytes = raw.get(head.len..).unwrap_or_default().to_vec();
     let mut body = Body::new(head.body);
     loop {
         let n = body.take(&bytes).map_err(|reason| Halt::Refused(Refusal::new(reason, Stage::Http)))?;
         write(&mut upstream, bytes.get(..n).unwrap_or_default(), Way::Up, meter).await?;
-        if body.is_done() {
-            // Whatever follows is not part of the request that was judged.
-            return Ok(());
-        }
         bytes.drain(..n);
+        if body.is_done() {
+            return Ok(bytes);
+        }
         let had = bytes.len();
         bytes.resize(had + CHUNK, 0);
         let read = client.read(bytes.get_mut(had..).unwrap_or_default()).await;
@@ -131,39 +162,99 @@ async fn send_request(
     }
 }
 
+impl Outgoing<'_> {
+    /// What is said to the upstream.
+    fn onward(self) -> Onward {
+        match self.head.upgrade {
+            Some(_) if self.may_switch => Onward::Switch,
+            _ if self.may_stay && self.head.stays() => Onward::Stay,
+            _ => Onward::Close,
+        }
+    }
+}
+
 async fn send_answer(
     mut upstream: ReadHalf<'_>,
     mut client: WriteHalf<'_>,
-    request: &RequestHead,
+    request: Outgoing<'_>,
     limit: usize,
     seen: &Seen,
     meter: &Meter,
-) -> Result<Ending, Halt> {
+) -> Result<Answered, Halt> {
     let no_answer = |reason| Halt::Refused(Refusal::new(reason, Stage::Relay));
+    let asked = request.onward();
     let mut held = Vec::new();
-    let length = loop {
-        let mut reader = HeadReader::default();
-        let head = loop {
-            match reader.closing_response(&held, limit) {
-                Ok(Some(head)) => break head,
-                Ok(None) => {}
-                Err(reason) => return Err(no_answer(reason)),
-            }
-            if !matches!(upstream.read_buf(&mut held).await, Ok(1..)) {
+    let mut interim = 0;
+    let (head, length) = loop {
+        let head = next_head(&mut upstream, &mut held, limit).await.map_err(no_answer)?;
+        if head.is_interim() {
+            interim += 1;
+            if interim > MAX_INTERIM {
                 return Err(no_answer(Reason::Unreachable));
             }
-        };
-        let is_head = &*request.method == "HEAD";
-        let body = if is_head { AnswerLength::Framed(BodyLength::Exactly(0)) } else { head.body.map_err(no_answer)? };
-        if !head.is_interim {
-            seen.answer.store(true, Ordering::Relaxed);
+            write(&mut client, &head.for_client(&held, Onward::Stay), Way::Down, meter).await?;
+            held.drain(..head.len);
+            continue;
         }
-        write(&mut client, &head.bytes, Way::Down, meter).await?;
-        held.drain(..head.len);
-        if !head.is_interim {
-            break body;
+        if head.status == 101 {
+            if asked != Onward::Switch || head.upgrade.is_none() || head.upgrade != request.head.upgrade {
+                return Err(no_answer(Reason::UpgradeDenied));
+            }
+            seen.answer.store(true, Ordering::Relaxed);
+            write(&mut client, &head.for_client(&held, Onward::Switch), Way::Down, meter).await?;
+            held.drain(..head.len);
+            let up = seen.behind.lock().unwrap_or_else(PoisonError::into_inner).take();
+            // It has no body: it was sent to its end before anything could be answered.
+            let up = up.ok_or_else(|| no_answer(Reason::Internal))?;
+            return Ok(Answered { status: head.status, then: Then::Switch { up, down: held } });
+        }
+        let is_head = &*request.head.method == "HEAD";
+        let no_body = Ok(AnswerLength::Framed(BodyLength::Exactly(0)));
+        let body = if is_head { no_body } else { head.body.map_err(no_answer) }?;
+        break (head, body);
+    };
+    let upstream_stays = asked == Onward::Stay && head.stays() && matches!(length, AnswerLength::Framed(_));
+    // The client stays where its request says so and the answer has an end of its own.
+    let client_stays = request.may_stay && request.head.stays() && matches!(length, AnswerLength::Framed(_));
+    let onward = if client_stays { Onward::Stay } else { Onward::Close };
+    seen.answer.store(true, Ordering::Relaxed);
+    write(&mut client, &head.for_client(&held, onward), Way::Down, meter).await?;
+    held.drain(..head.len);
+    send_body(&mut upstream, &mut client, length, &mut held, seen, meter).await?;
+    let behind = seen.behind.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let then = match behind {
+        // What an upstream says behind its answer is nobody's answer.
+        Some(behind) if client_stays => Then::Next { behind, upstream_stays: upstream_stays && held.is_empty() },
+        // Told so, or answered before it had asked to the end.
+        _ => {
+            let _ = client.shutdown().await;
+            Then::Over
         }
     };
+    Ok(Answered { status: head.status, then })
+}
+
+/// The next head of an answer, which stays in front of what is held.
+async fn next_head(upstream: &mut ReadHalf<'_>, held: &mut Vec<u8>, limit: usize) -> Result<ResponseHead, Reason> {
+    let mut reader = HeadReader::default();
+    loop {
+        if let Some(head) = reader.response(held, limit)? {
+            return Ok(head);
+        }
+        if !matches!(upstream.read_buf(held).await, Ok(1..)) {
+            return Err(Reason::Unreachable);
+        }
+    }
+}
+
+async fn send_body(
+    upstream: &mut ReadHalf<'_>,
+    client: &mut WriteHalf<'_>,
+    length: AnswerLength,
+    held: &mut Vec<u8>,
+    seen: &Seen,
+    meter: &Meter,
+) -> Result<(), Halt> {
     let cut = |_| Halt::Broken(Ending::UpstreamReset);
     let mut body = match length {
         AnswerLength::Framed(length) => Some(Body::of_answer(length)),
@@ -171,24 +262,21 @@ async fn send_answer(
     };
     loop {
         let n = match &mut body {
-            Some(body) => body.take(&held).map_err(cut)?,
+            Some(body) => body.take(held).map_err(cut)?,
             None => held.len(),
         };
-        write(&mut client, held.get(..n).unwrap_or_default(), Way::Down, meter).await?;
+        write(client, held.get(..n).unwrap_or_default(), Way::Down, meter).await?;
         held.drain(..n);
-        // What an upstream says behind its answer is nobody's answer.
         if body.as_ref().is_some_and(Body::is_done) {
-            break;
+            return Ok(());
         }
         held.reserve(CHUNK);
-        match upstream.read_buf(&mut held).await.map_err(|_| Halt::Broken(Ending::UpstreamReset))? {
-            0 if body.is_none() && !seen.broken.load(Ordering::Relaxed) => break,
+        match upstream.read_buf(held).await.map_err(|_| Halt::Broken(Ending::UpstreamReset))? {
+            0 if body.is_none() && !seen.broken.load(Ordering::Relaxed) => return Ok(()),
             0 => return Err(Halt::Broken(Ending::UpstreamReset)),
             _ => {}
         }
     }
-    let _ = client.shutdown().await;
-    Ok(Ending::Closed)
 }
 
 async fn write(to: &mut WriteHalf<'_>, bytes: &[u8], way: Way, meter: &Meter) -> Result<(), Halt> {

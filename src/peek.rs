@@ -81,6 +81,12 @@ impl Window {
         std::mem::take(&mut self.bytes)
     }
 
+    /// Puts bytes back that were read too far: the next reader gets them first. They are few, and counted when
+    /// more is read.
+    pub fn put_back(&mut self, bytes: Vec<u8>) {
+        self.bytes = bytes;
+    }
+
     /// Gives the memory back to the budget: the bytes handed out are gone.
     pub fn release(&mut self) {
         self.share.shrink();

@@ -15,6 +15,7 @@ pub mod hosts;
 pub mod kept;
 mod nearest;
 mod own;
+pub mod paths;
 pub mod pattern;
 pub mod prefixes;
 pub mod rule;
@@ -136,6 +137,7 @@ impl Clearance {
 /// Leave to dial these addresses and no other. Made by [`Policy::by_address`] alone.
 #[derive(Clone, Debug)]
 pub struct Permit {
+    destination: Destination,
     addresses: Vec<SocketAddr>,
     because: Because,
 }
@@ -150,6 +152,18 @@ impl Permit {
     #[must_use]
     pub const fn because(&self) -> &Because {
         &self.because
+    }
+
+    /// Whether this is leave for what another one was given for: the same name or literal, by the same rule, to
+    /// the same addresses.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let sorted = |permit: &Self| {
+            let mut addresses = permit.addresses.clone();
+            addresses.sort_unstable();
+            addresses
+        };
+        self.destination == other.destination && self.because == other.because && sorted(self) == sorted(other)
     }
 }
 
@@ -170,6 +184,8 @@ struct Evidence<'a> {
     alpn: Option<&'a [Box<[u8]>]>,
     ech: bool,
     inner: InnerName,
+    /// `None` before a request has been read.
+    request: Option<&'a RequestHead>,
 }
 
 /// How far a name got through the rules that list it; the furthest one is the reason.
@@ -178,6 +194,9 @@ enum Progress {
     Listed,
     Source,
     Port,
+    Method,
+    Path,
+    Upgrade,
     Alpn,
 }
 
@@ -284,6 +303,7 @@ impl Policy {
             alpn: None,
             ech: false,
             inner: InnerName::Same,
+            request: None,
         };
         let (seen, evidence) = match sighting {
             Sighting::Tls(hello) => (
@@ -291,7 +311,7 @@ impl Policy {
                     .map_err(|refusal| if claimed_address { nearest::by_address(refusal) } else { refusal })?,
                 Evidence { protocol: AppProtocol::Https, alpn: Some(&hello.alpn), ech: hello.ech, ..base },
             ),
-            Sighting::Http(head) => (name_of_request(head, claim)?, base),
+            Sighting::Http(head) => (name_of_request(head, claim)?, Evidence { request: Some(head), ..base }),
         };
         let Some(claimed) = claim.name().filter(|claimed| *claimed != seen) else {
             return Ok(clearance(claim, Destination::Name(seen.clone()), self.judge(seen, &evidence)?));
@@ -318,6 +338,7 @@ impl Policy {
             match self.addresses_for(*grant, clearance, answers) {
                 Ok(addresses) => {
                     return Ok(Permit {
+                        destination: clearance.destination.clone(),
                         addresses: interleave(addresses, clearance.port, clearance.prefers_v6),
                         because: self.because(*grant),
                     });
@@ -371,7 +392,8 @@ impl Policy {
         via: Via,
     ) -> Result<Expectation, Refusal> {
         let judged = |protocol| {
-            let evidence = Evidence { client, port, protocol, alpn: None, ech: false, inner: InnerName::Same };
+            let inner = InnerName::Same;
+            let evidence = Evidence { client, port, protocol, alpn: None, ech: false, inner, request: None };
             self.judge(name, &evidence)
         };
         // Absolute-form is plain HTTP already.
@@ -442,10 +464,15 @@ impl Policy {
             Progress::Listed => Reason::SourceNotAllowed,
             Progress::Source => Reason::PortNotAllowed,
             Progress::Port => Reason::AlpnNotAllowed,
+            Progress::Method => Reason::MethodNotAllowed,
+            Progress::Path => Reason::PathNotAllowed,
+            Progress::Upgrade => Reason::UpgradeDenied,
             Progress::Alpn if evidence.ech => Reason::EchDenied,
             Progress::Alpn => Reason::NameMismatch,
         };
-        let mut refusal = self.refusal_by(reason, Stage::Name, grant);
+        let of_request = matches!(progress, Progress::Method | Progress::Path | Progress::Upgrade);
+        let stage = if of_request { Stage::Http } else { Stage::Name };
+        let mut refusal = self.refusal_by(reason, stage, grant);
         if let Some(hint) = &mut refusal.hint {
             hint.nearest = self.why_missed(grant, progress);
         }
@@ -601,6 +628,21 @@ fn conditions(rule: &AppRule, evidence: &Evidence<'_>) -> Result<(), Progress> {
         && !offered.iter().all(|p| allowed.contains(p))
     {
         return Err(Progress::Port);
+    }
+    if let Some(request) = evidence.request {
+        let methods = rule.methods.as_ref().is_none_or(|all| all.contains(&request.method));
+        let paths = rule.paths.as_ref().is_none_or(|all| {
+            request.path().and_then(paths::normal).is_some_and(|plain| all.iter().any(|path| path.fits(&plain)))
+        });
+        if !methods {
+            return Err(Progress::Method);
+        }
+        if !paths {
+            return Err(Progress::Path);
+        }
+        if request.upgrade.is_some() && !rule.websocket && rule.action == Action::Allow {
+            return Err(Progress::Upgrade);
+        }
     }
     let hidden = evidence.ech && rule.ech == Ech::Deny;
     let other_name = evidence.inner == InnerName::AnyListed && rule.inner != InnerName::AnyListed;

@@ -7,11 +7,12 @@
 mod line;
 mod writer;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::claim::{Claim, ClientAddr, Target, Via};
@@ -176,8 +177,18 @@ impl Record {
         self.line.answers = addresses.iter().take(MAX_LISTED).map(ToString::to_string).collect();
     }
 
-    pub fn upstream(&mut self, address: SocketAddr) {
-        self.line.upstream = Some(address.to_string());
+    pub fn upstream_of(&mut self, stream: &TcpStream) {
+        self.line.upstream = stream.peer_addr().ok().map(|address| address.to_string());
+    }
+
+    /// The record is of a request, whatever its bytes turn out to be.
+    pub const fn of_request(&mut self) {
+        self.line.event = "http";
+    }
+
+    /// The status of an answer.
+    pub fn status(&mut self, status: u16) {
+        self.line.status = Some(status);
     }
 
     /// Closes the record of a connection that was allowed.

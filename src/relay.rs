@@ -221,6 +221,11 @@ impl Link {
     pub const fn end(&mut self) {
         self.ended = true;
     }
+
+    /// Something is to be said again.
+    pub const fn begin(&mut self) {
+        self.ended = false;
+    }
 }
 
 impl Drop for Link {

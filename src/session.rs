@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -11,13 +13,14 @@ use crate::config::{Limits, ListenerKind};
 use crate::dns::Resolver;
 use crate::drain::Guest;
 use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
-use crate::exchange::{self, ExchangeLimits};
+use crate::exchange::{self, Answered, ExchangeLimits, Outgoing, Then};
 use crate::handshake::{self, SettleLimits};
 use crate::listen::{Client, Door};
-use crate::peek::{PeekBudget, PeekLimits, Sighting, Window};
-use crate::policy::{Clearance, Passage, Policy};
+use crate::peek::http_head::RequestHead;
+use crate::peek::{Expected, PeekBudget, PeekLimits, Sighting, Window};
+use crate::policy::{Clearance, Passage, Permit, Policy};
 use crate::record::{Book, Record};
-use crate::relay::{self, Link, Meter};
+use crate::relay::{self, Link, Meter, Way};
 use crate::upstream;
 
 /// What every connection shares.
@@ -55,39 +58,80 @@ pub async fn serve(
         return record.refuse(&Refusal::new(Reason::TooManyConnections, Stage::Limit));
     };
     let window = Window::new(Arc::clone(&house.budget));
-    let client = Client::new(stream, address, name, kind, window);
+    let client = Client::new(stream, address, Arc::clone(&name), kind, window);
+    let stopping = guest.clone();
     tokio::select! {
         // The end of a drain wins over a busy connection. What is dropped then says so itself: the sockets
         // by a reset, the record by its line.
         biased;
         () = guest.cut() => {}
-        () = tell(client, &house, record) => {}
+        () = tell(client, &name, &house, record, stopping) => {}
     }
     drop(ticket);
 }
 
-async fn tell(mut client: Client, house: &House, mut record: Record) {
-    match visit(&mut client, house, &mut record).await {
-        Ok(ending) => {
-            record.close(ending);
-            if ending == Ending::Closed {
-                client.linger().await;
+/// What a visit comes to.
+enum Visit {
+    Over(Ending),
+    /// An answered request, after which another one may follow.
+    Next,
+}
+
+/// A connected upstream, and the leave it was dialled with.
+struct Standing {
+    link: Link,
+    permit: Permit,
+    /// It has answered before: it may have gone since.
+    is_used: bool,
+}
+
+/// The story of a connection: one visit, or one for each of its requests.
+async fn tell(mut client: Client, listener: &Arc<str>, house: &House, first: Record, mut guest: Guest) {
+    let mut record = first;
+    let mut standing = None;
+    let mut before = None;
+    // A socket whose options cannot be set is gone already; the first read will say so.
+    let _ = upstream::set_options(&client.link.stream, house.limits.keepalive);
+    loop {
+        match visit(&mut client, house, &mut record, &mut standing, &mut before).await {
+            Ok(Visit::Over(ending)) => {
+                record.close(ending);
+                if ending == Ending::Closed {
+                    client.linger().await;
+                }
+                return;
+            }
+            Ok(Visit::Next) => record.close(Ending::Closed),
+            Err(refusal) => {
+                record.refuse(&refusal);
+                return client.refuse(&refusal).await;
             }
         }
-        Err(refusal) => {
-            record.refuse(&refusal);
-            client.refuse(&refusal).await;
+        let more = tokio::select! {
+            biased;
+            () = guest.stopping() => false,
+            more = client.waits_for_more(house.limits.idle) => more,
+        };
+        if !more {
+            return client.leave().await;
         }
+        record = house.book.open(listener, client.address);
+        record.of_request();
     }
 }
 
-async fn visit(client: &mut Client, house: &House, record: &mut Record) -> Result<Ending, Refusal> {
-    let House { policy, dns, limits, .. } = house;
-    // A socket whose options cannot be set is gone already; the first read will say so.
-    let _ = upstream::set_options(&client.link.stream, limits.keepalive);
-
+/// One claim from the first byte to the last. `before` is the claim of an earlier request on the connection, and
+/// `standing` the upstream that answered it.
+async fn visit(
+    client: &mut Client,
+    house: &House,
+    record: &mut Record,
+    standing: &mut Option<Standing>,
+    before: &mut Option<Claim>,
+) -> Result<Visit, Refusal> {
+    let House { policy, .. } = house;
     let peek_limits = house.peek_limits();
-    let claimed = client.claim(peek_limits).await;
+    let claimed = client.claim(peek_limits, before.as_ref()).await;
     let claimed = claimed.inspect_err(|_| client.raw_target().into_iter().for_each(|raw| record.raw_name(raw)))?;
     let claim = claimed.claim;
     record.claim(&claim);
@@ -97,41 +141,134 @@ async fn visit(client: &mut Client, house: &House, record: &mut Record) -> Resul
 
     // Judge the claim first: to see a CONNECT client's bytes it must be told to go ahead, and from then on
     // a refusal can only be spoken in the protocol of those bytes.
-    let (clearance, sighting) = match policy.by_claim(&claim)? {
+    let (clearance, sighting, seen) = match policy.by_claim(&claim)? {
         Passage::Straight(clearance) => {
             if claimed.sighting.is_none() {
                 record.straight();
             }
-            (clearance, claimed.sighting)
+            (clearance, claimed.sighting, false)
         }
         Passage::Peek(expectation) => {
             let sighting = match claimed.sighting {
                 Some(sighting) => sighting,
                 None => {
                     client.go_ahead().await;
-                    let sighting = client.sight(expectation.expected(), peek_limits).await?;
+                    let expected = expectation.expected();
+                    // Where requests have begun, nothing else follows.
+                    let expected = if before.is_some() { Expected { tls: false, ..expected } } else { expected };
+                    let sighting = client.sight(expected, peek_limits).await?;
                     record.sighting(&sighting);
                     sighting
                 }
             };
-            (policy.by_sighting(&claim, expectation, &sighting)?, Some(sighting))
+            (policy.by_sighting(&claim, expectation, &sighting)?, Some(sighting), true)
         }
     };
+    if let Some(Sighting::Http(request)) = sighting {
+        let answered = requested(client, &claim, &clearance, &request, seen, house, record, standing).await?;
+        *before = Some(claim);
+        return Ok(answered);
+    }
 
-    let mut upstream = connect(&claim, &clearance, policy, dns, limits, record).await?;
+    let permit = permitted(&claim, &clearance, house, record).await?;
+    let mut upstream = dialled(&permit, house, record).await?;
     client.go_ahead().await;
-    converse(client, &mut upstream, sighting, house, record).await
+    let meter = record.meter();
+    meter.touch();
+    ended(tunnel(client, &mut upstream.stream, sighting, house, &meter).await, &mut upstream).map(Visit::Over)
 }
 
-/// Resolves what was cleared, judges what came back, and dials what was judged.
-async fn connect(
+/// One request, by an upstream that stands or by a new one.
+#[allow(clippy::too_many_arguments, reason = "everything that is known of one request")]
+async fn requested(
+    client: &mut Client,
     claim: &Claim,
     clearance: &Clearance,
-    policy: &Policy,
-    dns: &Resolver,
-    limits: &Limits,
+    request: &RequestHead,
+    seen: bool,
+    house: &House,
     record: &mut Record,
-) -> Result<Link, Refusal> {
+    standing: &mut Option<Standing>,
+) -> Result<Visit, Refusal> {
+    let Limits { head, idle, .. } = house.limits;
+    let permit = permitted(claim, clearance, house, record).await?;
+    let reused = standing.take().filter(|old| old.permit.is_same(&permit) && is_quiet(&old.link.stream));
+    let mut upstream = match reused {
+        Some(mut old) => {
+            record.upstream_of(&old.link.stream);
+            old.link.begin();
+            old
+        }
+        None => Standing { link: dialled(&permit, house, record).await?, permit: permit.clone(), is_used: false },
+    };
+    client.go_ahead().await;
+    let raw = client.window.take();
+    let meter = record.meter();
+    meter.touch();
+    let outgoing = Outgoing { head: request, raw: &raw, may_stay: true, may_switch: seen };
+    let limits = ExchangeLimits { head, idle };
+    let client_stream = &mut client.link.stream;
+    let mut result = exchange::run(client_stream, &mut upstream.link.stream, outgoing, limits, &meter).await;
+    // A server may close a standing connection at any moment; what changes nothing is asked once more.
+    let unheard = result.is_err() && upstream.is_used && meter.totals().down == 0;
+    if unheard && request.is_repeatable() && !matches!(result, Err(Halt::Broken(Ending::ClientReset | Ending::Idle))) {
+        upstream = Standing { link: dialled(&permit, house, record).await?, permit, is_used: false };
+        result = exchange::run(client_stream, &mut upstream.link.stream, outgoing, limits, &meter).await;
+    }
+    client.window.release();
+    match result {
+        Ok(Answered { status, then }) => {
+            record.status(status);
+            match then {
+                Then::Next { behind, upstream_stays } => {
+                    client.window.put_back(behind);
+                    // Nothing is left to be said, now or until it is asked again.
+                    upstream.link.end();
+                    *standing = upstream_stays.then(|| Standing { is_used: true, ..upstream });
+                    Ok(Visit::Next)
+                }
+                Then::Over => {
+                    upstream.link.end();
+                    Ok(Visit::Over(Ending::Closed))
+                }
+                Then::Switch { up, down } => {
+                    let ending = switched(client, &mut upstream.link.stream, &up, &down, idle, &meter).await;
+                    ended(ending, &mut upstream.link).map(Visit::Over)
+                }
+            }
+        }
+        Err(halt) => ended(Err(halt), &mut upstream.link).map(Visit::Over),
+    }
+}
+
+/// Both sides go on in the protocol they have agreed on, unseen from here.
+async fn switched(
+    client: &mut Client,
+    upstream: &mut TcpStream,
+    up: &[u8],
+    down: &[u8],
+    idle: Duration,
+    meter: &Meter,
+) -> Result<Ending, Halt> {
+    let stream = &mut client.link.stream;
+    stream.write_all(down).await.map_err(|_| Halt::Broken(Ending::ClientReset))?;
+    meter.count(Way::Down, down.len());
+    Ok(relay::run(stream, upstream, up, idle, meter).await)
+}
+
+/// Whether a standing upstream is still there and silent: one that speaks without being asked answers nobody.
+fn is_quiet(stream: &TcpStream) -> bool {
+    stream.try_read(&mut [0]).is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock)
+}
+
+/// Resolves what was cleared, and judges what came back.
+async fn permitted(
+    claim: &Claim,
+    clearance: &Clearance,
+    house: &House,
+    record: &mut Record,
+) -> Result<Permit, Refusal> {
+    let House { policy, dns, .. } = house;
     policy.because_of(clearance).iter().for_each(|because| record.because(because));
     let answers = dns.resolve(clearance).await?;
     if claim.name().is_some() || clearance.is_name() {
@@ -139,26 +276,20 @@ async fn connect(
     }
     let permit = policy.by_address(clearance, &answers)?;
     record.because(permit.because());
-    let upstream = Link::new(upstream::dial(&permit, limits.dial).await?);
-    let _ = upstream::set_options(&upstream.stream, limits.keepalive);
-    if let Ok(address) = upstream.stream.peer_addr() {
-        record.upstream(address);
-    }
+    Ok(permit)
+}
+
+/// Dials what was judged.
+async fn dialled(permit: &Permit, house: &House, record: &mut Record) -> Result<Link, Refusal> {
+    let upstream = Link::new(upstream::dial(permit, house.limits.dial).await?);
+    let _ = upstream::set_options(&upstream.stream, house.limits.keepalive);
+    record.upstream_of(&upstream.stream);
     Ok(upstream)
 }
 
-/// Sends on what was peeked, and relays the rest. What stops halfway becomes a reset of both sides, but for
-/// a client that is still to be told why.
-async fn converse(
-    client: &mut Client,
-    upstream: &mut Link,
-    sighting: Option<Sighting>,
-    house: &House,
-    record: &Record,
-) -> Result<Ending, Refusal> {
-    let meter = record.meter();
-    meter.touch();
-    match talk(client, &mut upstream.stream, sighting, house, &meter).await {
+/// What stopped halfway becomes a reset of both sides, but for a client that is still to be told why.
+fn ended(result: Result<Ending, Halt>, upstream: &mut Link) -> Result<Ending, Refusal> {
+    match result {
         Ok(ending) => {
             if ending == Ending::Closed {
                 upstream.end();
@@ -170,27 +301,21 @@ async fn converse(
     }
 }
 
-async fn talk(
+/// Sends on what was peeked, and relays the rest.
+async fn tunnel(
     client: &mut Client,
     upstream: &mut TcpStream,
     sighting: Option<Sighting>,
     house: &House,
     meter: &Meter,
 ) -> Result<Ending, Halt> {
-    let Limits { hello, head, peek, idle, .. } = house.limits;
+    let Limits { hello, peek, idle, .. } = house.limits;
     let mut peeked = client.window.take();
     let stream = &mut client.link.stream;
-    match sighting {
-        Some(Sighting::Http(request)) => {
-            let limits = ExchangeLimits { head, idle };
-            return exchange::run(stream, upstream, &request, &peeked, limits, meter).await;
-        }
-        Some(Sighting::Tls(first)) => {
-            let limits = SettleLimits { hello, again: peek, idle };
-            handshake::settle(stream, upstream, &first, std::mem::take(&mut peeked), limits, meter).await?;
-        }
-        // What a client of a network rule sent while it was being dialled for goes first.
-        None => {}
+    // What a client of a network rule sent while it was being dialled for goes first, unseen.
+    if let Some(Sighting::Tls(first)) = sighting {
+        let limits = SettleLimits { hello, again: peek, idle };
+        handshake::settle(stream, upstream, &first, std::mem::take(&mut peeked), limits, meter).await?;
     }
     client.window.release();
     Ok(relay::run(stream, upstream, &peeked, idle, meter).await)

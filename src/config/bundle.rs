@@ -127,6 +127,9 @@ impl Maker<'_> {
             alpn: None,
             ech: Ech::Outer,
             inner: InnerName::Same,
+            methods: None,
+            paths: None,
+            websocket: false,
             reach: self.reach.clone(),
         });
         made.origins.apps.push(self.origin());

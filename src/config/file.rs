@@ -169,6 +169,15 @@ pub(super) struct ApplicationRule {
     /// What an encrypted client hello means. Default `outer`.
     #[serde(default)]
     pub(super) ech: Option<Ech>,
+    /// Methods of plain HTTP requests, such as `[GET, HEAD]`. Default: every one.
+    #[serde(default)]
+    pub(super) methods: Option<Vec<String>>,
+    /// Paths of plain HTTP requests: `/dists` is it and all under it, `/pool/*/x.deb` a glob. Default: every one.
+    #[serde(default)]
+    pub(super) paths: Option<Vec<String>>,
+    /// Protocols that a plain HTTP connection may change to: `[websocket]`. Default: none.
+    #[serde(default)]
+    pub(super) upgrade: Vec<Upgrade>,
     /// How the SNI relates to the name given in CONNECT or SOCKS. Default `same`.
     #[serde(default)]
     pub(super) sni: Option<Sni>,
@@ -196,6 +205,13 @@ pub(super) enum Ech {
     Outer,
     /// A hello with an ECH extension is refused.
     Deny,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Upgrade {
+    /// RFC 6455; afterwards both sides are relayed unseen.
+    WebSocket,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]

@@ -9,6 +9,7 @@ use ipnet::{IpNet, Ipv6Net};
 use super::check::Findings;
 use super::tags::ServiceTags;
 use super::{Origin, Rules, bundle, file, read_bounded};
+use crate::policy::paths::PathPattern;
 use crate::policy::pattern::Pattern;
 use crate::policy::prefixes::{PrefixSet, prefix};
 use crate::policy::rule::{Action, AppPort, AppProtocol, AppRule, Ech, InnerName, NetPort, NetRule, Reach, Sources};
@@ -86,6 +87,15 @@ fn application_rule(out: &mut Findings<'_>, path: &str, written: &file::Applicat
     if alpn.is_some() && action == Action::Allow && !protocols.iter().any(|app| app.protocol == AppProtocol::Https) {
         out.fault(&format!("{path}.alpn"), "plain HTTP has no ALPN; remove it, or add an https port");
     }
+    let (methods, paths) = requests(out, path, written);
+    if action == Action::Allow && protocols.iter().any(|app| app.protocol == AppProtocol::Https) {
+        let seen =
+            [("methods", methods.is_some()), ("paths", paths.is_some()), ("upgrade", !written.upgrade.is_empty())];
+        for (key, _) in seen.iter().filter(|(_, is_there)| *is_there) {
+            let message = "what is encrypted has no method and no path that could be seen; write a rule of its own for http ports, or remove it";
+            out.fault(&format!("{path}.{key}"), message);
+        }
+    }
     AppRule {
         name: rule_name(written.name.as_deref(), path),
         action,
@@ -96,7 +106,53 @@ fn application_rule(out: &mut Findings<'_>, path: &str, written: &file::Applicat
         alpn,
         ech: if written.ech == Some(file::Ech::Deny) { Ech::Deny } else { Ech::Outer },
         inner: if written.sni == Some(file::Sni::AnyListed) { InnerName::AnyListed } else { InnerName::Same },
+        methods,
+        paths,
+        websocket: written.upgrade.contains(&file::Upgrade::WebSocket),
         reach: reach(out, &format!("{path}.addresses"), written.addresses.as_deref()),
+    }
+}
+
+/// What a rule says of plain HTTP requests.
+fn requests(
+    out: &mut Findings<'_>,
+    path: &str,
+    written: &file::ApplicationRule,
+) -> (Option<Vec<Box<str>>>, Option<Vec<PathPattern>>) {
+    let methods = written.methods.as_ref().map(|list| {
+        let read = |(at, word): (usize, &String)| out.keep(&format!("{path}.methods[{at}]"), method(word));
+        list.iter().enumerate().filter_map(read).collect()
+    });
+    let paths = written.paths.as_ref().map(|list| {
+        let read = |(at, text): (usize, &String)| out.keep(&format!("{path}.paths[{at}]"), PathPattern::parse(text));
+        list.iter().enumerate().filter_map(read).collect()
+    });
+    for (key, is_empty) in [
+        ("methods", written.methods.as_ref().is_some_and(Vec::is_empty)),
+        ("paths", written.paths.as_ref().is_some_and(Vec::is_empty)),
+    ] {
+        if is_empty {
+            out.fault(
+                &format!("{path}.{key}"),
+                "the list is empty, so no request could pass; write some, or remove the key",
+            );
+        }
+    }
+    (methods, paths)
+}
+
+/// RFC 9110 §9.1: a token, and case counts.
+fn method(word: &str) -> Result<Box<str>, String> {
+    let is_token =
+        !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
+    if !is_token || word == "CONNECT" {
+        return Err(format!("`{word}` is no method of a request; write such as GET"));
+    }
+    match word.to_ascii_uppercase() {
+        upper if upper != word && ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"].contains(&&*upper) => {
+            Err(format!("`{word}` is not `{upper}`: case counts; write {upper}"))
+        }
+        _ => Ok(word.into()),
     }
 }
 
@@ -193,6 +249,9 @@ fn deny_has_no_conditions(out: &mut Findings<'_>, path: &str, written: &file::Ap
         ("alpn", written.alpn.is_some()),
         ("ech", written.ech.is_some()),
         ("sni", written.sni.is_some()),
+        ("methods", written.methods.is_some()),
+        ("paths", written.paths.is_some()),
+        ("upgrade", !written.upgrade.is_empty()),
         ("addresses", written.addresses.is_some()),
         ("destination", written.destination.is_some()),
     ];

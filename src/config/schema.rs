@@ -24,9 +24,6 @@ const NOT_YET: &[&str] = &[
     "verify",
     "capture",
     "proxy_protocol",
-    "paths",
-    "methods",
-    "upgrade",
     "clients",
     "until",
 ];

@@ -174,7 +174,7 @@ fn rules_are_checked() {
     fault(&rule("{ action: deny, fqdns: [a.example], ech: deny }"), &[("4:48", "takes no conditions")]);
     fault(
         &rule("{ fqdns: [a.example], protocols: [\"https:443\"], paths: [/x] }"),
-        &[("4:55", "not available in this version")],
+        &[("4:62", "no method and no path that could be seen")],
     );
     fault(&rule("{ fqdns: [a.example], protocols: [\"https:443\"], addresses: [private] }"), &[("4:67", "or public")]);
     fault(
@@ -496,4 +496,32 @@ fn ten_thousand_twins_are_looked_at_once_each() {
     std::fs::write(folder.path().join("t.yaml"), format!("{BASE}policy: {{ application_rules: [{{ name: r, fqdns_file: names.txt, protocols: [\"https:443\"] }}] }}\n")).unwrap();
     let warnings = Settings::lint(&folder.path().join("t.yaml")).unwrap().warnings;
     assert_eq!(warnings.len(), 21, "twenty one by one, the rest together");
+}
+
+#[test]
+fn what_a_rule_says_of_requests_is_checked() {
+    let rule = |text: &str| format!("{BASE}policy: {{ application_rules: [{{ fqdns: [a.example], {text} }}] }}\n");
+    for (text, says) in [
+        ("protocols: [\"https:443\"], methods: [GET]", "no method and no path that could be seen"),
+        ("protocols: [\"http:80\", \"https:443\"], upgrade: [websocket]", "a rule of its own for http ports"),
+        ("protocols: [\"http:80\"], methods: [get]", "case counts; write GET"),
+        ("protocols: [\"http:80\"], methods: [CONNECT]", "is no method of a request"),
+        ("protocols: [\"http:80\"], methods: [\"G T\"]", "is no method of a request"),
+        ("protocols: [\"http:80\"], methods: []", "no request could pass"),
+        ("protocols: [\"http:80\"], paths: []", "no request could pass"),
+        ("protocols: [\"http:80\"], paths: [dists]", "write it from the root, such as /dists"),
+        ("protocols: [\"http:80\"], upgrade: [h2c]", "write `websocket`"),
+        ("action: deny, methods: [GET]", "takes no conditions"),
+    ] {
+        let told = parse(&rule(text)).expect_err(text).to_string();
+        assert!(told.contains(says), "{text}: {told}");
+    }
+    let good =
+        parse(&rule("protocols: [\"http:80\"], methods: [GET, PURGE], paths: [/a, \"/b/*\"], upgrade: [websocket]"))
+            .unwrap();
+    let rule = &good.rules.apps[0];
+    assert_eq!(
+        (rule.methods.as_ref().unwrap().len(), rule.paths.as_ref().unwrap().len(), rule.websocket),
+        (2, 2, true)
+    );
 }

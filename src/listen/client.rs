@@ -12,7 +12,7 @@ use crate::claim::{Claim, ClientAddr, Target, Via};
 use crate::config::ListenerKind;
 use crate::ending::{Reason, Refusal, Stage};
 use crate::peek::http_head::{HeadReader, RequestTarget};
-use crate::peek::{self, Expected, PeekLimits, Sighting, Window};
+use crate::peek::{self, Expected, Fill, PeekLimits, Sighting, Window};
 use crate::relay::Link;
 
 /// Said before the bytes of a CONNECT are read.
@@ -49,14 +49,17 @@ impl Client {
         Self { link, window, address, listener, kind, speech: Speech::ByBytes, go_ahead: None }
     }
 
-    /// Finds out what the client asks for.
+    /// Finds out what the client asks for; `before` is what it asked for earlier on this connection.
     ///
     /// # Errors
     /// A refusal at stage `claim`.
-    pub async fn claim(&mut self, limits: PeekLimits) -> Result<Claimed, Refusal> {
-        match self.kind {
-            ListenerKind::Sni { port } => Ok(self.claimed(Target::Unnamed, port, Via::Steered, None)),
-            ListenerKind::Forward => match self.first_byte(limits.until).await? {
+    pub async fn claim(&mut self, limits: PeekLimits, before: Option<&Claim>) -> Result<Claimed, Refusal> {
+        match (before, self.kind) {
+            // A request in absolute form makes its own claim; in a tunnel it is that of the tunnel.
+            (Some(before), _) if before.via == Via::Absolute => self.claim_http(limits).await,
+            (Some(before), _) => Ok(Claimed { claim: before.clone(), sighting: None }),
+            (None, ListenerKind::Sni { port }) => Ok(self.claimed(Target::Unnamed, port, Via::Steered, None)),
+            (None, ListenerKind::Forward) => match self.first_byte(limits.until).await? {
                 socks5::VERSION => self.claim_socks(limits).await,
                 socks5::VERSION_4 => {
                     self.speech = Speech::Socks4;
@@ -67,6 +70,15 @@ impl Client {
                 _ => Err(Refusal::new(Reason::BadRequest, Stage::Claim)),
             },
         }
+    }
+
+    /// Waits for the first byte of another request. Whoever closes, resets or stays silent has none.
+    pub async fn waits_for_more(&mut self, idle: Duration) -> bool {
+        if !self.window.unread().is_empty() {
+            return true;
+        }
+        let fill = self.window.fill(&mut self.link.stream);
+        matches!(tokio::time::timeout(idle, fill).await, Ok(Ok(Fill::More)))
     }
 
     async fn first_byte(&mut self, until: Instant) -> Result<u8, Refusal> {
@@ -199,6 +211,13 @@ impl Client {
         // However it ends, everything was said.
         let _ = tokio::time::timeout(LINGER, reading).await;
         self.link.end();
+    }
+
+    /// Ends a connection on which nothing is under way.
+    pub async fn leave(mut self) {
+        // A client that is gone is left all the same.
+        let _ = self.link.stream.shutdown().await;
+        self.linger().await;
     }
 
     /// A few bytes into an empty socket buffer. A client that is gone is found out by the next read.

@@ -18,9 +18,30 @@ pub struct RequestHead {
     pub target: RequestTarget,
     pub host: HostField,
     pub body: BodyLength,
+    /// The protocol that the client wants to go on in.
+    pub upgrade: Option<Upgrade>,
     /// Bytes up to and including the empty line.
     pub len: usize,
     is_http_10: bool,
+    /// The client asks for an end after this one.
+    closes: bool,
+}
+
+/// A protocol that a connection may switch to (RFC 9110 §7.8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upgrade {
+    /// RFC 6455.
+    WebSocket,
+}
+
+/// What is said of the connection on one side of egret (RFC 9112 §9.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Onward {
+    /// Another message may follow: the default of HTTP/1.1, for which nothing is said.
+    Stay,
+    Close,
+    /// The protocol changes with this message.
+    Switch,
 }
 
 /// RFC 9112 §3.2.
@@ -76,11 +97,11 @@ impl HeadReader {
         RequestHead::read(head).map(Some)
     }
 
-    /// The head of a response as it goes to the client: the connection ends with it. `None` for "need more".
+    /// The head of a response. `None` for "need more".
     ///
     /// # Errors
     /// A reason for bytes that begin no HTTP/1 response, or past `limit`.
-    pub fn closing_response(&mut self, raw: &[u8], limit: usize) -> Result<Option<ResponseHead>, Reason> {
+    pub fn response(&mut self, raw: &[u8], limit: usize) -> Result<Option<ResponseHead>, Reason> {
         let Some(head) = self.head(raw, limit)? else { return Ok(None) };
         ResponseHead::read(head).map(Some)
     }
@@ -92,6 +113,10 @@ impl HeadReader {
             self.at += 1;
             if self.at > limit {
                 return Err(Reason::HeadTooLarge);
+            }
+            // No method begins like this, and no more of it need be waited for.
+            if self.at == 1 && !byte.is_ascii_graphic() && *byte != b'\r' && *byte != b'\n' {
+                return Err(Reason::BadRequest);
             }
             match (self.previous.replace(*byte), byte) {
                 (Some(b'\r'), b'\n') if self.line == 1 => {
@@ -120,6 +145,10 @@ impl RequestHead {
     }
 
     fn read(head: &[u8]) -> Result<Self, Reason> {
+        // RFC 9113 §3.4: the preface of HTTP/2, which has no request that could be judged here.
+        if head.starts_with(b"PRI * HTTP/2.0\r\n") {
+            return Err(Reason::UpgradeDenied);
+        }
         check_bytes(head)?;
         let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
         let mut request = httparse::Request::new(&mut fields);
@@ -147,13 +176,18 @@ impl RequestHead {
         if matches!(target, RequestTarget::Authority(_)) && body != BodyLength::Exactly(0) {
             return Err(Reason::AmbiguousRequest);
         }
-        if seen.upgrade {
+        // RFC 6455 §4.1: a GET of HTTP/1.1 without a body.
+        let may_upgrade = method == "GET" && !is_http_10 && body == BodyLength::Exactly(0);
+        if seen.upgrade.is_some() && !may_upgrade {
             return Err(Reason::UpgradeDenied);
         }
         if seen.host == HostField::Absent && !is_http_10 {
             return Err(Reason::NoHost);
         }
-        Ok(Self { method: method.into(), target, host: seen.host, body, len: head.len(), is_http_10 })
+        // HTTP/1.0 stays only where both sides know a word that proxies were never good with.
+        let closes = is_http_10 || seen.closes;
+        let Fields { host, upgrade, .. } = seen;
+        Ok(Self { method: method.into(), target, host, body, upgrade, len: head.len(), is_http_10, closes })
     }
 
     /// The one authority this request is for: the target's where it has one, and then Host must agree
@@ -180,11 +214,31 @@ impl RequestHead {
         }
     }
 
-    /// The head as it goes to the origin: origin-form, without what concerns this hop only
-    /// (RFC 9110 §7.6.1), and with the connection closed afterwards so that no second request follows.
-    /// Every other field keeps its bytes, its order and its case.
+    /// The path with its query; CONNECT has none.
     #[must_use]
-    pub fn for_origin(&self, raw: &[u8]) -> Vec<u8> {
+    pub fn path(&self) -> Option<&str> {
+        match &self.target {
+            RequestTarget::Origin(path) | RequestTarget::Absolute { path, .. } => Some(path),
+            RequestTarget::Authority(_) => None,
+        }
+    }
+
+    /// Whether another request may follow this one.
+    #[must_use]
+    pub const fn stays(&self) -> bool {
+        !self.closes
+    }
+
+    /// Whether nothing changes if it is sent twice (RFC 9110 §9.2.1), and all of it is at hand.
+    #[must_use]
+    pub fn is_repeatable(&self) -> bool {
+        matches!(&*self.method, "GET" | "HEAD" | "OPTIONS") && self.body == BodyLength::Exactly(0)
+    }
+
+    /// The head as it goes to the origin: origin-form, and without what concerns this hop only
+    /// (RFC 9110 §7.6.1). Every other field keeps its bytes, its order and its case.
+    #[must_use]
+    pub fn for_origin(&self, raw: &[u8], onward: Onward) -> Vec<u8> {
         let head = raw.get(..self.len).unwrap_or_default();
         let path = match &self.target {
             RequestTarget::Origin(path) | RequestTarget::Absolute { path, .. } => path,
@@ -195,8 +249,19 @@ impl RequestHead {
             out.extend_from_slice(format!("Host: {authority}\r\n").as_bytes());
         }
         out.extend(kept_fields(head).flat_map(<[u8]>::iter));
-        out.extend_from_slice(b"Connection: close\r\n\r\n");
+        out.extend_from_slice(onward.fields());
         out
+    }
+}
+
+impl Onward {
+    /// What is said of it, and the end of the head.
+    const fn fields(self) -> &'static [u8] {
+        match self {
+            Self::Stay => b"\r\n",
+            Self::Close => b"Connection: close\r\n\r\n",
+            Self::Switch => b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        }
     }
 }
 
@@ -210,16 +275,17 @@ impl std::fmt::Display for Authority {
     }
 }
 
-/// A response head ready to be sent on.
+/// One response head.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ResponseHead {
-    pub bytes: Vec<u8>,
-    /// How many received bytes it stands for.
+    pub status: u16,
+    /// Bytes up to and including the empty line.
     pub len: usize,
-    /// 1xx: another head follows.
-    pub is_interim: bool,
     /// Judged only where the answer has a body: that of HEAD has none, whatever it says.
     pub body: Result<AnswerLength, Reason>,
+    /// The protocol that the server goes on in.
+    pub upgrade: Option<Upgrade>,
+    stays: bool,
 }
 
 /// How long an answer's body is (RFC 9112 §6.3).
@@ -238,35 +304,61 @@ impl ResponseHead {
         let (Ok(httparse::Status::Complete(_)), Some(status)) = (parsed, response.code) else {
             return Err(Reason::BadRequest);
         };
-        // No request asked for it: an upgrade is refused before it is sent on.
-        if status == 101 {
-            return Err(Reason::UpgradeDenied);
-        }
-        let is_interim = (100..200).contains(&status);
         let body = answer_length(status, response.headers);
-        let bytes = if is_interim {
-            head.to_vec()
-        } else {
-            let mut out = head.get(first_line(head)).unwrap_or_default().to_vec();
-            out.extend(kept_fields(head).flat_map(<[u8]>::iter));
-            out.extend_from_slice(b"Connection: close\r\n\r\n");
-            out
-        };
-        Ok(Self { bytes, len: head.len(), is_interim, body })
+        let stays = response.version == Some(1) && !closes(response.headers);
+        let mut upgrades = named(response.headers, "upgrade");
+        let upgrade = upgrades.next().and_then(upgrade).filter(|_| upgrades.next().is_none());
+        Ok(Self { status, len: head.len(), body, upgrade, stays })
     }
+
+    /// 1xx but for a switch: another head follows.
+    #[must_use]
+    pub const fn is_interim(&self) -> bool {
+        self.status >= 100 && self.status < 200 && self.status != 101
+    }
+
+    /// Whether the server may be asked again.
+    #[must_use]
+    pub const fn stays(&self) -> bool {
+        self.stays
+    }
+
+    /// The head as it goes to the client, without what concerned the other hop only; an interim one as it came.
+    #[must_use]
+    pub fn for_client(&self, raw: &[u8], onward: Onward) -> Vec<u8> {
+        let head = raw.get(..self.len).unwrap_or_default();
+        if self.is_interim() {
+            return head.to_vec();
+        }
+        let mut out = head.get(first_line(head)).unwrap_or_default().to_vec();
+        out.extend(kept_fields(head).flat_map(<[u8]>::iter));
+        out.extend_from_slice(onward.fields());
+        out
+    }
+}
+
+fn named<'a>(headers: &'a [httparse::Header<'a>], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    headers.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
+}
+
+/// Whether the sender's side ends with this message (RFC 9112 §9.6).
+fn closes(headers: &[httparse::Header<'_>]) -> bool {
+    let mut options = named(headers, "connection").flat_map(|value| value.split(|b| *b == b','));
+    options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
+}
+
+/// The one protocol that may be switched to.
+fn upgrade(value: &[u8]) -> Option<Upgrade> {
+    value.eq_ignore_ascii_case(b"websocket").then_some(Upgrade::WebSocket)
 }
 
 /// Two lengths are no length: a client behind could be made to read one answer as two.
 fn answer_length(status: u16, headers: &[httparse::Header<'_>]) -> Result<AnswerLength, Reason> {
-    let named = |name: &str| {
-        let name = name.to_owned();
-        headers.iter().filter(move |field| field.name.eq_ignore_ascii_case(&name)).map(|field| field.value)
-    };
     if matches!(status, 100..200 | 204 | 304) {
         return Ok(AnswerLength::Framed(BodyLength::Exactly(0)));
     }
-    let codings: Vec<&[u8]> = named("transfer-encoding").collect();
-    let lengths = named("content-length").map(content_length).collect::<Result<Vec<_>, _>>()?;
+    let codings: Vec<&[u8]> = named(headers, "transfer-encoding").collect();
+    let lengths = named(headers, "content-length").map(content_length).collect::<Result<Vec<_>, _>>()?;
     match (codings.as_slice(), lengths.as_slice()) {
         ([], []) => Ok(AnswerLength::ToTheEnd),
         ([], [n]) => Ok(AnswerLength::Framed(BodyLength::Exactly(*n))),
@@ -376,12 +468,14 @@ struct Fields {
     host: HostField,
     lengths: Vec<u64>,
     codings: usize,
-    upgrade: bool,
+    upgrade: Option<Upgrade>,
+    closes: bool,
 }
 
 impl Fields {
     fn read(headers: &[httparse::Header<'_>]) -> Result<Self, Reason> {
-        let mut seen = Self { host: HostField::Absent, lengths: Vec::new(), codings: 0, upgrade: false };
+        let (host, lengths) = (HostField::Absent, Vec::new());
+        let mut seen = Self { host, lengths, codings: 0, upgrade: None, closes: closes(headers) };
         for field in headers {
             let value = field.value;
             match field.name.to_ascii_lowercase().as_str() {
@@ -398,7 +492,10 @@ impl Fields {
                 "transfer-encoding" => return Err(Reason::BadRequest),
                 // Gateways turn `_` into `-`: what frames a message there must not hide here.
                 "content_length" | "transfer_encoding" => return Err(Reason::AmbiguousRequest),
-                "upgrade" => seen.upgrade = true,
+                "upgrade" => match upgrade(value) {
+                    Some(known) if seen.upgrade.is_none() => seen.upgrade = Some(known),
+                    _ => return Err(Reason::UpgradeDenied),
+                },
                 _ => {}
             }
         }
@@ -487,7 +584,7 @@ mod tests {
         use Reason::{BadHost, BadRequest, NoHost, UpgradeDenied};
         refused("\x16\x03\x01\r\n\r\n", BadRequest);
         refused("\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", BadRequest);
-        refused("PRI * HTTP/2.0\r\n\r\n", BadRequest);
+        refused("PRI * HTTP/2.0\r\n\r\n", UpgradeDenied);
         refused("GET /\r\n\r\n", BadRequest);
         refused("GET  / HTTP/1.1\r\nHost: a\r\n\r\n", BadRequest);
         refused("GET / HTTP/1.1\r\nHost : a\r\n\r\n", BadRequest);
@@ -509,7 +606,11 @@ mod tests {
         refused("GET / HTTP/1.1\r\nX: a\r\n\r\n", NoHost);
         refused("GET / HTTP/1.1\r\nHost:\r\n\r\n", NoHost);
         refused("GET / HTTP/1.0\r\n\r\n", NoHost);
-        refused("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\n\r\n", UpgradeDenied);
+        for upgrade in ["h2c", "websocket, h2c", "websocket\r\nUpgrade: websocket", "TLS/1.0", ""] {
+            refused(&format!("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: {upgrade}\r\n\r\n"), UpgradeDenied);
+        }
+        refused("POST / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n", UpgradeDenied);
+        refused("GET / HTTP/1.0\r\nHost: a\r\nUpgrade: websocket\r\n\r\n", UpgradeDenied);
         let long = format!("GET / HTTP/1.1\r\nX: {}", "a".repeat(1 << 16));
         assert_eq!(look(&long), Err(Reason::HeadTooLarge));
     }
@@ -524,7 +625,8 @@ mod tests {
         assert_eq!(reader.look(raw, 99).unwrap(), RequestHead::look(raw, 99).unwrap());
         let head = look("OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n").unwrap().unwrap();
         assert!(
-            head.for_origin(b"OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n").starts_with(b"OPTIONS * HTTP/1.1\r\n")
+            head.for_origin(b"OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n", Onward::Stay)
+                .starts_with(b"OPTIONS * HTTP/1.1\r\n")
         );
     }
 
@@ -533,22 +635,45 @@ mod tests {
         let raw = "GET http://a.example/p?q HTTP/1.1\r\nHost: a.example\r\nX-oDD:  v \r\nConnection: X-Drop, keep-alive\r\n\
                    X-Drop: 1\r\nProxy-Connection: keep-alive\r\nProxy-Authorization: Basic c2VjcmV0\r\n\r\n";
         let head = allowed(raw, "a.example");
-        let sent = String::from_utf8(head.for_origin(raw.as_bytes())).unwrap();
-        assert_eq!(sent, "GET /p?q HTTP/1.1\r\nHost: a.example\r\nX-oDD:  v \r\nConnection: close\r\n\r\n");
+        let sent = |onward| String::from_utf8(head.for_origin(raw.as_bytes(), onward)).unwrap();
+        let kept = "GET /p?q HTTP/1.1\r\nHost: a.example\r\nX-oDD:  v \r\n";
+        assert_eq!(sent(Onward::Stay), format!("{kept}\r\n"));
+        assert_eq!(sent(Onward::Close), format!("{kept}Connection: close\r\n\r\n"));
+        assert_eq!(sent(Onward::Switch), format!("{kept}Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"));
+    }
+
+    #[test]
+    fn who_stays_is_said_by_both() {
+        let stays =
+            |first: &str, fields: &str| look(&format!("{first}\r\nHost: a\r\n{fields}\r\n")).unwrap().unwrap().stays();
+        assert!(stays("GET / HTTP/1.1", "") && stays("GET / HTTP/1.1", "Connection: keep-alive\r\n"));
+        assert!(
+            !stays("GET / HTTP/1.1", "Connection: x, CLOSE\r\n")
+                && !stays("GET / HTTP/1.0", "Connection: keep-alive\r\n")
+        );
+        let answer = |first: &str, fields: &str| {
+            HeadReader::default().response(format!("{first}\r\n{fields}\r\n").as_bytes(), 1 << 16).unwrap().unwrap()
+        };
+        assert!(answer("HTTP/1.1 200 OK", "").stays() && !answer("HTTP/1.0 200 OK", "").stays());
+        assert!(!answer("HTTP/1.1 200 OK", "Connection: close\r\n").stays());
+        assert_eq!(answer("HTTP/1.1 101 S", "Upgrade: WebSocket\r\n").upgrade, Some(Upgrade::WebSocket));
+        assert_eq!(answer("HTTP/1.1 101 S", "Upgrade: h2c\r\n").upgrade, None);
+        assert_eq!(answer("HTTP/1.1 101 S", "Upgrade: websocket\r\nUpgrade: h2c\r\n").upgrade, None);
     }
 
     #[test]
     fn the_client_is_told_that_the_connection_ends() {
         let raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\nhi";
-        let closing_response = |raw: &[u8]| HeadReader::default().closing_response(raw, 1 << 16);
-        let head = closing_response(raw).unwrap().unwrap();
-        assert_eq!(head.bytes, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n");
-        assert_eq!((head.len, head.is_interim), (raw.len() - 2, false));
-        assert_eq!(closing_response(b"SSH-2.0-x\r\n\r\n"), Err(Reason::BadRequest));
-        assert_eq!(closing_response(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"), Err(Reason::UpgradeDenied));
-        assert!(closing_response(b"HTTP/1.1 100 Continue\r\n\r\n").unwrap().unwrap().is_interim);
+        let response = |raw: &[u8]| HeadReader::default().response(raw, 1 << 16);
+        let head = response(raw).unwrap().unwrap();
+        let kept = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n";
+        assert_eq!(head.for_client(raw, Onward::Close), format!("{kept}Connection: close\r\n\r\n").as_bytes());
+        assert_eq!(head.for_client(raw, Onward::Stay), format!("{kept}\r\n").as_bytes());
+        assert_eq!((head.len, head.is_interim()), (raw.len() - 2, false));
+        assert_eq!(response(b"SSH-2.0-x\r\n\r\n"), Err(Reason::BadRequest));
+        assert!(response(b"HTTP/1.1 100 Continue\r\n\r\n").unwrap().unwrap().is_interim());
         let length = |fields: &str| {
-            closing_response(format!("HTTP/1.1 200 OK\r\n{fields}\r\n").as_bytes()).and_then(|h| h.unwrap().body)
+            response(format!("HTTP/1.1 200 OK\r\n{fields}\r\n").as_bytes()).and_then(|h| h.unwrap().body)
         };
         assert_eq!(length("Content-Length: 7\r\n"), Ok(AnswerLength::Framed(BodyLength::Exactly(7))));
         assert_eq!(length("Transfer-Encoding: chunked\r\n"), Ok(AnswerLength::Framed(BodyLength::Chunked)));

@@ -120,6 +120,7 @@ impl Policy {
             alpn: (!question.alpn.is_empty()).then_some(&question.alpn),
             ech: false,
             inner: InnerName::Same,
+            request: None,
         };
         self.first_grant(name, &evidence)
     }
@@ -200,6 +201,7 @@ impl Policy {
                 alpn: None,
                 ech: false,
                 inner: InnerName::Same,
+                request: None,
             };
             match self.first_grant(name, &evidence) {
                 Ok(because) => return Ok(because),

@@ -133,6 +133,12 @@ impl Policy {
                 let alpn = rule.alpn.iter().flatten().map(|p| p.escape_ascii().to_string()).collect();
                 format!("rule {name} allows it, with no ALPN beyond {}", join(alpn))
             }
+            Progress::Method => {
+                let methods = rule.methods.iter().flatten().map(ToString::to_string).collect();
+                format!("rule {name} allows it, with the methods {}", join(methods))
+            }
+            Progress::Path => format!("rule {name} allows it, on other paths"),
+            Progress::Upgrade => format!("rule {name} allows it, without a change of protocol"),
             Progress::Alpn => format!("rule {name} allows it, with the name in the clear"),
         })
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::kept::Kept;
+use super::paths::PathPattern;
 use super::pattern::Pattern;
 use super::prefixes::PrefixSet;
 use crate::name::HostName;
@@ -116,6 +117,12 @@ pub struct AppRule {
     pub alpn: Option<Vec<Box<[u8]>>>,
     pub ech: Ech,
     pub inner: InnerName,
+    /// Methods of plain HTTP requests; `None` asks nothing.
+    pub methods: Option<Vec<Box<str>>>,
+    /// Paths of plain HTTP requests; `None` asks nothing.
+    pub paths: Option<Vec<PathPattern>>,
+    /// Whether a plain HTTP connection may become a WebSocket.
+    pub websocket: bool,
     pub reach: Reach,
 }
 

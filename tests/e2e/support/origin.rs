@@ -55,6 +55,53 @@ impl Recorder {
         })
     }
 
+    /// A server that answers the first head and then sends back what it hears.
+    pub fn echoing(ip: IpAddr, port: u16, answer: &'static [u8]) -> Self {
+        Self::forward_to(ip, port, move |mut stream, keep| {
+            let (mut held, mut chunk) = (Vec::new(), [0; 65536]);
+            let mut answered = false;
+            while let Ok(n) = stream.read(&mut chunk) {
+                if n == 0 {
+                    break;
+                }
+                keep(&chunk[..n]);
+                held.extend_from_slice(&chunk[..n]);
+                if !answered {
+                    let Some(end) = held.windows(4).position(|w| w == b"\r\n\r\n") else { continue };
+                    held.drain(..end + 4);
+                    answered = true;
+                    let _ = stream.write_all(answer);
+                }
+                let _ = stream.write_all(&held);
+                held.clear();
+            }
+        })
+    }
+
+    /// A server of plain HTTP that answers every request of a connection with its path, until it is told to close.
+    pub fn serving(ip: IpAddr, port: u16) -> Self {
+        Self::forward_to(ip, port, |mut stream, keep| {
+            let (mut held, mut chunk) = (Vec::new(), [0; 65536]);
+            while let Ok(n) = stream.read(&mut chunk) {
+                if n == 0 {
+                    break;
+                }
+                keep(&chunk[..n]);
+                held.extend_from_slice(&chunk[..n]);
+                while let Some(len) = whole_request(&held) {
+                    let text = String::from_utf8_lossy(&held[..len]).into_owned();
+                    let path = text.split(' ').nth(1).unwrap_or_default().to_owned();
+                    held.drain(..len);
+                    let body = if text.starts_with("HEAD ") { "" } else { &path };
+                    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", path.len());
+                    if stream.write_all(answer.as_bytes()).is_err() || text.contains("Connection: close\r\n") {
+                        return;
+                    }
+                }
+            }
+        })
+    }
+
     /// A recorder in front of another server: what passes towards it is kept.
     pub fn in_front_of(ip: IpAddr, port: u16, server: SocketAddr) -> Self {
         Self::forward_to(ip, port, move |mut stream, keep| {
@@ -203,4 +250,17 @@ impl Nginx {
         eventually("nginx serves TLS", || TcpStream::connect((ip, https)).is_ok());
         Self { root, _server: server }
     }
+}
+
+/// The length of the first request, if all of it is here. For what egret sends: it is well formed.
+fn whole_request(bytes: &[u8]) -> Option<usize> {
+    let head = bytes.windows(4).position(|w| w == b"\r\n\r\n")? + 4;
+    let text = String::from_utf8_lossy(&bytes[..head]).to_lowercase();
+    if text.contains("transfer-encoding: chunked") {
+        let end = bytes[head..].windows(5).position(|w| w == b"0\r\n\r\n")?;
+        return Some(head + end + 5);
+    }
+    let length = text.split("content-length:").nth(1).and_then(|rest| rest.lines().next()?.trim().parse().ok());
+    let whole = head + length.unwrap_or(0);
+    (bytes.len() >= whole).then_some(whole)
 }

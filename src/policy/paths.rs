@@ -1,0 +1,187 @@
+//! Paths of plain HTTP requests: one spelling for all who read them, and patterns held against it.
+//!
+//! A path that two servers could read differently has no such spelling, and no rule with `paths` allows it.
+
+use globset::{GlobBuilder, GlobMatcher};
+
+/// What a rule says of paths.
+#[derive(Clone, Debug)]
+pub struct PathPattern(Shape);
+
+#[derive(Clone, Debug)]
+enum Shape {
+    /// The path itself and all under it.
+    Under(Box<str>),
+    Glob(Box<GlobMatcher>),
+}
+
+impl PathPattern {
+    /// Reads `/dists`, which is the path and all under it, or a glob: `/pool/*/x?.deb`, `/pool/**`.
+    ///
+    /// # Errors
+    /// A sentence that says what to write instead.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if !text.starts_with('/') {
+            return Err(format!("`{text}` is no path; write it from the root, such as /{text}"));
+        }
+        if text.contains(['#', ' ']) || text.bytes().any(|b| !(0x20..0x7f).contains(&b)) {
+            return Err(format!("`{text}` holds what no path does; write it percent-encoded"));
+        }
+        if text.contains(['*', '?', '[', '{']) {
+            let glob = GlobBuilder::new(text).literal_separator(true).backslash_escape(false).build();
+            let glob = glob.map_err(|e| format!("`{text}` is no glob: {}", e.kind()))?;
+            return Ok(Self(Shape::Glob(Box::new(glob.compile_matcher()))));
+        }
+        match normal(text) {
+            Some(plain) if plain == text => Ok(Self(Shape::Under(text.trim_end_matches('/').into()))),
+            Some(plain) => Err(format!("`{text}` is matched in its plain spelling; write {plain}")),
+            None => Err(format!(
+                "`{text}` has no plain spelling, so that nothing could match it; write it without encoded slashes and dots"
+            )),
+        }
+    }
+
+    /// Whether a path in its plain spelling fits.
+    #[must_use]
+    pub fn fits(&self, plain: &str) -> bool {
+        match &self.0 {
+            Shape::Under(front) => {
+                plain.strip_prefix(&**front).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            }
+            Shape::Glob(glob) => glob.is_match(plain),
+        }
+    }
+}
+
+/// The plain spelling of a request's path, without its query: RFC 3986 §6.2.2, and runs of slashes as one.
+/// `None` where servers disagree: encoded slashes, backslashes and zeros, what is encoded twice, what leads
+/// above the root, and dots with parameters.
+#[must_use]
+pub fn normal(target: &str) -> Option<String> {
+    let path = target.split('?').next().unwrap_or_default();
+    let decoded = decode(path.as_bytes())?;
+    let mut kept: Vec<&str> = Vec::new();
+    let mut segments = decoded.split('/');
+    if segments.next() != Some("") || decoded.is_empty() {
+        return None;
+    }
+    let mut ends_in_slash = false;
+    for segment in segments {
+        ends_in_slash = matches!(segment, "" | "." | "..");
+        match segment {
+            "" | "." => {}
+            ".." => drop(kept.pop()?),
+            // Some servers cut parameters off before they look at dots.
+            dots if dots.split(';').next().is_some_and(|front| front != dots && matches!(front, "." | ".." | "")) => {
+                return None;
+            }
+            segment => kept.push(segment),
+        }
+    }
+    let mut out = String::with_capacity(decoded.len());
+    for segment in &kept {
+        out.push('/');
+        out.push_str(segment);
+    }
+    if ends_in_slash || kept.is_empty() {
+        out.push('/');
+    }
+    Some(out)
+}
+
+/// Unreserved characters as themselves, everything else encoded in capitals.
+fn decode(path: &[u8]) -> Option<String> {
+    let mut out = String::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((first, after)) = rest.split_first() {
+        rest = after;
+        match first {
+            b'\\' => return None,
+            b'%' => {
+                let (digits, after) = rest.split_at_checked(2)?;
+                let byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+                if !digits.iter().all(u8::is_ascii_hexdigit) {
+                    return None;
+                }
+                rest = after;
+                let twice = byte == b'%' && rest.get(..2).is_some_and(|two| two.iter().all(u8::is_ascii_hexdigit));
+                match byte {
+                    b'/' | b'\\' | 0 => return None,
+                    _ if twice => return None,
+                    b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+                    byte if byte.is_ascii_alphanumeric() => out.push(char::from(byte)),
+                    byte => out.push_str(&format!("%{byte:02X}")),
+                }
+            }
+            byte => out.push(char::from(*byte)),
+        }
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_has_one_spelling_or_none() {
+        for (written, plain) in [
+            ("/", "/"),
+            ("/a/b?x=/../y", "/a/b"),
+            ("/a/./b/../c", "/a/c"),
+            ("/a/..", "/"),
+            ("/a/b/.", "/a/b/"),
+            ("//a///b//", "/a/b/"),
+            ("/%61%2Eb/%2e%2E/c", "/c"),
+            ("/a%20b%3f", "/a%20b%3F"),
+            ("/a%25", "/a%25"),
+            ("/a;v=1/b", "/a;v=1/b"),
+        ] {
+            assert_eq!(normal(written).as_deref(), Some(plain), "{written}");
+            assert_eq!(normal(plain).as_deref(), Some(plain), "a plain spelling is its own");
+        }
+        for written in [
+            "",
+            "a",
+            "*",
+            "/..",
+            "/a/../..",
+            "/%2e%2e/a",
+            "/a%2fb",
+            "/a%5Cb",
+            "/a\\b",
+            "/a%00",
+            "/%",
+            "/%2",
+            "/%zz",
+            "/%+1",
+            "/a/%252e%252e",
+            "/a/..;/b",
+            "/.;x/b",
+            "/;/b",
+        ] {
+            assert_eq!(normal(written), None, "{written}");
+        }
+    }
+
+    #[test]
+    fn patterns_hold_where_they_say() {
+        let fits = |pattern: &str, path: &str| PathPattern::parse(pattern).unwrap().fits(&normal(path).unwrap());
+        assert!(fits("/dists", "/dists") && fits("/dists", "/dists/") && fits("/dists", "/dists/x/y"));
+        assert!(!fits("/dists", "/distsx") && !fits("/dists", "/dist") && !fits("/dists", "/x/dists"));
+        assert!(!fits("/dists", "/dists/../pool") && fits("/dists/", "/dists/x") && fits("/", "/anything"));
+        assert!(fits("/pool/*/x?.deb", "/pool/main/xy.deb") && !fits("/pool/*/x?.deb", "/pool/a/b/xy.deb"));
+        assert!(fits("/pool/**", "/pool/a/b/c") && !fits("/pool/**", "/poo/a"));
+        for (bad, says) in [
+            ("dists", "write it from the root, such as /dists"),
+            ("/a b", "percent-encoded"),
+            ("/a#b", "percent-encoded"),
+            ("/a/../b", "write /b"),
+            ("/a%2fb", "has no plain spelling"),
+            ("/[a", "is no glob"),
+        ] {
+            let fault = PathPattern::parse(bad).unwrap_err();
+            assert!(fault.contains(says), "{bad}: {fault}");
+        }
+    }
+}
