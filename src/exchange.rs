@@ -372,6 +372,9 @@ impl Body {
     fn size_line(&mut self, rest: &[u8]) -> Result<Option<usize>, Reason> {
         let Some(line) = line(rest, MAX_CHUNK_LINE)? else { return Ok(None) };
         let digits = line.split(|b| *b == b';').next().unwrap_or_default();
+        if !self.padded && !are_extensions(line.get(digits.len()..).unwrap_or_default()) {
+            return Err(Reason::BadRequest);
+        }
         let digits = if self.padded { digits.trim_ascii_end() } else { digits };
         // Fifteen digits cannot overflow, and no chunk is that long.
         if digits.is_empty() || digits.len() > 15 || !digits.iter().all(u8::is_ascii_hexdigit) {
@@ -396,9 +399,55 @@ impl Body {
     fn trailer(&mut self, rest: &[u8], seen: usize) -> Result<Option<usize>, Reason> {
         let Some(line) = line(rest, MAX_TRAILERS.saturating_sub(seen))? else { return Ok(None) };
         let n = line.len() + 2;
+        if !self.padded && !line.is_empty() && !is_trailer(line) {
+            return Err(Reason::BadRequest);
+        }
         self.state = if line.is_empty() { BodyState::Done } else { BodyState::Trailers { seen: seen + n } };
         Ok(Some(n))
     }
+}
+
+/// RFC 9110 §6.5.1: a field, and none that frames or routes, which some recipients would merge into the head.
+fn is_trailer(line: &[u8]) -> bool {
+    const NEVER: [&[u8]; 6] = [b"transfer-encoding", b"content-length", b"host", b"connection", b"te", b"upgrade"];
+    let name = line.split(|b| *b == b':').next().filter(|name| name.len() < line.len()).unwrap_or_default();
+    let is_token = !name.is_empty() && name.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b));
+    is_token && !NEVER.iter().any(|never| name.eq_ignore_ascii_case(never))
+}
+
+/// RFC 9112 §7.1.1, without the blanks that it grudges: `;name`, `;name=token`, `;name="text"`, any number.
+fn are_extensions(mut text: &[u8]) -> bool {
+    let token =
+        |text: &[u8]| text.iter().take_while(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b)).count();
+    while let Some((b';', rest)) = text.split_first() {
+        let name = token(rest);
+        text = rest.get(name..).unwrap_or_default();
+        if name == 0 {
+            return false;
+        }
+        let Some((b'=', value)) = text.split_first() else { continue };
+        let len = match value.strip_prefix(b"\"") {
+            Some(quoted) => quoted_len(quoted).map(|n| n + 1),
+            None => Some(token(value)).filter(|n| *n > 0),
+        };
+        let Some(len) = len else { return false };
+        text = value.get(len..).unwrap_or_default();
+    }
+    text.is_empty()
+}
+
+/// Bytes up to and with the closing quote.
+fn quoted_len(text: &[u8]) -> Option<usize> {
+    let mut escaped = false;
+    for (at, byte) in text.iter().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => return Some(at + 1),
+            _ => {}
+        }
+    }
+    None
 }
 
 /// A line up to its CRLF, without it; a bare CR or LF, or a control byte, is a refusal.
@@ -455,6 +504,7 @@ mod tests {
         check(Exactly(4), b"abc", Ok(None));
         check(Chunked, b"3\r\nabc\r\n0\r\n\r\nGET /second", Ok(Some(13)));
         check(Chunked, b"A;x=\"y\"\r\n0123456789\r\n0\r\nT: v\r\n\r\n!", Ok(Some(32)));
+        check(Chunked, b"1;a;b=c;d=\"e;\\\"\"\r\nx\r\n0\r\n\r\n", Ok(Some(26)));
         check(Chunked, b"3\r\nabc\r\n", Ok(None));
         for bad in [
             &b"3\nabc\r\n0\r\n\r\n"[..],
@@ -468,6 +518,16 @@ mod tests {
             b"3\r\nabc\n",
             b"0\r\nT: v\n\r\n",
             b"3\x0b\r\n",
+            b"3;\r\n",
+            b"3;a=\r\n",
+            b"3;a=\"b\r\n",
+            b"3;a=b c\r\n",
+            b"0\r\nno field\r\n\r\n",
+            b"0\r\n folded: x\r\n\r\n",
+            b"0\r\nContent-Length: 3\r\n\r\n",
+            b"0\r\nhost: b\r\n\r\n",
+            b"3 ;a\r\n",
+            b"3;=b\r\n",
         ] {
             check(Chunked, bad, Err(Reason::BadRequest));
         }

@@ -74,11 +74,24 @@ impl Client {
 
     /// Waits for the first byte of another request. Whoever closes, resets or stays silent has none.
     pub async fn waits_for_more(&mut self, idle: Duration) -> bool {
-        if !self.window.unread().is_empty() {
-            return true;
+        let until = Instant::now() + idle;
+        let mut skipped = false;
+        loop {
+            match self.window.unread() {
+                // RFC 9112 §2.2: one empty line is ignored. Old clients send it behind a body.
+                [b'\r', b'\n', ..] if !skipped => {
+                    self.window.consume(2);
+                    skipped = true;
+                }
+                [] | [b'\r'] => {
+                    let fill = self.window.fill(&mut self.link.stream);
+                    if !matches!(tokio::time::timeout_at(until, fill).await, Ok(Ok(Fill::More))) {
+                        return false;
+                    }
+                }
+                _ => return true,
+            }
         }
-        let fill = self.window.fill(&mut self.link.stream);
-        matches!(tokio::time::timeout(idle, fill).await, Ok(Ok(Fill::More)))
     }
 
     async fn first_byte(&mut self, until: Instant) -> Result<u8, Refusal> {

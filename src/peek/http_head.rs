@@ -347,6 +347,14 @@ fn closes(headers: &[httparse::Header<'_>]) -> bool {
     options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
 }
 
+/// Whether a Connection field names a field that frames or routes the message.
+fn names_framing(value: &[u8]) -> bool {
+    let mut options = value.split(|b| *b == b',').map(<[u8]>::trim_ascii);
+    options.any(|option| {
+        [&b"host"[..], b"content-length", b"transfer-encoding"].iter().any(|name| option.eq_ignore_ascii_case(name))
+    })
+}
+
 /// The one protocol that may be switched to.
 fn upgrade(value: &[u8]) -> Option<Upgrade> {
     value.eq_ignore_ascii_case(b"websocket").then_some(Upgrade::WebSocket)
@@ -447,6 +455,8 @@ fn read_authority(bytes: &[u8]) -> Result<Authority, NameFault> {
     let after_bracket = bytes.iter().rposition(|b| *b == b']').map_or(0, |at| at + 1);
     let colon = bytes.iter().skip(after_bracket).position(|b| *b == b':').map(|at| at + after_bracket);
     let (host, port) = match colon.and_then(|at| bytes.split_at_checked(at)) {
+        // RFC 3986 §3.2.3: a port may be empty, which is none.
+        Some((host, b":")) => (host, None),
         Some((host, port)) => (host, Some(read_port(port.get(1..).unwrap_or_default())?)),
         None => (bytes, None),
     };
@@ -492,6 +502,8 @@ impl Fields {
                 "transfer-encoding" => return Err(Reason::BadRequest),
                 // Gateways turn `_` into `-`: what frames a message there must not hide here.
                 "content_length" | "transfer_encoding" => return Err(Reason::AmbiguousRequest),
+                // What is taken away at this hop must not be what the request is judged or framed by.
+                "connection" if names_framing(value) => return Err(Reason::AmbiguousRequest),
                 "upgrade" => match upgrade(value) {
                     Some(known) if seen.upgrade.is_none() => seen.upgrade = Some(known),
                     _ => return Err(Reason::UpgradeDenied),
@@ -568,6 +580,7 @@ mod tests {
         refused("GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n", AmbiguousRequest);
         refused("CONNECT a:443 HTTP/1.1\r\nHost: b:443\r\n\r\n", AmbiguousRequest);
         refused("CONNECT a:443 HTTP/1.1\r\nHost: a:444\r\n\r\n", AmbiguousRequest);
+        refused("GET / HTTP/1.1\r\nHost: a\r\nConnection: close, Host\r\n\r\n", AmbiguousRequest);
 
         refused("GET / HTTP/1.1\nHost: a\r\n\r\n", AmbiguousRequest);
         refused("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", AmbiguousRequest);

@@ -105,3 +105,127 @@ fn hellos_that_never_end_never_pass() {
         assert_eq!(let_out, 0);
     }
 }
+
+/// A server name as requests are judged by; `None` for addresses, which no name rule covers.
+fn judged(host: &str) -> Option<String> {
+    let bare =
+        host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(host, |(h, _)| h);
+    let name = egret::name::Host::from_wire(bare.as_bytes()).ok()?;
+    match name {
+        egret::name::Host::Name(name) => Some(name.to_string()),
+        egret::name::Host::Address(_) => None,
+    }
+}
+
+/// The ports behind names in Host fields.
+fn ports(raw: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(raw).to_lowercase();
+    let hosts = text.lines().filter_map(|line| line.trim().strip_prefix("host:").map(|host| host.trim().to_owned()));
+    hosts.filter_map(|host| host.rsplit_once(':').map(|(_, port)| port.to_owned())).collect()
+}
+
+/// Replays one file of request streams; how many requests were let out.
+fn replay_http(file: &str) -> Option<usize> {
+    let lines = lines(file)?;
+    let (dns, ip) = (Dns::start(), own_ip());
+    if std::net::TcpListener::bind((own_ip(), 80)).is_err() {
+        missing("the right to listen on port 80");
+        return None;
+    }
+    dns.set("*", Does::Answer(vec![ip]));
+    let policy = "application_rules:\n  - { name: all, fqdns: [\"*\"], protocols: [\"http:80\"], addresses: [\"127.0.0.0/8\"], upgrade: [websocket] }\n";
+    let egret = Egret::start(dns.address, (HTTPS, 80), policy, "limits: { peek: 1s }");
+    let origin = Recorder::serving(ip, 80);
+    let (mut records, mut let_out) = (0, 0);
+    for line in &lines {
+        let id = line["id"].as_str().unwrap();
+        let raw = bytes(line["hex"].as_str().unwrap());
+        let expect = &line["expect"];
+        let before = origin.count();
+        let mut stream = connect(egret.plain());
+        let segments: Vec<usize> = match line["segments"].as_array() {
+            Some(all) => all.iter().map(|n| usize::try_from(n.as_u64().unwrap()).unwrap()).collect(),
+            None => vec![raw.len()],
+        };
+        let mut rest = &raw[..];
+        for length in segments {
+            let (segment, after) = rest.split_at(length.min(rest.len()));
+            rest = after;
+            if stream.write_all(segment).is_err() {
+                break;
+            }
+        }
+        let _ = stream.shutdown(Shutdown::Write);
+        let said = read_all(&mut stream);
+        drop(stream);
+        // Records of this connection: the first always comes, the others follow as long as requests did.
+        let mut own = vec![egret.record_number(records)];
+        while own.last().unwrap()["ending"] == "closed" && own.last().unwrap()["verdict"] == "allow" {
+            crate::support::pause();
+            let all = egret.records();
+            let Some(next) = all.get(records + own.len()) else { break };
+            own.push(next.clone());
+        }
+        records += own.len();
+        // What was dialled arrives, sooner or later.
+        if own.iter().any(|record| record["upstream"].is_string()) {
+            crate::support::eventually("the origin is reached", || origin.count() > before);
+        }
+        let received: Vec<u8> = origin.streams()[before..].concat();
+        let context = || {
+            format!(
+                "{id} {expect}: {own:#?}\nsent {:?}\nsaid {:?}\norigin {:?}",
+                raw.escape_ascii().to_string(),
+                String::from_utf8_lossy(&said),
+                received.escape_ascii().to_string()
+            )
+        };
+        let pipeline = expect["pipeline"].as_array().cloned().unwrap_or_else(|| vec![expect.clone()]);
+        for (n, expected) in pipeline.iter().enumerate() {
+            let Some(record) = own.get(n) else {
+                // An earlier one may have asked for an end, or been refused where it may be.
+                break;
+            };
+            let allowed = record["verdict"] == "allow" && record["ending"] == "closed";
+            let_out += usize::from(allowed);
+            let host = expected["host"].as_str().and_then(judged);
+            // The connection goes to port 80; a Host of another one is refused, whatever else is right with it.
+            let other_port = record["reason"] == "ambiguous_request" && record["stage"] == "http";
+            let other_port = other_port && ports(&raw).iter().any(|port| port != "80");
+            let may_reject = [expect, expected].iter().any(|e| e["may_reject"] == true || e["no_name"] == true)
+                || host.is_none()
+                || other_port;
+            match expected["verdict"].as_str().unwrap() {
+                // A sample may be shorter than the body it promises.
+                "ok" if record["verdict"] == "allow" => {
+                    assert_eq!(record["name"].as_str(), host.as_deref(), "{}", context())
+                }
+                "ok" => assert!(may_reject, "request {n} {}", context()),
+                _ => assert!(!allowed, "request {n} {}", context()),
+            }
+            if !allowed {
+                break;
+            }
+        }
+        // Whatever reached the origin is one request for one host, as egret has judged it.
+        if own.iter().all(|record| record["verdict"] != "allow") && expect["where"] != "body" && !received.is_empty() {
+            let head = String::from_utf8_lossy(&received).into_owned();
+            assert!(own.iter().any(|r| r["stage"] == "http" && r["reason"] == "bad_request"), "{head} {}", context());
+        }
+    }
+    Some(let_out)
+}
+
+#[test]
+fn captured_requests_go_out_under_their_own_host() {
+    if let Some(let_out) = replay_http("http-captures.jsonl.gz") {
+        assert!(let_out > 300, "{let_out}");
+    }
+}
+
+#[test]
+fn requests_that_made_servers_disagree_never_pass() {
+    if let Some(let_out) = replay_http("http-requests.jsonl.gz") {
+        assert!(let_out > 100, "{let_out}");
+    }
+}

@@ -93,7 +93,7 @@ impl RequestHandler for Answering {
     async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, mut handle: R) -> ResponseInfo {
         let info = request.request_info().unwrap();
         let kind = info.query.query_type();
-        let question = info.query.name().to_string().to_lowercase();
+        let question = Name::from(info.query.name().clone()).to_ascii().to_lowercase();
         let name = question.trim_end_matches('.').to_owned();
         self.asked.lock().unwrap().push((name.clone(), request.protocol()));
         let does = {

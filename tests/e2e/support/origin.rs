@@ -257,8 +257,24 @@ fn whole_request(bytes: &[u8]) -> Option<usize> {
     let head = bytes.windows(4).position(|w| w == b"\r\n\r\n")? + 4;
     let text = String::from_utf8_lossy(&bytes[..head]).to_lowercase();
     if text.contains("transfer-encoding: chunked") {
-        let end = bytes[head..].windows(5).position(|w| w == b"0\r\n\r\n")?;
-        return Some(head + end + 5);
+        let mut at = head;
+        loop {
+            let line = bytes[at..].windows(2).position(|w| w == b"\r\n")?;
+            let digits = String::from_utf8_lossy(&bytes[at..at + line]).split(';').next().unwrap().to_owned();
+            let size = usize::from_str_radix(&digits, 16).unwrap();
+            at += line + 2;
+            if size == 0 {
+                // Trailers, and the empty line.
+                while !bytes[at..].starts_with(b"\r\n") {
+                    at += bytes[at..].windows(2).position(|w| w == b"\r\n")? + 2;
+                }
+                return Some(at + 2);
+            }
+            at += size + 2;
+            if at > bytes.len() {
+                return None;
+            }
+        }
     }
     let length = text.split("content-length:").nth(1).and_then(|rest| rest.lines().next()?.trim().parse().ok());
     let whole = head + length.unwrap_or(0);
