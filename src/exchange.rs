@@ -293,7 +293,7 @@ async fn write(to: &mut WriteHalf<'_>, bytes: &[u8], way: Way, meter: &Meter) ->
 
 /// Where a request's body ends (RFC 9112 §6.3, §7.1), byte by byte as it passes.
 #[derive(Debug)]
-struct Body {
+pub struct Body {
     state: BodyState,
     /// Whether blanks around a chunk's size are taken (RFC 9112 §7.1.1): old servers pad, and nobody gains by
     /// their being cut off. A request is held to the letter.
@@ -320,7 +320,9 @@ enum BodyState {
 }
 
 impl Body {
-    const fn new(length: BodyLength) -> Self {
+    /// A request's body, held to the letter.
+    #[must_use]
+    pub const fn new(length: BodyLength) -> Self {
         let state = match length {
             BodyLength::Exactly(0) => BodyState::Done,
             BodyLength::Exactly(left) => BodyState::Plain { left },
@@ -333,13 +335,17 @@ impl Body {
         Self { padded: true, ..Self::new(length) }
     }
 
-    fn is_done(&self) -> bool {
+    #[must_use]
+    pub fn is_done(&self) -> bool {
         self.state == BodyState::Done
     }
 
     /// How many of these bytes belong to the body and are well framed; what is left over comes again with
     /// more behind it.
-    fn take(&mut self, bytes: &[u8]) -> Result<usize, Reason> {
+    ///
+    /// # Errors
+    /// [`Reason::BadRequest`] where the framing is broken.
+    pub fn take(&mut self, bytes: &[u8]) -> Result<usize, Reason> {
         let mut taken = 0;
         loop {
             let rest = bytes.get(taken..).unwrap_or_default();

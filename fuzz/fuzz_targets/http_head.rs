@@ -1,7 +1,7 @@
 //! A head that is taken has one authority, and what goes to the origin reads the same.
 #![no_main]
 
-use egret::peek::http_head::RequestHead;
+use egret::peek::http_head::{Onward, RequestHead};
 use libfuzzer_sys::fuzz_target;
 
 const LIMIT: usize = 64 << 10;
@@ -9,7 +9,7 @@ const LIMIT: usize = 64 << 10;
 fuzz_target!(|bytes: &[u8]| {
     let Ok(Some(head)) = RequestHead::look(bytes, LIMIT) else { return };
     let Ok(authority) = head.authority() else { return };
-    let sent = head.for_origin(bytes);
+    let sent = head.for_origin(bytes, Onward::Close);
     let Ok(Some(again)) = RequestHead::look(&sent, 2 * LIMIT) else {
         // CONNECT has no origin-form; it is never sent on.
         assert_eq!(&*head.method, "CONNECT");

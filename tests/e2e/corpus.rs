@@ -198,7 +198,7 @@ fn replay_http(file: &str) -> Option<usize> {
             match expected["verdict"].as_str().unwrap() {
                 // A sample may be shorter than the body it promises.
                 "ok" if record["verdict"] == "allow" => {
-                    assert_eq!(record["name"].as_str(), host.as_deref(), "{}", context())
+                    assert_eq!(record["name"].as_str(), host.as_deref(), "{}", context());
                 }
                 "ok" => assert!(may_reject, "request {n} {}", context()),
                 _ => assert!(!allowed, "request {n} {}", context()),

@@ -67,7 +67,7 @@ fn a_request_goes_on_in_origin_form_with_its_fields_as_sent() {
 }
 
 /// Every way in, as a connection on which requests for a host may be sent, and what stands before their path.
-fn ways_in(egret: &Egret, host: &str) -> Vec<(&'static str, TcpStream, String)> {
+pub fn ways_in(egret: &Egret, host: &str) -> Vec<(&'static str, TcpStream, String)> {
     vec![
         ("sni", connect(egret.plain()), String::new()),
         ("absolute", connect(egret.forward()), format!("http://{host}")),

@@ -19,4 +19,5 @@ mod http;
 mod limits;
 #[path = "../missing/mod.rs"]
 mod missing;
+mod requests;
 mod support;
