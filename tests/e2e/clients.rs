@@ -21,15 +21,15 @@ pub fn policy() -> String {
 }
 
 /// DNS, an nginx for `*.web.test`, and an egret between.
-struct World {
-    dns: Dns,
-    authority: Authority,
-    nginx: Nginx,
-    egret: Egret,
-    ip: std::net::IpAddr,
+pub struct World {
+    pub dns: Dns,
+    pub authority: Authority,
+    pub nginx: Nginx,
+    pub egret: Egret,
+    pub ip: std::net::IpAddr,
 }
 
-fn world(nginx_more: &str) -> Option<World> {
+pub fn world(nginx_more: &str) -> Option<World> {
     if !have(&["curl", "nginx"]) {
         return None;
     }

@@ -21,3 +21,4 @@ mod limits;
 mod missing;
 mod requests;
 mod support;
+mod updates;
