@@ -203,7 +203,7 @@ impl Drop for Egret {
 }
 
 /// A server process that ends with its owner.
-pub struct Server(Child);
+pub struct Server(pub Child);
 
 impl Server {
     pub fn start(command: &mut Command, listens: SocketAddr) -> Self {

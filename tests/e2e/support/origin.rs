@@ -220,6 +220,12 @@ pub fn openssl_server(authority: &Authority, address: SocketAddr, names: &[&str]
     Server::start(&mut command, address)
 }
 
+/// nginx with a configuration of the caller's, which must say `daemon off`.
+pub fn nginx(config: &Path, listens: SocketAddr) -> Server {
+    let program = if Path::new("/usr/sbin/nginx").exists() { "/usr/sbin/nginx" } else { "nginx" };
+    Server::start(Command::new(program).arg("-c").arg(config), listens)
+}
+
 /// nginx with TLS (HTTP/1.1 and h2) at `https`, plain at `http`, and a folder of files.
 pub struct Nginx {
     pub root: TempDir,
@@ -243,10 +249,7 @@ impl Nginx {
         let file = root.path().join("nginx.conf");
         std::fs::write(&file, config).unwrap();
         std::fs::write(root.path().join("hello"), "hello\n").unwrap();
-        let program = if Path::new("/usr/sbin/nginx").exists() { "/usr/sbin/nginx" } else { "nginx" };
-        let mut command = Command::new(program);
-        command.arg("-c").arg(&file);
-        let server = Server::start(&mut command, SocketAddr::new(ip, http));
+        let server = nginx(&file, SocketAddr::new(ip, http));
         eventually("nginx serves TLS", || TcpStream::connect((ip, https)).is_ok());
         Self { root, _server: server }
     }
