@@ -77,7 +77,7 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct Explain {
     #[arg(
-        help = "https://host[:port], http://host[:port], tcp://host-or-ip:port, udp://host-or-ip:port or dns://name"
+        help = "https://host[:port], http://host[:port][/path], tcp://host-or-ip:port, udp://host-or-ip:port or dns://name"
     )]
     target: String,
     /// Configuration file; without it the built-in one

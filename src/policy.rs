@@ -185,7 +185,23 @@ struct Evidence<'a> {
     ech: bool,
     inner: InnerName,
     /// `None` before a request has been read.
-    request: Option<&'a RequestHead>,
+    request: Option<Request<'a>>,
+}
+
+/// What rules may ask of a plain HTTP request.
+#[derive(Clone, Copy, Debug)]
+struct Request<'a> {
+    /// `None`: any method (`explain`).
+    method: Option<&'a str>,
+    /// As sent, with its query; a request without one fits no rule with `paths`.
+    path: Option<&'a str>,
+    upgrades: bool,
+}
+
+impl<'a> From<&'a RequestHead> for Request<'a> {
+    fn from(head: &'a RequestHead) -> Self {
+        Self { method: Some(&head.method), path: head.path(), upgrades: head.upgrade.is_some() }
+    }
 }
 
 /// How far a name got through the rules that list it; the furthest one is the reason.
@@ -311,7 +327,9 @@ impl Policy {
                     .map_err(|refusal| if claimed_address { nearest::by_address(refusal) } else { refusal })?,
                 Evidence { protocol: AppProtocol::Https, alpn: Some(&hello.alpn), ech: hello.ech, ..base },
             ),
-            Sighting::Http(head) => (name_of_request(head, claim)?, Evidence { request: Some(head), ..base }),
+            Sighting::Http(head) => {
+                (name_of_request(head, claim)?, Evidence { request: Some(Request::from(&**head)), ..base })
+            }
         };
         let Some(claimed) = claim.name().filter(|claimed| *claimed != seen) else {
             return Ok(clearance(claim, Destination::Name(seen.clone()), self.judge(seen, &evidence)?));
@@ -630,9 +648,10 @@ fn conditions(rule: &AppRule, evidence: &Evidence<'_>) -> Result<(), Progress> {
         return Err(Progress::Port);
     }
     if let Some(request) = evidence.request {
-        let methods = rule.methods.as_ref().is_none_or(|all| all.contains(&request.method));
+        let has = |all: &Vec<Box<str>>| request.method.is_none_or(|method| all.iter().any(|one| **one == *method));
+        let methods = rule.methods.as_ref().is_none_or(has);
         let paths = rule.paths.as_ref().is_none_or(|all| {
-            request.path().and_then(paths::normal).is_some_and(|plain| all.iter().any(|path| path.fits(&plain)))
+            request.path.and_then(paths::normal).is_some_and(|plain| all.iter().any(|path| path.fits(&plain)))
         });
         if !methods {
             return Err(Progress::Method);
@@ -640,7 +659,7 @@ fn conditions(rule: &AppRule, evidence: &Evidence<'_>) -> Result<(), Progress> {
         if !paths {
             return Err(Progress::Path);
         }
-        if request.upgrade.is_some() && !rule.websocket && rule.action == Action::Allow {
+        if request.upgrades && !rule.websocket && rule.action == Action::Allow {
             return Err(Progress::Upgrade);
         }
     }

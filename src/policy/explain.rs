@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::rule::{Action, AppProtocol, InnerName};
-use super::{Because, Evidence, Policy};
+use super::{Because, Evidence, Policy, Request};
 use crate::answers::Answers;
 use crate::ending::{Hint, Reason, Refusal, Stage};
 use crate::name::{Host, HostName};
@@ -22,10 +22,24 @@ pub struct Question {
 /// `https://a.example`, `tcp://10.0.0.1:22`, `dns://a.example`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
-    App { protocol: AppProtocol, host: Host, port: u16 },
-    Tcp { host: Host, port: u16 },
-    Udp { host: Host, port: u16 },
-    Dns { name: HostName },
+    App {
+        protocol: AppProtocol,
+        host: Host,
+        port: u16,
+        /// With its query; of plain HTTP only, where rules can see it. `None`: any path.
+        path: Option<Box<str>>,
+    },
+    Tcp {
+        host: Host,
+        port: u16,
+    },
+    Udp {
+        host: Host,
+        port: u16,
+    },
+    Dns {
+        name: HostName,
+    },
 }
 
 /// Why a subject could not be read.
@@ -46,7 +60,8 @@ impl std::str::FromStr for Subject {
 
     fn from_str(text: &str) -> Result<Self, SubjectFault> {
         let (scheme, rest) = text.split_once("://").ok_or_else(|| SubjectFault::Scheme(text.to_owned()))?;
-        let rest = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        let (rest, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        let path = path.split('#').next().filter(|path| path.starts_with('/')).map(Into::into);
         let (host, port) = match rest.rsplit_once(':') {
             Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
                 let number = port.parse().ok().filter(|p| *p > 0);
@@ -57,8 +72,8 @@ impl std::str::FromStr for Subject {
         let host = Host::from_wire(host.as_bytes()).map_err(|fault| SubjectFault::Host(host.to_owned(), fault))?;
         let needed = port.ok_or_else(|| SubjectFault::Port(text.to_owned()));
         Ok(match (scheme, host) {
-            ("https", host) => Self::App { protocol: AppProtocol::Https, host, port: port.unwrap_or(443) },
-            ("http", host) => Self::App { protocol: AppProtocol::Http, host, port: port.unwrap_or(80) },
+            ("https", host) => Self::App { protocol: AppProtocol::Https, host, port: port.unwrap_or(443), path: None },
+            ("http", host) => Self::App { protocol: AppProtocol::Http, host, port: port.unwrap_or(80), path },
             ("tcp", host) => Self::Tcp { host, port: needed? },
             ("udp", host) => Self::Udp { host, port: needed? },
             ("dns", Host::Name(name)) => Self::Dns { name },
@@ -77,7 +92,10 @@ impl Policy {
     /// The refusal a connection like this would get.
     pub fn explain(&self, question: &Question) -> Result<Because, Refusal> {
         match &question.subject {
-            Subject::App { protocol, host, port } => self.explain_app(question, *protocol, host, *port),
+            Subject::App { protocol, host, port, path } => {
+                let request = path.as_deref().map(|path| Request { method: None, path: Some(path), upgrades: false });
+                self.explain_app(question, *protocol, host, *port, request)
+            }
             Subject::Tcp { host, port } => self.explain_net(question, host, *port, NetKind::Tcp),
             Subject::Udp { host, port } => self.explain_net(question, host, *port, NetKind::Udp),
             Subject::Dns { name } => self.explain_dns(question, name),
@@ -90,6 +108,7 @@ impl Policy {
         protocol: AppProtocol,
         host: &Host,
         port: u16,
+        request: Option<Request<'_>>,
     ) -> Result<Because, Refusal> {
         let literal = if let Host::Address(ip) = host { Some(*ip) } else { question.dst };
         if let Some(ip) = literal {
@@ -120,7 +139,7 @@ impl Policy {
             alpn: (!question.alpn.is_empty()).then_some(&question.alpn),
             ech: false,
             inner: InnerName::Same,
-            request: None,
+            request,
         };
         self.first_grant(name, &evidence)
     }
@@ -240,12 +259,19 @@ mod tests {
 
     #[test]
     fn targets_are_read_or_explained() {
-        let app = |protocol, host: &str, port| {
-            Ok(Subject::App { protocol, host: Host::from_wire(host.as_bytes()).unwrap(), port })
+        let app = |protocol, host: &str, port, path: Option<&str>| {
+            Ok(Subject::App {
+                protocol,
+                host: Host::from_wire(host.as_bytes()).unwrap(),
+                port,
+                path: path.map(Into::into),
+            })
         };
-        assert_eq!("https://A.example".parse(), app(AppProtocol::Https, "a.example", 443));
-        assert_eq!("http://a.example:8080/x?y".parse(), app(AppProtocol::Http, "a.example", 8080));
-        assert_eq!("https://[2001:db8::1]:8443".parse(), app(AppProtocol::Https, "2001:db8::1", 8443));
+        assert_eq!("https://A.example".parse(), app(AppProtocol::Https, "a.example", 443, None));
+        assert_eq!("https://a.example/x".parse(), app(AppProtocol::Https, "a.example", 443, None));
+        assert_eq!("http://a.example:8080/x?y#z".parse(), app(AppProtocol::Http, "a.example", 8080, Some("/x?y")));
+        assert_eq!("http://a.example?y".parse(), app(AppProtocol::Http, "a.example", 80, None));
+        assert_eq!("https://[2001:db8::1]:8443".parse(), app(AppProtocol::Https, "2001:db8::1", 8443, None));
         assert!(matches!("udp://20.1.2.3:1194".parse(), Ok(Subject::Udp { port: 1194, .. })));
         assert!(matches!("udp://20.1.2.3".parse::<Subject>(), Err(SubjectFault::Port(_))));
         assert!(matches!("https://a.example:0".parse::<Subject>(), Err(SubjectFault::BadPort(_))));

@@ -378,3 +378,23 @@ fn the_fix_is_a_rule_that_works() {
         assert!(policy.explain(&question).is_ok(), "{target}: {fix}");
     }
 }
+
+#[test]
+fn explaining_a_plain_request_judges_its_path() {
+    let rule = "{ name: dists, fqdns: [a.example], protocols: [\"http:80\"], methods: [GET], paths: [/dists] }";
+    let text =
+        format!("listeners: [{{ kind: forward, bind: \"127.0.0.1:1\" }}]\npolicy: {{ application_rules: [{rule}] }}\n");
+    let settings = Settings::parse(&text, "paths", Path::new(".")).unwrap();
+    let policy = Policy::compile(settings.rules.apps, settings.rules.nets, None, Arc::default());
+    for (target, expected) in [
+        ("http://a.example", Ok("dists")),
+        ("http://a.example/dists/noble?x=1", Ok("dists")),
+        ("http://a.example/pool", Err(Reason::PathNotAllowed)),
+        ("http://a.example/dists/../pool", Err(Reason::PathNotAllowed)),
+        ("http://a.example/dists%2fx", Err(Reason::PathNotAllowed)),
+    ] {
+        let question = Question { subject: target.parse().unwrap(), from: None, dst: None, alpn: vec![] };
+        let got = policy.explain(&question);
+        assert_eq!(got.as_ref().map(|b| &*b.rule).map_err(|r| r.reason), expected, "{target}");
+    }
+}
