@@ -308,6 +308,47 @@ fn a_websocket_passes_where_a_rule_says_so() {
 }
 
 #[test]
+fn a_websocket_client_and_its_server_talk_through_it() {
+    let (dns, ip) = (Dns::start(), own_ip());
+    let name = "ws.web.test";
+    dns.answer(name, &[&ip.to_string()]);
+    let policy = "application_rules:\n  - { name: ws, fqdns: [ws.web.test], protocols: [\"http:10080\"], addresses: [\"127.0.0.0/8\"], upgrade: [websocket] }\n";
+    let egret = Egret::start(dns.address, (HTTPS, HTTP), policy, "");
+    let listener = std::net::TcpListener::bind((ip, HTTP)).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut server = tungstenite::accept(stream).unwrap();
+            while let Ok(message) = server.read() {
+                if (message.is_text() || message.is_binary()) && server.send(message).is_err() {
+                    break;
+                }
+            }
+        }
+    });
+    for through_connect in [false, true] {
+        let target = format!("{name}:{HTTP}");
+        let stream = if through_connect { tunnel(&egret, &target) } else { connect(egret.plain()) };
+        let local = stream.local_addr().unwrap();
+        let (mut client, answer) = tungstenite::client(format!("ws://{target}/chat"), stream).unwrap();
+        assert_eq!(answer.status(), 101);
+        let (short, long) = ("hello".into(), vec![0xA5; 3 << 20].into());
+        for message in [tungstenite::Message::Text(short), tungstenite::Message::Binary(long)] {
+            client.send(message.clone()).unwrap();
+            assert!(client.read().unwrap() == message, "a message came back changed");
+        }
+        client.close(None).unwrap();
+        while client.read().is_ok() {}
+        drop(client);
+        let record = egret.record_of(local);
+        allowed(&record, "ws");
+        assert!(
+            record["bytes_up"].as_u64() > Some(3 << 20) && record["bytes_down"].as_u64() > Some(3 << 20),
+            "{record}"
+        );
+    }
+}
+
+#[test]
 fn an_upstream_that_switches_unasked_answers_nobody() {
     let w = world(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n");
     let (said, local) = say(w.egret.plain(), format!("GET / HTTP/1.1\r\nHost: a.web.test:{HTTP}\r\n\r\n").as_bytes());
