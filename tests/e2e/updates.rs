@@ -152,7 +152,7 @@ fn wget_fetches_resumes_and_is_refused_by_name() {
     };
     fs::write(&file, &body[..1 << 20]).unwrap();
     let got = wget("a.web.test");
-    assert!(got.status.success(), "{}", text(&got));
+    assert!(got.status.success(), "{}\n{:#?}", text(&got), w.egret.records());
     assert!(fs::read(&file).unwrap() == body, "the rest came through changed");
     assert_eq!(w.egret.last("a.web.test")["status"], 206);
     let got = wget("evil.test");

@@ -25,7 +25,7 @@ pub fn own_ip() -> IpAddr {
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
     let pid = std::process::id();
     let byte = |value: u32| u8::try_from(value % 250).expect("below 250");
-    Ipv4Addr::new(127, byte(pid) + 1, byte(pid / 250) + 1, byte(n) + 1).into()
+    Ipv4Addr::new(127, byte(pid) + 1, byte(pid / 250 + n / 250) + 1, byte(n) + 1).into()
 }
 
 /// Whether all these programs are on the machine; complains otherwise.
