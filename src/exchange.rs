@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
-use crate::peek::http_head::{AnswerLength, BodyLength, HeadReader, Onward, RequestHead, ResponseHead};
+use crate::peek::http_head::{AnswerLength, BodyLength, HeadReader, Onward, RequestHead, ResponseHead, is_token_byte};
 use crate::relay::{Meter, Way};
 
 /// One read of a body.
@@ -73,8 +73,8 @@ pub enum Then {
         /// The upstream may be asked again.
         upstream_stays: bool,
     },
-    /// Both sides go on in another protocol, with what each has sent of it.
-    Switch { up: Vec<u8>, down: Vec<u8> },
+    /// Both sides go on in another protocol; this is what the client has sent of it.
+    Switch { up: Vec<u8> },
 }
 
 /// Sends one request on and its answer back.
@@ -202,11 +202,12 @@ async fn send_answer(
             }
             seen.answer.store(true, Ordering::Relaxed);
             write(&mut client, &head.for_client(&held, Onward::Switch), Way::Down, meter).await?;
-            held.drain(..head.len);
+            // What the upstream has sent of the other protocol already.
+            write(&mut client, held.get(head.len..).unwrap_or_default(), Way::Down, meter).await?;
             let up = seen.behind.lock().unwrap_or_else(PoisonError::into_inner).take();
             // It has no body: it was sent to its end before anything could be answered.
             let up = up.ok_or_else(|| no_answer(Reason::Internal))?;
-            return Ok(Answered { status: head.status, then: Then::Switch { up, down: held } });
+            return Ok(Answered { status: head.status, then: Then::Switch { up } });
         }
         let is_head = &*request.head.method == "HEAD";
         let no_body = Ok(AnswerLength::Framed(BodyLength::Exactly(0)));
@@ -417,14 +418,13 @@ impl Body {
 fn is_trailer(line: &[u8]) -> bool {
     const NEVER: [&[u8]; 6] = [b"transfer-encoding", b"content-length", b"host", b"connection", b"te", b"upgrade"];
     let name = line.split(|b| *b == b':').next().filter(|name| name.len() < line.len()).unwrap_or_default();
-    let is_token = !name.is_empty() && name.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b));
+    let is_token = !name.is_empty() && name.iter().copied().all(is_token_byte);
     is_token && !NEVER.iter().any(|never| name.eq_ignore_ascii_case(never))
 }
 
 /// RFC 9112 §7.1.1, without the blanks that it grudges: `;name`, `;name=token`, `;name="text"`, any number.
 fn are_extensions(mut text: &[u8]) -> bool {
-    let token =
-        |text: &[u8]| text.iter().take_while(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b)).count();
+    let token = |text: &[u8]| text.iter().take_while(|b| is_token_byte(**b)).count();
     while let Some((b';', rest)) = text.split_first() {
         let name = token(rest);
         text = rest.get(name..).unwrap_or_default();

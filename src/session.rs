@@ -2,9 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -20,7 +18,7 @@ use crate::peek::http_head::RequestHead;
 use crate::peek::{Expected, PeekBudget, PeekLimits, Sighting, Window};
 use crate::policy::{Clearance, Passage, Permit, Policy};
 use crate::record::{Book, Record};
-use crate::relay::{self, Link, Meter, Way};
+use crate::relay::{self, Link, Meter};
 use crate::upstream;
 
 /// What every connection shares.
@@ -231,29 +229,15 @@ async fn requested(
                     upstream.link.end();
                     Ok(Visit::Over(Ending::Closed))
                 }
-                Then::Switch { up, down } => {
-                    let ending = switched(client, &mut upstream.link.stream, &up, &down, idle, &meter).await;
-                    ended(ending, &mut upstream.link).map(Visit::Over)
+                // Unseen from here.
+                Then::Switch { up } => {
+                    let ending = relay::run(client_stream, &mut upstream.link.stream, &up, idle, &meter).await;
+                    ended(Ok(ending), &mut upstream.link).map(Visit::Over)
                 }
             }
         }
         Err(halt) => ended(Err(halt), &mut upstream.link).map(Visit::Over),
     }
-}
-
-/// Both sides go on in the protocol they have agreed on, unseen from here.
-async fn switched(
-    client: &mut Client,
-    upstream: &mut TcpStream,
-    up: &[u8],
-    down: &[u8],
-    idle: Duration,
-    meter: &Meter,
-) -> Result<Ending, Halt> {
-    let stream = &mut client.link.stream;
-    stream.write_all(down).await.map_err(|_| Halt::Broken(Ending::ClientReset))?;
-    meter.count(Way::Down, down.len());
-    Ok(relay::run(stream, upstream, up, idle, meter).await)
 }
 
 /// Whether a standing upstream is still there and silent: one that speaks without being asked answers nobody.

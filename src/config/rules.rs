@@ -9,6 +9,7 @@ use ipnet::{IpNet, Ipv6Net};
 use super::check::Findings;
 use super::tags::ServiceTags;
 use super::{Origin, Rules, bundle, file, read_bounded};
+use crate::peek::http_head::is_token_byte;
 use crate::policy::paths::PathPattern;
 use crate::policy::pattern::Pattern;
 use crate::policy::prefixes::{PrefixSet, prefix};
@@ -143,8 +144,7 @@ fn requests(
 
 /// RFC 9110 §9.1: a token, and case counts.
 fn method(word: &str) -> Result<Box<str>, String> {
-    let is_token =
-        !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
+    let is_token = !word.is_empty() && word.bytes().all(is_token_byte);
     if !is_token || word == "CONNECT" {
         return Err(format!("`{word}` is no method of a request; write such as GET"));
     }

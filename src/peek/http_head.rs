@@ -386,6 +386,12 @@ fn check_bytes(head: &[u8]) -> Result<(), Reason> {
     if head.iter().any(control) { Err(Reason::BadRequest) } else { Ok(()) }
 }
 
+/// Whether a byte may stand in a token: methods, field names, parameters (RFC 9110 §5.6.2).
+#[must_use]
+pub fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
 /// The first line with its CRLF.
 fn first_line(head: &[u8]) -> Range<usize> {
     0..head.iter().position(|b| *b == b'\n').map_or(head.len(), |at| at + 1)
