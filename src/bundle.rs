@@ -346,11 +346,7 @@ impl Bundle {
     /// # Errors
     /// A sentence with the names there are.
     pub fn cloud(&self, written: &str) -> Result<(&str, &Cloud), String> {
-        let asked = loose(written);
-        let found = self
-            .clouds
-            .iter()
-            .find(|(name, cloud)| loose(name) == asked || cloud.also.iter().any(|also| loose(also) == asked));
+        let found = self.clouds.iter().find(|(name, cloud)| is_called(written, name, &cloud.also));
         found
             .map(|(name, cloud)| (name.as_str(), cloud))
             .ok_or_else(|| no_such("cloud", written, self.clouds.keys().map(String::as_str)))
@@ -361,11 +357,7 @@ impl Bundle {
     /// # Errors
     /// A sentence with the names there are.
     pub fn feature(&self, written: &str) -> Result<&str, String> {
-        let asked = loose(written);
-        let found = self
-            .features
-            .iter()
-            .find(|(name, feature)| loose(name) == asked || feature.also.iter().any(|also| loose(also) == asked));
+        let found = self.features.iter().find(|(name, feature)| is_called(written, name, &feature.also));
         found.map(|(name, _)| name.as_str()).ok_or_else(|| {
             let known = self.features.iter().flat_map(|(name, f)| std::iter::once(name).chain(&f.also));
             let near = closest(written, known.map(String::as_str)).and_then(|near| {
@@ -384,6 +376,11 @@ impl Bundle {
 }
 
 /// Names are compared without case, `-`, `_` and spaces.
+fn is_called(written: &str, name: &str, also: &[String]) -> bool {
+    let asked = loose(written);
+    loose(name) == asked || also.iter().any(|other| loose(other) == asked)
+}
+
 fn loose(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }

@@ -112,18 +112,14 @@ impl<'a> Choice<'a> {
     /// The rows of this cloud and edition, and what each comes to.
     #[must_use]
     pub fn rows(&self) -> Vec<Outcome> {
-        let mut out: Vec<Outcome> = self
-            .bundle
-            .rows
-            .iter()
-            .filter(|row| row.is_for(self.cloud_name) && self.has_in_force(row))
+        let here = || self.bundle.rows.iter().filter(|row| row.is_for(self.cloud_name) && self.has_in_force(row));
+        let mut out: Vec<Outcome> = here()
             .map(|row| self.outcome(row, self.opening(row).map_err(|why| Closed { why, names: self.names(row) })))
             .collect();
         out.extend(self.registries.iter().map(|name| self.registry(name)));
         let narrows =
             |row: &Row| row.narrowed_by == Some(Narrowing::KeyVaults) && row.features.iter().any(|f| self.wants(f));
-        let here = |row: &&Row| row.is_for(self.cloud_name) && self.has_in_force(row);
-        if !self.key_vaults.is_empty() && !self.bundle.rows.iter().filter(here).any(narrows) {
+        if !self.key_vaults.is_empty() && !here().any(narrows) {
             out.push(self.added("key-vault", self.vaults(), "Your own key vaults."));
         }
         out

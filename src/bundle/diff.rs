@@ -61,5 +61,6 @@ fn same(a: &Row, b: &Row) -> bool {
         && a.when == b.when
         && a.unless == b.unless
         && a.unless_clouds == b.unless_clouds
+        && a.except == b.except
         && a.narrowed_by == b.narrowed_by
 }

@@ -1,10 +1,11 @@
 //! A cluster's API server, which clients dial by address, and the commands around the rule set.
 
 use std::io::Write as _;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use crate::commands::{egret, exits};
 use crate::support::dns::Dns;
 use crate::support::hello::Hello;
 use crate::support::origin::Recorder;
@@ -81,21 +82,6 @@ fn an_api_server_is_kept_resolved_and_reached_by_address_without_a_name() {
     refused(&egret.record_of(client.local_addr().unwrap()), "no_rule", "name");
 }
 
-fn egret(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_egret")).args(args).output().unwrap()
-}
-
-#[track_caller]
-fn says(args: &[&str], code: i32, parts: &[&str]) -> String {
-    let out = egret(args);
-    let text = text(&out);
-    assert_eq!(out.status.code(), Some(code), "{args:?}: {text}");
-    for part in parts {
-        assert!(text.contains(part), "{args:?} says {part:?}: {text}");
-    }
-    text
-}
-
 fn json(args: &[&str]) -> Value {
     let out = egret(args);
     assert!(out.status.success(), "{}", text(&out));
@@ -104,10 +90,10 @@ fn json(args: &[&str]) -> Value {
 
 #[test]
 fn bundles_are_listed_shown_and_compared() {
-    says(&["bundle", "list"], 0, &["aks", "china, global, usgov", "azure-policy", "2023-06-13", "2026-06-18"]);
+    exits(&["bundle", "list"], 0, &["aks", "china, global, usgov", "azure-policy", "2023-06-13", "2026-06-18"]);
     let list = json(&["bundle", "list", "--format", "json"]);
     assert_eq!(list["bundles"][0]["features"].as_array().unwrap().len(), 20);
-    let shown = says(
+    let shown = exits(
         &["bundle", "show", "aks", "--cloud", "global", "--location", "westeurope", "--features", "gpu,dev-spaces"],
         0,
         &[
@@ -137,33 +123,33 @@ fn bundles_are_listed_shown_and_compared() {
             && has("changed", "global", "monitor-prometheus")
     );
     assert!(!has("added", "global", "registry") && !has("removed", "global", "registry"));
-    says(
+    exits(
         &["bundle", "diff", "aks", "2020-01-01", "2023-03-09"],
         0,
         &["removed  global  dev-spaces", "- cloudflare.docker.com"],
     );
-    says(
+    exits(
         &["bundle", "diff", "aks", "2023-07-01", "latest"],
         0,
         &["note: the edition in force on 2023-07-01 is that of 2023-06-13"],
     );
-    says(&["bundle", "diff", "aks", "latest", "latest"], 0, &["nothing changed"]);
-    says(
+    exits(&["bundle", "diff", "aks", "latest", "latest"], 0, &["nothing changed"]);
+    exits(
         &["bundle", "diff", "aks", "2018-01-01", "latest"],
         2,
         &["no edition as old as 2018-01-01; the first one is 2019-05-06"],
     );
-    says(&["bundle", "diff", "aks", "june", "latest"], 2, &["`june` is no date; write it as 2023-06-13, or latest"]);
-    says(&["bundle", "show", "ask"], 2, &["there is no bundle `ask` (did you mean `aks`?)"]);
-    says(&["bundle", "show", "aks", "--cloud", "chna"], 2, &["did you mean `china`?"]);
-    says(&["bundle", "show", "aks", "--location", "westeurop"], 2, &["did you mean `westeurope`?"]);
-    says(
+    exits(&["bundle", "diff", "aks", "june", "latest"], 2, &["`june` is no date; write it as 2023-06-13, or latest"]);
+    exits(&["bundle", "show", "ask"], 2, &["there is no bundle `ask` (did you mean `aks`?)"]);
+    exits(&["bundle", "show", "aks", "--cloud", "chna"], 2, &["did you mean `china`?"]);
+    exits(&["bundle", "show", "aks", "--location", "westeurop"], 2, &["did you mean `westeurope`?"]);
+    exits(
         &["bundle", "show", "aks", "--cloud", "usgov", "--location", "westeurope"],
         2,
         &["no location `westeurope` in this cloud"],
     );
-    says(&["bundle", "show", "aks", "--features", "azure-polcy"], 2, &["did you mean `azure-policy`?"]);
-    says(&["bundle", "show", "aks", "--edition", "2023-02-30"], 2, &["`2023-02-30` is no date"]);
+    exits(&["bundle", "show", "aks", "--features", "azure-polcy"], 2, &["did you mean `azure-policy`?"]);
+    exits(&["bundle", "show", "aks", "--edition", "2023-02-30"], 2, &["`2023-02-30` is no date"]);
 }
 
 #[test]
@@ -184,14 +170,14 @@ fn what_show_prints_as_yaml_is_a_policy_that_opens_the_same() {
     let policy = String::from_utf8(out.stdout).unwrap();
     std::fs::write(&file, format!("listeners: [{{ kind: forward, bind: \"127.0.0.1:3128\" }}]\n{policy}")).unwrap();
     let file = file.display().to_string();
-    says(&["check", "--config", &file], 0, &["application rules"]);
+    exits(&["check", "--config", &file], 0, &["application rules"]);
     for (target, code) in [
         ("https://nvidia.github.io", 0),
         ("https://x.ods.opinsights.azure.com", 0),
         ("udp://ntp.ubuntu.com:123", 0),
         ("https://gcr.io", 1),
     ] {
-        says(&["explain", "--config", &file, target], code, &[]);
+        exits(&["explain", "--config", &file, target], code, &[]);
     }
 }
 
@@ -215,9 +201,9 @@ fn the_proxy_setting_is_what_aks_takes() {
         ["localhost", "168.63.129.16", "10.224.0.0/16", "corp.example.com"].iter().all(|x| around.contains(x)),
         "{around:?}"
     );
-    says(&with(&["--proxy", "https://10.0.0.4:3128"]), 2, &["does not begin with http://"]);
-    says(&with(&["--no-proxy", "*.example.com"]), 2, &["AKS takes no `*`"]);
-    says(&with(&["--ca", "/nowhere"]), 2, &["cannot read /nowhere"]);
+    exits(&with(&["--proxy", "https://10.0.0.4:3128"]), 2, &["does not begin with http://"]);
+    exits(&with(&["--no-proxy", "*.example.com"]), 2, &["AKS takes no `*`"]);
+    exits(&with(&["--ca", "/nowhere"]), 2, &["cannot read /nowhere"]);
 }
 
 #[test]
@@ -238,7 +224,7 @@ fn init_makes_a_checked_configuration_from_options_or_answers() {
         "--api-server",
         "mine-1a2b.hcp.westeurope.azmk8s.io",
     ];
-    let commands = says(
+    let commands = exits(
         &[&options[..], &["--output", &file]].concat(),
         0,
         &[
@@ -251,30 +237,42 @@ fn init_makes_a_checked_configuration_from_options_or_answers() {
     // The route is there before the cluster that needs it, and the way out before the route.
     let at = |what: &str| commands.find(what).unwrap();
     assert!(at("vm create") < at("route-table create") && at("vnet subnet update") < at("aks create"));
-    says(&["check", "--config", &file, "--strict"], 0, &["fine"]);
-    says(&["explain", "--config", &file, "--from", "10.224.0.9", "https://mine-1a2b.hcp.westeurope.azmk8s.io"], 0, &[]);
-    says(
+    exits(&["check", "--config", &file, "--strict"], 0, &["fine"]);
+    exits(
+        &["explain", "--config", &file, "--from", "10.224.0.9", "https://mine-1a2b.hcp.westeurope.azmk8s.io"],
+        0,
+        &[],
+    );
+    exits(
         &["explain", "--config", &file, "--from", "10.224.0.9", "https://other-1a2b.hcp.westeurope.azmk8s.io"],
         1,
         &["no_rule"],
     );
-    says(
+    exits(
         &["explain", "--config", &file, "--from", "10.224.0.9", "https://myregistry.westeurope.data.azurecr.io"],
         0,
         &["registry-myregistry"],
     );
-    says(
+    exits(
         &["explain", "--config", &file, "--from", "10.9.0.9", "https://mcr.microsoft.com"],
         1,
         &["source_not_allowed"],
     );
-    says(&[&options[..], &["--output", &file]].concat(), 2, &["is there already; give a place that is free"]);
+    exits(&[&options[..], &["--output", &file]].concat(), 2, &["is there already; give a place that is free"]);
     // Without a file, one text: the configuration, and the commands as comments.
     let out = egret(&options);
     std::fs::write(&file, &out.stdout).unwrap();
-    says(&["check", "--config", &file, "--strict"], 0, &["fine"]);
-    says(&["init", "aks", "--location", "westeurop", "--subnets", "10.224.0.0/16"], 2, &["did you mean `westeurope`?"]);
-    says(&["init", "aks", "--location", "westeurope", "--subnets", "10.225.0.0/16"], 2, &["egret a subnet of its own"]);
+    exits(&["check", "--config", &file, "--strict"], 0, &["fine"]);
+    exits(
+        &["init", "aks", "--location", "westeurop", "--subnets", "10.224.0.0/16"],
+        2,
+        &["did you mean `westeurope`?"],
+    );
+    exits(
+        &["init", "aks", "--location", "westeurope", "--subnets", "10.225.0.0/16"],
+        2,
+        &["egret a subnet of its own"],
+    );
 
     let mut child = Command::new(env!("CARGO_BIN_EXE_egret"))
         .args(["init", "aks"])
@@ -287,10 +285,10 @@ fn init_makes_a_checked_configuration_from_options_or_answers() {
     let out = child.wait_with_output().unwrap();
     assert!(out.status.success(), "{}", text(&out));
     std::fs::write(&file, &out.stdout).unwrap();
-    says(
+    exits(
         &["explain", "--config", &file, "--from", "10.2.0.9", "https://data.policy.azure.cn"],
         0,
         &["aks/china/azure-policy"],
     );
-    says(&["init", "aks"], 2, &["no answer; say it with options: --location"]);
+    exits(&["init", "aks"], 2, &["no answer; say it with options: --location"]);
 }

@@ -6,12 +6,12 @@ use serde_json::Value;
 
 use crate::support::{own_ip, text};
 
-fn egret(args: &[&str]) -> Output {
+pub fn egret(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_egret")).args(args).output().unwrap()
 }
 
 #[track_caller]
-fn exits(args: &[&str], code: i32, says: &[&str]) -> String {
+pub fn exits(args: &[&str], code: i32, says: &[&str]) -> String {
     let out = egret(args);
     let text = text(&out);
     assert_eq!(out.status.code(), Some(code), "{args:?}: {text}");
