@@ -15,8 +15,9 @@ use crate::admin::{self, Told};
 use crate::config::{Limits, ListenerKind, ListenerSettings, Settings};
 use crate::dns::{Resolver, UpstreamError};
 use crate::drain::Drain;
+use crate::identity::FileFault;
 use crate::keeper;
-use crate::listen::{self, Door};
+use crate::listen::{self, Door, Entrance};
 use crate::metrics::Metrics;
 use crate::peek::PeekBudget;
 use crate::policy::{OwnAddresses, Policy};
@@ -29,6 +30,8 @@ const SPARE_DESCRIPTORS: u64 = 128;
 const BYTES_PER_CONNECTION: u64 = 160 << 10;
 /// How often the machine's own addresses are read again.
 const INTERFACES_EVERY: Duration = Duration::from_secs(10);
+/// How often the files of users and certificates are looked at: somebody waits for the change.
+const FILES_EVERY: Duration = Duration::from_secs(1);
 
 /// Why egret cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +52,8 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    #[error("cannot use a listener's files: {0}")]
+    Files(#[from] FileFault),
     #[error("cannot read this machine's own addresses, which no name may lead to: {0}")]
     Interfaces(#[source] io::Error),
     #[error("cannot start the runtime: {0}")]
@@ -59,7 +64,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct App {
     house: Arc<House>,
-    listeners: Vec<(TcpListener, Arc<str>, ListenerKind)>,
+    listeners: Vec<(TcpListener, Arc<Entrance>)>,
     admin: Option<TcpListener>,
     health: Option<TcpListener>,
     metrics: Arc<Metrics>,
@@ -82,9 +87,9 @@ impl App {
         let listeners = settings
             .listeners
             .iter()
-            .map(|ListenerSettings { bind, kind }| {
-                let name: Arc<str> = format!("{}:{bind}", kind.as_str()).into();
-                Ok((bind_to(*bind, &name)?, name, *kind))
+            .map(|settings| {
+                let entrance = Entrance::new(settings)?;
+                Ok((bind_to(settings.bind, &entrance.name)?, Arc::new(entrance)))
             })
             .collect::<Result<Vec<_>, StartError>>()?;
         let admin = settings.admin.map(|bind| bind_to(bind, "admin")).transpose()?;
@@ -136,11 +141,13 @@ impl App {
         if let Some(listener) = self.health {
             tokio::spawn(admin::serve(listener, admin::health_pages(&told), pages.guest()));
         }
-        for (listener, name, kind) in self.listeners {
+        let entrances = self.listeners.iter().map(|(_, entrance)| Arc::clone(entrance)).collect();
+        let files = tokio::spawn(watch_files(entrances));
+        for (listener, entrance) in self.listeners {
             let house = Arc::clone(&self.house);
             let handle = move |stream, address, guest| {
-                let listener = (Arc::clone(&name), kind);
-                tokio::spawn(session::serve(stream, address, listener, Arc::clone(&house), guest));
+                let (entrance, house) = (Arc::clone(&entrance), Arc::clone(&house));
+                tokio::spawn(session::serve(stream, address, entrance, house, guest));
             };
             tokio::spawn(listen::serve(listener, drain.guest(), handle));
         }
@@ -167,6 +174,7 @@ impl App {
         tracing::info!("stopped");
         pages.stop(Duration::ZERO, std::future::ready(())).await;
         watch.abort();
+        files.abort();
         keeper.abort();
         // The watch holds no book; the last scribe goes with the house, and the writer ends.
         drop(self.house);
@@ -185,17 +193,24 @@ struct Screen {
     health: Option<SocketAddr>,
     most: usize,
     per_client: Option<usize>,
-    forward: Option<SocketAddr>,
+    /// Where to try it: the scheme, and the address of a listener that anybody may try.
+    forward: Option<(&'static str, SocketAddr)>,
     warnings: usize,
 }
 
 impl Screen {
     fn of(settings: &Settings, config: Option<&str>, most: usize) -> Self {
         let listeners = settings.listeners.iter().map(|l| match l.kind {
-            ListenerKind::Forward => format!("forward      {}  (HTTP CONNECT, HTTP, SOCKS5)", l.bind),
+            ListenerKind::Forward => {
+                let tls = if l.tls.is_some() { ", inside TLS" } else { "" };
+                let who = if l.identifies() { ", for clients that show who they are" } else { "" };
+                format!("forward      {}  (HTTP CONNECT, HTTP, SOCKS5{tls}{who})", l.bind)
+            }
             ListenerKind::Sni { port } => format!("sni          {}  (to port {port})", l.bind),
         });
-        let forward = settings.listeners.iter().find(|l| l.kind == ListenerKind::Forward).map(|l| l.bind);
+        let open = |l: &&ListenerSettings| l.kind == ListenerKind::Forward && !l.identifies() && l.proxies.is_none();
+        let forward = settings.listeners.iter().find(open);
+        let forward = forward.map(|l| (if l.tls.is_some() { "https" } else { "http" }, l.bind));
         Self {
             source: config.unwrap_or("built in (config/default.yaml)").to_owned(),
             config: config.map(str::to_owned),
@@ -231,7 +246,7 @@ impl Screen {
         if self.warnings > 0 {
             let _ = writeln!(out, "  warnings     {}; `egret check` shows them", self.warnings);
         }
-        if let Some(forward) = self.forward {
+        if let Some((scheme, forward)) = self.forward {
             let host =
                 if forward.ip().is_unspecified() { IpAddr::V4(std::net::Ipv4Addr::LOCALHOST) } else { forward.ip() };
             let proxy = SocketAddr::new(host, forward.port());
@@ -239,11 +254,12 @@ impl Screen {
             out.push_str("\nTry it from another shell:\n");
             if let Some((name, port)) = policy.example() {
                 let port = if port == 443 { String::new() } else { format!(":{port}") };
-                let _ = writeln!(out, "  curl -x http://{proxy} https://{name}{port}/    # a listed name goes through");
+                let _ =
+                    writeln!(out, "  curl -x {scheme}://{proxy} https://{name}{port}/    # a listed name goes through");
             }
             let _ = writeln!(
                 out,
-                "  curl -ix http://{proxy} https://not-listed.example/    # any other gets 403 and the reason"
+                "  curl -ix {scheme}://{proxy} https://not-listed.example/    # any other gets 403 and the reason"
             );
             let _ =
                 writeln!(out, "  egret explain {option}https://not-listed.example    # says why, without a connection");
@@ -326,6 +342,18 @@ async fn watch_interfaces(own: Arc<OwnAddresses>) {
             Ok(addresses) => own.set_interfaces(addresses),
             // The last ones known still hold.
             Err(error) => tracing::warn!(%error, "cannot read this machine's addresses again"),
+        }
+    }
+}
+
+/// Looks after the files of listeners.
+async fn watch_files(entrances: Vec<Arc<Entrance>>) {
+    loop {
+        tokio::time::sleep(FILES_EVERY).await;
+        let entrances = entrances.clone();
+        let looking = tokio::task::spawn_blocking(move || entrances.iter().for_each(|entrance| entrance.refresh()));
+        if let Err(error) = looking.await {
+            tracing::error!(%error, "cannot look whether files have changed");
         }
     }
 }

@@ -50,10 +50,59 @@ pub enum Via {
     Steered,
 }
 
+/// The names that a client has shown itself to bear: those of its certificate, and `user:NAME` for a user. None for
+/// most.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity(Option<Arc<[Box<str>]>>);
+
+impl Identity {
+    #[must_use]
+    pub fn new(names: Vec<Box<str>>) -> Self {
+        Self((!names.is_empty()).then(|| names.into()))
+    }
+
+    /// The same client, now known as a user too.
+    #[must_use]
+    pub fn with_user(&self, user: &str) -> Self {
+        Self::new(self.names().iter().cloned().chain([format!("user:{user}").into()]).collect())
+    }
+
+    #[must_use]
+    pub fn names(&self) -> &[Box<str>] {
+        self.0.as_deref().unwrap_or_default()
+    }
+
+    #[must_use]
+    pub fn is_user(&self) -> bool {
+        self.names().iter().any(|name| name.starts_with("user:"))
+    }
+}
+
+/// Who asks, as far as rules may want to know; what is `None` is anybody's (`explain`).
+#[derive(Clone, Debug)]
+pub struct Asker {
+    pub ip: Option<IpAddr>,
+    pub identity: Option<Identity>,
+}
+
+impl Asker {
+    #[must_use]
+    pub const fn anybody() -> Self {
+        Self { ip: None, identity: None }
+    }
+
+    /// A client of which no more is known than where it is.
+    #[must_use]
+    pub fn at(ip: IpAddr) -> Self {
+        Self { ip: Some(ip), identity: Some(Identity::default()) }
+    }
+}
+
 /// One client's request for one destination.
 #[derive(Clone, Debug)]
 pub struct Claim {
     pub client: ClientAddr,
+    pub identity: Identity,
     /// The listener's name in the log, such as `forward:127.0.0.1:3128`.
     pub listener: Arc<str>,
     pub target: Target,
@@ -62,6 +111,11 @@ pub struct Claim {
 }
 
 impl Claim {
+    #[must_use]
+    pub fn asker(&self) -> Asker {
+        Asker { ip: Some(self.client.ip()), identity: Some(self.identity.clone()) }
+    }
+
     /// A target from what was named: a literal address becomes an original destination.
     #[must_use]
     pub fn target(host: Host, port: u16) -> Target {

@@ -15,6 +15,7 @@ use init::InitCommand;
 use serde_json::json;
 
 use crate::app::{App, StartError};
+use crate::claim::{Asker, Identity};
 use crate::config::{self, ConfigError, Settings};
 use crate::ending::Refusal;
 use crate::policy::explain::{Question, Subject};
@@ -86,6 +87,9 @@ struct Explain {
     /// The client's address; without it rules count for any client
     #[arg(long, value_name = "IP")]
     from: Option<IpAddr>,
+    /// A name the client has shown: of its certificate, or user:NAME; without it rules count for any
+    #[arg(long, value_name = "NAME")]
+    client: Vec<String>,
     /// The address the client dials itself
     #[arg(long, value_name = "IP")]
     dst: Option<IpAddr>,
@@ -238,7 +242,10 @@ impl Explain {
         let own = Arc::new(OwnAddresses::new(binds, settings.own_addresses));
         let policy = Policy::compile(settings.rules.apps, settings.rules.nets, settings.rules.nat64, own);
         let alpn = self.alpn.iter().map(|p| p.as_bytes().into()).collect();
-        let question = Question { subject, from: self.from.map(|ip| ip.to_canonical()), dst: self.dst, alpn };
+        let names: Vec<Box<str>> = self.client.iter().map(|name| name.as_str().into()).collect();
+        let identity = (!names.is_empty()).then(|| Identity::new(names));
+        let asker = Asker { ip: self.from.map(|ip| ip.to_canonical()), identity };
+        let question = Question { subject, asker, dst: self.dst, alpn };
         let verdict = policy.explain(&question);
         let text = if self.json { json_verdict(&self.target, &verdict) } else { text_verdict(&self.target, &verdict) };
         print(&text)?;

@@ -24,6 +24,8 @@ use ipnet::{IpNet, Ipv6Net};
 pub use document::Place;
 pub use schema::schema;
 
+use crate::identity::{TlsFiles, UsersFile};
+use crate::listen::Adds;
 use crate::name::HostName;
 use crate::policy::rule::{AppRule, NetRule};
 
@@ -83,6 +85,19 @@ pub struct Origin {
 pub struct ListenerSettings {
     pub bind: SocketAddr,
     pub kind: ListenerKind,
+    /// Who must say whose connections they bring; `None`: nobody may.
+    pub proxies: Option<Vec<IpNet>>,
+    pub tls: Option<TlsFiles>,
+    pub users: Option<UsersFile>,
+    pub adds: Adds,
+}
+
+impl ListenerSettings {
+    /// Whether clients must show who they are.
+    #[must_use]
+    pub fn identifies(&self) -> bool {
+        self.users.is_some() || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -265,7 +280,7 @@ impl Settings {
 }
 
 /// A text file with a bound, or the sentence that says why not.
-fn read_bounded(path: &Path) -> Result<String, String> {
+pub(crate) fn read_bounded(path: &Path) -> Result<String, String> {
     let name = path.display();
     let cannot = |e: std::io::Error| format!("cannot read {name}: {e}");
     let mut bytes = Vec::new();

@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest, Ready};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
 use crate::peek::http_head::{AnswerLength, BodyLength, HeadReader, Onward, RequestHead, ResponseHead, is_token_byte};
 use crate::relay::{Meter, Way};
+use crate::stream::{self, ClientStream, ReadSide, WriteSide, send};
 
 /// One read of a body.
 const CHUNK: usize = 32 << 10;
@@ -53,6 +54,8 @@ pub struct Outgoing<'a> {
     pub may_stay: bool,
     /// Whether the client may go on in the protocol it asked for.
     pub may_switch: bool,
+    /// Fields to add to the request, and to its answer, each with its CRLF.
+    pub adds: (&'a [u8], &'a [u8]),
 }
 
 /// How an exchange ended well.
@@ -82,13 +85,13 @@ pub enum Then {
 /// # Errors
 /// [`Halt`]; refused only while nothing of the answer has reached the client.
 pub async fn run(
-    client: &mut TcpStream,
+    client: &mut ClientStream,
     upstream: &mut TcpStream,
     request: Outgoing<'_>,
     limits: ExchangeLimits,
     meter: &Meter,
 ) -> Result<Answered, Halt> {
-    let (mut client_read, client_write) = client.split();
+    let (mut client_read, client_write) = stream::split(client);
     let (upstream_read, upstream_write) = upstream.split();
     let seen = Seen::default();
     let asking = async {
@@ -126,22 +129,20 @@ pub async fn run(
 
 /// Waits for the reset of a client whose request is on its way: nobody waits for the answer any more. What it
 /// sends meanwhile stays where it is; it is part of another request.
-async fn gone(client: &ReadHalf<'_>) -> Halt {
-    if client.ready(Interest::ERROR).await.is_ok_and(Ready::is_error) {
-        return Halt::Broken(Ending::ClientReset);
-    }
-    std::future::pending().await
+async fn gone(client: &ReadSide<'_>) -> Halt {
+    client.gone().await;
+    Halt::Broken(Ending::ClientReset)
 }
 
 /// What came behind the request.
 async fn send_request(
-    client: &mut ReadHalf<'_>,
+    client: &mut ReadSide<'_>,
     mut upstream: WriteHalf<'_>,
     request: Outgoing<'_>,
     meter: &Meter,
 ) -> Result<Vec<u8>, Halt> {
     let Outgoing { head, raw, .. } = request;
-    write(&mut upstream, &head.for_origin(raw, request.onward()), Way::Up, meter).await?;
+    write(&mut upstream, &head.for_origin(raw, request.adds.0, request.onward()), Way::Up, meter).await?;
     let mut bytes = raw.get(head.len..).unwrap_or_default().to_vec();
     let mut body = Body::new(head.body);
     loop {
@@ -175,7 +176,7 @@ impl Outgoing<'_> {
 
 async fn send_answer(
     mut upstream: ReadHalf<'_>,
-    mut client: WriteHalf<'_>,
+    mut client: WriteSide<'_>,
     request: Outgoing<'_>,
     limit: usize,
     seen: &Seen,
@@ -192,7 +193,7 @@ async fn send_answer(
             if interim > MAX_INTERIM {
                 return Err(no_answer(Reason::Unreachable));
             }
-            write(&mut client, &head.for_client(&held, Onward::Stay), Way::Down, meter).await?;
+            write(&mut client, &head.for_client(&held, &[], Onward::Stay), Way::Down, meter).await?;
             held.drain(..head.len);
             continue;
         }
@@ -201,7 +202,7 @@ async fn send_answer(
                 return Err(no_answer(Reason::UpgradeDenied));
             }
             seen.answer.store(true, Ordering::Relaxed);
-            write(&mut client, &head.for_client(&held, Onward::Switch), Way::Down, meter).await?;
+            write(&mut client, &head.for_client(&held, request.adds.1, Onward::Switch), Way::Down, meter).await?;
             // What the upstream has sent of the other protocol already.
             write(&mut client, held.get(head.len..).unwrap_or_default(), Way::Down, meter).await?;
             let up = seen.behind.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -219,7 +220,7 @@ async fn send_answer(
     let client_stays = request.may_stay && request.head.stays() && matches!(length, AnswerLength::Framed(_));
     let onward = if client_stays { Onward::Stay } else { Onward::Close };
     seen.answer.store(true, Ordering::Relaxed);
-    write(&mut client, &head.for_client(&held, onward), Way::Down, meter).await?;
+    write(&mut client, &head.for_client(&held, request.adds.1, onward), Way::Down, meter).await?;
     held.drain(..head.len);
     send_body(&mut upstream, &mut client, length, &mut held, seen, meter).await?;
     let behind = seen.behind.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -250,7 +251,7 @@ async fn next_head(upstream: &mut ReadHalf<'_>, held: &mut Vec<u8>, limit: usize
 
 async fn send_body(
     upstream: &mut ReadHalf<'_>,
-    client: &mut WriteHalf<'_>,
+    client: &mut WriteSide<'_>,
     length: AnswerLength,
     held: &mut Vec<u8>,
     seen: &Seen,
@@ -280,12 +281,12 @@ async fn send_body(
     }
 }
 
-async fn write(to: &mut WriteHalf<'_>, bytes: &[u8], way: Way, meter: &Meter) -> Result<(), Halt> {
+async fn write(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8], way: Way, meter: &Meter) -> Result<(), Halt> {
     let broken = match way {
         Way::Up => Ending::UpstreamReset,
         Way::Down => Ending::ClientReset,
     };
-    to.write_all(bytes).await.map_err(|_| Halt::Broken(broken))?;
+    send(to, bytes).await.map_err(|_| Halt::Broken(broken))?;
     if !bytes.is_empty() {
         meter.count(way, bytes.len());
     }

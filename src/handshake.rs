@@ -12,13 +12,14 @@ use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
 use crate::peek::client_hello::{ClientHello, HelloReader};
 use crate::peek::retry::{ClientGate, SERVER_FIRST_MAX, ServerFirst, second_hello, server_first};
 use crate::relay::{Meter, Way};
+use crate::stream::{ClientStream, send};
 
 /// One read while waiting; a server's first flight is a few of these.
 const CHUNK: usize = 16 << 10;
 
 /// Both sides of one connection whose hello has been sent on.
 struct Wait<'a> {
-    client: &'a mut TcpStream,
+    client: &'a mut ClientStream,
     upstream: &'a mut TcpStream,
     meter: &'a Meter,
     /// Client bytes not yet sent on; `limits.hello` and a read at most.
@@ -50,7 +51,7 @@ pub struct SettleLimits {
 /// # Errors
 /// [`Halt`]: a refusal for another name or other protocols, none of which went on, or the connection's own end.
 pub async fn settle(
-    client: &mut TcpStream,
+    client: &mut ClientStream,
     upstream: &mut TcpStream,
     first: &ClientHello,
     peeked: Vec<u8>,
@@ -142,7 +143,7 @@ impl Wait<'_> {
                     return Ok(Step::UpstreamEnded);
                 }
                 chunk.truncate(n);
-                self.client.write_all(&chunk).await.map_err(|_| Halt::Broken(Ending::ClientReset))?;
+                send(self.client, &chunk).await.map_err(|_| Halt::Broken(Ending::ClientReset))?;
                 self.meter.count(Way::Down, n);
                 Ok(Step::FromUpstream(chunk))
             }

@@ -3,7 +3,9 @@
 //! One accept loop for every kind of listener; it does not know what its handler does. Owns the limits on
 //! connections and the words in which a refusal is told. Judges nothing.
 
+pub mod arrival;
 mod client;
+mod entrance;
 mod refusal;
 mod socks5;
 
@@ -17,6 +19,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 pub use client::{Claimed, Client};
+pub use entrance::{Adds, Entrance};
 
 use crate::drain::Guest;
 
@@ -59,7 +62,8 @@ struct Inside {
 #[derive(Debug)]
 pub struct Ticket {
     door: Arc<Door>,
-    client: IpAddr,
+    /// Whose it is, once that is known.
+    client: Option<IpAddr>,
 }
 
 impl Door {
@@ -68,18 +72,31 @@ impl Door {
         Arc::new(Self { most, most_per_client, inside: Mutex::default() })
     }
 
-    /// A place for this client, if there is one.
+    /// A place for somebody, if there is one.
     #[must_use]
-    pub fn enter(self: &Arc<Self>, client: IpAddr) -> Option<Ticket> {
+    pub fn enter(self: &Arc<Self>) -> Option<Ticket> {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = inside.by_client.get(&client).copied().unwrap_or(0);
-        if inside.all >= self.most || self.most_per_client.is_some_and(|most| own >= most) {
+        if inside.all >= self.most {
             return None;
         }
         inside.all += 1;
-        inside.by_client.insert(client, own + 1);
         drop(inside);
-        Some(Ticket { door: Arc::clone(self), client })
+        Some(Ticket { door: Arc::clone(self), client: None })
+    }
+}
+
+impl Ticket {
+    /// Says whose the place is; whether this client may have another one.
+    #[must_use]
+    pub fn is_for(&mut self, client: IpAddr) -> bool {
+        let mut inside = self.door.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = inside.by_client.get(&client).copied().unwrap_or(0);
+        if self.door.most_per_client.is_some_and(|most| own >= most) {
+            return false;
+        }
+        inside.by_client.insert(client, own + 1);
+        self.client = Some(client);
+        true
     }
 }
 
@@ -87,12 +104,13 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let mut inside = self.door.inside.lock().unwrap_or_else(PoisonError::into_inner);
         inside.all -= 1;
-        let left = inside.by_client.get(&self.client).map_or(0, |n| n - 1);
+        let Some(client) = self.client else { return };
+        let left = inside.by_client.get(&client).map_or(0, |n| n - 1);
         // Clients that are gone leave no entry: the map is as small as the crowd.
         if left == 0 {
-            inside.by_client.remove(&self.client);
+            inside.by_client.remove(&client);
         } else {
-            inside.by_client.insert(self.client, left);
+            inside.by_client.insert(client, left);
         }
     }
 }
@@ -125,16 +143,18 @@ mod tests {
     fn the_door_counts_everybody_and_each() {
         let door = Door::new(3, Some(2));
         let (a, b): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
-        let first = door.enter(a);
-        let second = door.enter(a);
+        let enter = |client| door.enter().and_then(|mut ticket| ticket.is_for(client).then_some(ticket));
+        let first = enter(a);
+        let second = enter(a);
         assert!(first.is_some() && second.is_some());
-        assert!(door.enter(a).is_none(), "one client has its own limit");
-        let third = door.enter(b);
+        assert!(enter(a).is_none(), "one client has its own limit");
+        let third = enter(b);
         assert!(third.is_some());
-        assert!(door.enter(b).is_none(), "all together have one");
+        assert!(door.enter().is_none(), "all together have one");
         drop(first);
-        assert!(door.enter(a).is_some());
+        assert!(enter(a).is_some());
         drop((second, third));
-        assert!(door.inside.lock().unwrap().by_client.is_empty(), "nobody inside, nothing kept");
+        let inside = door.inside.lock().unwrap();
+        assert!(inside.by_client.is_empty() && inside.all == 0, "nobody inside, nothing kept");
     }
 }

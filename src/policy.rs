@@ -27,7 +27,7 @@ use std::sync::Arc;
 use ipnet::Ipv6Net;
 
 use crate::answers::Answers;
-use crate::claim::{Claim, Target, Via};
+use crate::claim::{Asker, Claim, Target, Via};
 use crate::ending::{Hint, Reason, Refusal, Stage};
 use crate::name::{Host, HostName};
 use crate::peek::client_hello::{ClientHello, Sni};
@@ -90,7 +90,7 @@ pub struct Clearance {
     port: u16,
     /// The client's address family goes first.
     prefers_v6: bool,
-    client: IpAddr,
+    asker: Asker,
     /// Never empty; in the order of the configuration.
     grants: Vec<Grant>,
 }
@@ -177,8 +177,7 @@ pub struct Because {
 /// What is known about a connection when its name is judged.
 #[derive(Clone, Copy, Debug)]
 struct Evidence<'a> {
-    /// `None`: any client (`explain` without `--from`).
-    client: Option<IpAddr>,
+    asker: &'a Asker,
     port: u16,
     protocol: AppProtocol,
     alpn: Option<&'a [Box<[u8]>]>,
@@ -262,7 +261,7 @@ impl Policy {
             let rule = self.apps.get(self.app_hosts.rule(pattern) as usize)?;
             let text = self.app_hosts.text(pattern);
             let plain = !text.starts_with('.') && !text.contains(['*', '?', '[', '{']);
-            let open = rule.action == Action::Allow && rule.sources.0.is_empty() && plain;
+            let open = rule.action == Action::Allow && rule.sources.is_everyone() && plain;
             let port = rule.protocols.iter().find(|app| app.protocol == AppProtocol::Https)?.port;
             open.then_some((text, port))
         })
@@ -273,19 +272,19 @@ impl Policy {
     /// # Errors
     /// A refusal at stage `name` or `network`.
     pub fn by_claim(&self, claim: &Claim) -> Result<Passage, Refusal> {
-        let client = Some(claim.client.ip());
+        let asker = &claim.asker();
         match &claim.target {
             Target::Unnamed => Ok(Passage::Peek(self.expectation(claim.port))),
             Target::Name(name) => {
-                let grants = self.net_by_name(client, name, |rule| rule.takes_tcp(claim.port));
+                let grants = self.net_by_name(asker, name, |rule| rule.takes_tcp(claim.port));
                 if !grants.is_empty() {
                     return Ok(Passage::Straight(clearance(claim, Destination::Name(name.clone()), grants)));
                 }
-                self.expect_name(client, name, claim.port, claim.via).map(Passage::Peek)
+                self.expect_name(asker, name, claim.port, claim.via).map(Passage::Peek)
             }
             Target::Address(dst) => {
                 let ip = dst.0.ip();
-                let grants = self.net_by_address(client, ip, claim.port)?;
+                let grants = self.net_by_address(asker, ip, claim.port)?;
                 if !grants.is_empty() {
                     return Ok(Passage::Straight(clearance(claim, Destination::Literal(ip), grants)));
                 }
@@ -295,7 +294,7 @@ impl Policy {
                 if self.ports.contains_key(&claim.port) {
                     return Ok(Passage::Peek(self.expectation(claim.port)));
                 }
-                Err(Refusal::new(Reason::NoRule, Stage::Network).with(self.address_hint(client, ip, claim.port)))
+                Err(Refusal::new(Reason::NoRule, Stage::Network).with(self.address_hint(asker, ip, claim.port)))
             }
         }
     }
@@ -313,7 +312,7 @@ impl Policy {
         expectation.admits(sighting)?;
         let claimed_address = matches!(claim.target, Target::Address(_));
         let base = Evidence {
-            client: Some(claim.client.ip()),
+            asker: &claim.asker(),
             port: claim.port,
             protocol: AppProtocol::Http,
             alpn: None,
@@ -383,7 +382,7 @@ impl Policy {
                 destination: Destination::Name(kept.name().clone()),
                 port: 0,
                 prefers_v6: false,
-                client: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+                asker: Asker::at(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)),
                 grants: vec![Grant::NetKept { rule: id }],
             };
             Some((Arc::clone(kept), clearance))
@@ -402,16 +401,10 @@ impl Policy {
     }
 
     /// Whether a named claim could pass with some bytes, and which.
-    fn expect_name(
-        &self,
-        client: Option<IpAddr>,
-        name: &HostName,
-        port: u16,
-        via: Via,
-    ) -> Result<Expectation, Refusal> {
+    fn expect_name(&self, asker: &Asker, name: &HostName, port: u16, via: Via) -> Result<Expectation, Refusal> {
         let judged = |protocol| {
             let inner = InnerName::Same;
-            let evidence = Evidence { client, port, protocol, alpn: None, ech: false, inner, request: None };
+            let evidence = Evidence { asker, port, protocol, alpn: None, ech: false, inner, request: None };
             self.judge(name, &evidence)
         };
         // Absolute-form is plain HTTP already.
@@ -439,7 +432,7 @@ impl Policy {
             match (&rule.action, conditions(rule, evidence)) {
                 (Action::Deny, Ok(())) => denied = Some(grant),
                 (Action::Deny, Err(_)) => {}
-                (Action::Close(why), _) if evidence.client.is_none_or(|ip| rule.sources.include(ip)) => {
+                (Action::Close(why), _) if rule.sources.include(evidence.asker) => {
                     // The first in the file, as everywhere.
                     if closed.is_none_or(|(first, ..)| id < first) {
                         closed = Some((id, &rule.name, why));
@@ -518,39 +511,34 @@ impl Policy {
     }
 
     /// Network deny, then network allow, for a literal address.
-    fn net_by_address(&self, client: Option<IpAddr>, ip: IpAddr, port: u16) -> Result<Vec<Grant>, Refusal> {
-        if let Some(grant) = self.net_denies(client, ip, port) {
+    fn net_by_address(&self, asker: &Asker, ip: IpAddr, port: u16) -> Result<Vec<Grant>, Refusal> {
+        if let Some(grant) = self.net_denies(asker, ip, port) {
             return Err(self.refusal_by(Reason::RuleDenied, Stage::Network, grant));
         }
         let ip = guard::meant(ip, self.nat64);
-        Ok(self.net_rules(client, Action::Allow, |rule| rule.takes_tcp(port) && rule.covers(ip)).collect())
+        Ok(self.net_rules(asker, Action::Allow, |rule| rule.takes_tcp(port) && rule.covers(ip)).collect())
     }
 
-    fn net_denies(&self, client: Option<IpAddr>, ip: IpAddr, port: u16) -> Option<Grant> {
+    fn net_denies(&self, asker: &Asker, ip: IpAddr, port: u16) -> Option<Grant> {
         let covered = |rule: &NetRule| guard::spellings(ip, self.nat64).iter().any(|ip| rule.covers(*ip));
-        self.net_rules(client, Action::Deny, |rule| rule.takes_tcp(port) && covered(rule)).next()
+        self.net_rules(asker, Action::Deny, |rule| rule.takes_tcp(port) && covered(rule)).next()
     }
 
     /// Rules by address that fit, in the order of the configuration.
-    fn net_rules(
-        &self,
-        client: Option<IpAddr>,
-        action: Action,
-        fits: impl Fn(&NetRule) -> bool,
-    ) -> impl Iterator<Item = Grant> {
-        let asked = move |rule: &NetRule| client.is_none_or(|ip| rule.sources.include(ip));
+    fn net_rules(&self, asker: &Asker, action: Action, fits: impl Fn(&NetRule) -> bool) -> impl Iterator<Item = Grant> {
+        let asked = move |rule: &NetRule| rule.sources.include(asker);
         let all = (0..).zip(&self.nets);
         all.filter(move |(_, rule)| rule.action == action && asked(rule) && fits(rule))
             .map(|(rule, _)| Grant::NetAddress { rule })
     }
 
     /// Network rules that list a name, in the order of the configuration.
-    fn net_by_name(&self, client: Option<IpAddr>, name: &HostName, fits: impl Fn(&NetRule) -> bool) -> Vec<Grant> {
+    fn net_by_name(&self, asker: &Asker, name: &HostName, fits: impl Fn(&NetRule) -> bool) -> Vec<Grant> {
         let mut found: Vec<Grant> = Vec::new();
         self.net_hosts.matches(name, |pattern| {
             let id = self.net_hosts.rule(pattern);
             let Some(rule) = self.nets.get(id as usize) else { return };
-            if client.is_none_or(|ip| rule.sources.include(ip)) && fits(rule) {
+            if rule.sources.include(asker) && fits(rule) {
                 found.push(Grant::NetName { rule: id, pattern });
             }
         });
@@ -581,7 +569,7 @@ impl Policy {
             let meant = guard::meant(*ip, self.nat64);
             // What is only kept is judged against denials when a client dials it.
             let asks = !matches!(grant, Grant::NetKept { .. });
-            if let Some(grant) = self.net_denies(Some(clearance.client), *ip, clearance.port).filter(|_| asks) {
+            if let Some(grant) = self.net_denies(&clearance.asker, *ip, clearance.port).filter(|_| asks) {
                 return Err(self.refusal_by(Reason::RuleDenied, Stage::Address, grant));
             }
             let named =
@@ -629,12 +617,12 @@ fn clearance(claim: &Claim, destination: Destination, grants: Vec<Grant>) -> Cle
         Target::Address(dst) => dst.0.is_ipv6(),
         Target::Name(_) | Target::Unnamed => claim.client.ip().is_ipv6(),
     };
-    Clearance { destination, port: claim.port, prefers_v6, client: claim.client.ip(), grants }
+    Clearance { destination, port: claim.port, prefers_v6, asker: claim.asker(), grants }
 }
 
 /// A rule's conditions in their order; how far it got where one is not met.
 fn conditions(rule: &AppRule, evidence: &Evidence<'_>) -> Result<(), Progress> {
-    if !evidence.client.is_none_or(|client| rule.sources.include(client)) {
+    if !rule.sources.include(evidence.asker) {
         return Err(Progress::Listed);
     }
     let on_port = |app: &rule::AppPort| app.port == evidence.port && app.protocol == evidence.protocol;

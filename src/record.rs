@@ -15,7 +15,7 @@ use std::time::SystemTime;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::claim::{Claim, ClientAddr, Target, Via};
+use crate::claim::{Claim, ClientAddr, Identity, Target, Via};
 use crate::ending::{Ending, Reason, Refusal, Stage};
 use crate::metrics::Metrics;
 use crate::name::Host;
@@ -92,6 +92,16 @@ impl Record {
     #[must_use]
     pub fn meter(&self) -> Arc<Meter> {
         Arc::clone(&self.meter)
+    }
+
+    /// Whose connection it is, where that is not the peer.
+    pub fn client(&mut self, client: ClientAddr) {
+        self.line.client = client.to_string();
+    }
+
+    /// What the client has shown itself to be.
+    pub fn identity(&mut self, identity: &Identity) {
+        self.line.identity = identity.names().iter().take(MAX_LISTED).map(|name| escape(name.as_bytes())).collect();
     }
 
     pub fn claim(&mut self, claim: &Claim) {

@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest, Ready};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
 use crate::ending::{Ending, Totals};
+use crate::stream::{self, ClientStream, ReadSide, Socket, send};
 
 /// One read: large enough that a busy stream pays few system calls, small enough for thousands of streams.
 const CHUNK: usize = 32 << 10;
@@ -88,14 +88,14 @@ impl Default for Meter {
 /// A side that finishes is told to the other, which may go on sending. Where the ending is not
 /// [`Ending::Closed`], both [`Link`]s are left to be reset.
 pub async fn run(
-    client: &mut TcpStream,
+    client: &mut ClientStream,
     upstream: &mut TcpStream,
     first: &[u8],
     idle: Duration,
     meter: &Meter,
 ) -> Ending {
     let broken = Broken::default();
-    let (client_read, client_write) = client.split();
+    let (client_read, client_write) = stream::split(client);
     let (upstream_read, upstream_write) = upstream.split();
     let up = one_way(client_read, upstream_write, Way::Up, meter, &broken, first);
     let down = one_way(upstream_read, client_write, Way::Down, meter, &broken, &[]);
@@ -154,21 +154,21 @@ struct Broken {
 }
 
 /// Returns when the client's socket reports an error after it has finished sending.
-async fn gone(up: &Option<Result<ReadHalf<'_>, Side>>) {
-    let Some(Ok(client)) = up else { return std::future::pending().await };
-    if !client.ready(Interest::ERROR).await.is_ok_and(Ready::is_error) {
-        std::future::pending::<()>().await;
+async fn gone(up: &Option<Result<ReadSide<'_>, Side>>) {
+    match up {
+        Some(Ok(client)) => client.gone().await,
+        _ => std::future::pending().await,
     }
 }
 
-async fn one_way<'a>(
-    mut from: ReadHalf<'a>,
-    mut to: WriteHalf<'_>,
+async fn one_way<R: AsyncRead + Unpin>(
+    mut from: R,
+    mut to: impl AsyncWrite + Unpin,
     way: Way,
     meter: &Meter,
     broken: &Broken,
     first: &[u8],
-) -> Result<ReadHalf<'a>, Side> {
+) -> Result<R, Side> {
     let (reader, writer) = match way {
         Way::Up => (Side::Client, Side::Upstream),
         Way::Down => (Side::Upstream, Side::Client),
@@ -180,7 +180,7 @@ async fn one_way<'a>(
         side
     };
     if !first.is_empty() {
-        to.write_all(first).await.map_err(|_| failed(writer))?;
+        send(&mut to, first).await.map_err(|_| failed(writer))?;
         meter.count(way, first.len());
     }
     let mut chunk = vec![0; CHUNK];
@@ -190,7 +190,7 @@ async fn one_way<'a>(
             break;
         }
         let bytes = chunk.get(..n).unwrap_or_default();
-        to.write_all(bytes).await.map_err(|_| failed(writer))?;
+        send(&mut to, bytes).await.map_err(|_| failed(writer))?;
         meter.count(way, n);
     }
     if way == Way::Down && broken.upstream.load(Ordering::Relaxed) {
@@ -206,14 +206,14 @@ async fn one_way<'a>(
 /// A socket whose close is a reset unless its conversation came to an end of its own: a cut must not look
 /// like a polite one, or half a file is taken for a whole.
 #[derive(Debug)]
-pub struct Link {
-    pub stream: TcpStream,
+pub struct Link<S: Socket> {
+    pub stream: S,
     ended: bool,
 }
 
-impl Link {
+impl<S: Socket> Link<S> {
     #[must_use]
-    pub const fn new(stream: TcpStream) -> Self {
+    pub const fn new(stream: S) -> Self {
         Self { stream, ended: false }
     }
 
@@ -228,16 +228,16 @@ impl Link {
     }
 }
 
-impl Drop for Link {
+impl<S: Socket> Drop for Link<S> {
     fn drop(&mut self) {
         if !self.ended {
-            reset(&self.stream);
+            reset(self.stream.tcp());
         }
     }
 }
 
 /// Makes the close of a socket a reset.
-fn reset(stream: &TcpStream) {
+pub fn reset(stream: &TcpStream) {
     // Failing means that the socket is gone, which is what was wanted.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

@@ -7,13 +7,13 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::claim::{Claim, ClientAddr};
-use crate::config::{Limits, ListenerKind};
+use crate::config::Limits;
 use crate::dns::Resolver;
 use crate::drain::Guest;
 use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
 use crate::exchange::{self, Answered, ExchangeLimits, Outgoing, Then};
 use crate::handshake::{self, SettleLimits};
-use crate::listen::{Client, Door};
+use crate::listen::{Adds, Client, Door, Entrance, Ticket, arrival};
 use crate::peek::http_head::RequestHead;
 use crate::peek::{Expected, PeekBudget, PeekLimits, Sighting, Window};
 use crate::policy::{Clearance, Passage, Permit, Policy};
@@ -44,28 +44,55 @@ impl House {
 pub async fn serve(
     stream: TcpStream,
     address: SocketAddr,
-    listener: (Arc<str>, ListenerKind),
+    entrance: Arc<Entrance>,
     house: Arc<House>,
     mut guest: Guest,
 ) {
-    let (name, kind) = listener;
-    let address = ClientAddr(address);
-    let record = house.book.open(&name, address);
-    let stream = Link::new(stream);
-    let Some(ticket) = house.door.enter(address.ip()) else {
-        return record.refuse(&Refusal::new(Reason::TooManyConnections, Stage::Limit));
+    let peer = ClientAddr(address);
+    let mut record = house.book.open(&entrance.name, peer);
+    let too_many = Refusal::new(Reason::TooManyConnections, Stage::Limit);
+    let Some(mut ticket) = house.door.enter() else {
+        relay::reset(&stream);
+        return record.refuse(&too_many);
     };
-    let window = Window::new(Arc::clone(&house.budget));
-    let client = Client::new(stream, address, Arc::clone(&name), kind, window);
     let stopping = guest.clone();
+    let telling = async {
+        let client = match arrived(stream, peer, &entrance, &house, &mut record, &mut ticket).await {
+            Ok(client) => client,
+            Err(refusal) => return record.refuse(&refusal),
+        };
+        tell(client, &entrance, &house, record, stopping).await;
+    };
     tokio::select! {
         // The end of a drain wins over a busy connection. What is dropped then says so itself: the sockets
         // by a reset, the record by its line.
         biased;
         () = guest.cut() => {}
-        () = tell(client, &name, &house, record, stopping) => {}
+        () = telling => {}
     }
     drop(ticket);
+}
+
+/// A client that may speak: it is known whose connection it is, and there is room for it.
+async fn arrived(
+    mut stream: TcpStream,
+    peer: ClientAddr,
+    entrance: &Arc<Entrance>,
+    house: &House,
+    record: &mut Record,
+    ticket: &mut Ticket,
+) -> Result<Client, Refusal> {
+    // A socket whose options cannot be set is gone already; the first read will say so.
+    let _ = upstream::set_options(&stream, house.limits.keepalive);
+    let until = house.peek_limits().until;
+    let address = arrival::whose(&mut stream, peer, entrance, until).await?;
+    record.client(address);
+    if !ticket.is_for(address.ip()) {
+        relay::reset(&stream);
+        return Err(Refusal::new(Reason::TooManyConnections, Stage::Limit));
+    }
+    let arrived = arrival::welcome(stream, address, entrance, until).await?;
+    Ok(Client::new(arrived, Arc::clone(entrance), Window::new(Arc::clone(&house.budget))))
 }
 
 /// What a visit comes to.
@@ -77,21 +104,19 @@ enum Visit {
 
 /// A connected upstream, and the leave it was dialled with.
 struct Standing {
-    link: Link,
+    link: Link<TcpStream>,
     permit: Permit,
     /// It has answered before: it may have gone since.
     is_used: bool,
 }
 
 /// The story of a connection: one visit, or one for each of its requests.
-async fn tell(mut client: Client, listener: &Arc<str>, house: &House, first: Record, mut guest: Guest) {
+async fn tell(mut client: Client, entrance: &Entrance, house: &House, first: Record, mut guest: Guest) {
     let mut record = first;
     let mut standing = None;
     let mut before = None;
-    // A socket whose options cannot be set is gone already; the first read will say so.
-    let _ = upstream::set_options(&client.link.stream, house.limits.keepalive);
     loop {
-        match visit(&mut client, house, &mut record, &mut standing, &mut before).await {
+        match visit(&mut client, entrance.adds, house, &mut record, &mut standing, &mut before).await {
             Ok(Visit::Over(ending)) => {
                 record.close(ending);
                 if ending == Ending::Closed {
@@ -113,7 +138,7 @@ async fn tell(mut client: Client, listener: &Arc<str>, house: &House, first: Rec
         if !more {
             return client.leave().await;
         }
-        record = house.book.open(listener, client.address);
+        record = house.book.open(&entrance.name, client.address);
         record.of_request();
     }
 }
@@ -122,6 +147,7 @@ async fn tell(mut client: Client, listener: &Arc<str>, house: &House, first: Rec
 /// `standing` the upstream that answered it.
 async fn visit(
     client: &mut Client,
+    adds: Adds,
     house: &House,
     record: &mut Record,
     standing: &mut Option<Standing>,
@@ -131,11 +157,13 @@ async fn visit(
     let peek_limits = house.peek_limits();
     let claimed = client.claim(peek_limits, before.as_ref()).await;
     let claimed = claimed.inspect_err(|_| client.raw_target().into_iter().for_each(|raw| record.raw_name(raw)))?;
-    let claim = claimed.claim;
+    let mut claim = claimed.claim;
     record.claim(&claim);
     if let Some(sighting) = &claimed.sighting {
         record.sighting(sighting);
     }
+    client.authenticate(&mut claim, peek_limits).await?;
+    record.identity(&claim.identity);
 
     // Judge the claim first: to see a CONNECT client's bytes it must be told to go ahead, and from then on
     // a refusal can only be spoken in the protocol of those bytes.
@@ -163,7 +191,7 @@ async fn visit(
         }
     };
     if let Some(Sighting::Http(request)) = sighting {
-        let answered = requested(client, &claim, &clearance, &request, seen, house, record, standing).await?;
+        let answered = requested(client, adds, &claim, &clearance, &request, seen, house, record, standing).await?;
         *before = Some(claim);
         return Ok(answered);
     }
@@ -180,6 +208,7 @@ async fn visit(
 #[allow(clippy::too_many_arguments, reason = "everything that is known of one request")]
 async fn requested(
     client: &mut Client,
+    adds: Adds,
     claim: &Claim,
     clearance: &Clearance,
     request: &RequestHead,
@@ -203,7 +232,9 @@ async fn requested(
     let raw = client.window.take();
     let meter = record.meter();
     meter.touch();
-    let outgoing = Outgoing { head: request, raw: &raw, may_stay: true, may_switch: seen };
+    let fields = adds.to_request(client.address);
+    let adds = (&*fields, adds.to_answer());
+    let outgoing = Outgoing { head: request, raw: &raw, may_stay: true, may_switch: seen, adds };
     let limits = ExchangeLimits { head, idle };
     let client_stream = &mut client.link.stream;
     let mut result = exchange::run(client_stream, &mut upstream.link.stream, outgoing, limits, &meter).await;
@@ -264,7 +295,7 @@ async fn permitted(
 }
 
 /// Dials what was judged.
-async fn dialled(permit: &Permit, house: &House, record: &mut Record) -> Result<Link, Refusal> {
+async fn dialled(permit: &Permit, house: &House, record: &mut Record) -> Result<Link<TcpStream>, Refusal> {
     let upstream = Link::new(upstream::dial(permit, house.limits.dial).await?);
     let _ = upstream::set_options(&upstream.stream, house.limits.keepalive);
     record.upstream_of(&upstream.stream);
@@ -272,7 +303,7 @@ async fn dialled(permit: &Permit, house: &House, record: &mut Record) -> Result<
 }
 
 /// What stopped halfway becomes a reset of both sides, but for a client that is still to be told why.
-fn ended(result: Result<Ending, Halt>, upstream: &mut Link) -> Result<Ending, Refusal> {
+fn ended(result: Result<Ending, Halt>, upstream: &mut Link<TcpStream>) -> Result<Ending, Refusal> {
     match result {
         Ok(ending) => {
             if ending == Ending::Closed {

@@ -9,7 +9,7 @@ const LIMIT: usize = 64 << 10;
 fuzz_target!(|bytes: &[u8]| {
     let Ok(Some(head)) = RequestHead::look(bytes, LIMIT) else { return };
     let Ok(authority) = head.authority() else { return };
-    let sent = head.for_origin(bytes, Onward::Close);
+    let sent = head.for_origin(bytes, b"", Onward::Close);
     let Ok(Some(again)) = RequestHead::look(&sent, 2 * LIMIT) else {
         // CONNECT has no origin-form; it is never sent on.
         assert_eq!(&*head.method, "CONNECT");

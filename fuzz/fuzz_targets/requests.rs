@@ -25,7 +25,7 @@ fuzz_target!(|bytes: &[u8]| {
         }
         judged.push(authority.host.to_string());
         let onward = if head.stays() { Onward::Stay } else { Onward::Close };
-        sent.extend(head.for_origin(rest, onward));
+        sent.extend(head.for_origin(rest, b"", onward));
         sent.extend(&tail[..n]);
         rest = &tail[n..];
     }

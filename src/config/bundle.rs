@@ -28,7 +28,7 @@ pub(super) fn add(out: &mut Findings<'_>, path: &str, asked: &file::Bundle, tags
             Level::Note => out.note(&place, remark.message),
         }
     }
-    let sources = rules::sources(out, path, asked.sources.as_deref());
+    let sources = rules::sources(out, path, asked.sources.as_deref(), None);
     let reach = rules::reach(out, &format!("{path}.addresses"), asked.addresses.as_deref());
     let Some(choice) = choice else { return };
     // A name in the log leads to one rule: a second bundle of the same cloud has names of its own.

@@ -13,6 +13,8 @@ use super::{
     DnsSettings, DnsTransport, DnsUpstream, Fault, Limits, ListenerKind, ListenerSettings, LogFormat, LogOutput,
     LogSettings, Settings, file, lint, read_bounded, rules, schema,
 };
+use crate::identity::{Files, TlsFiles, UsersFile};
+use crate::listen::Adds;
 use crate::name::HostName;
 use crate::policy::pattern::Pattern;
 use crate::policy::prefixes::prefix;
@@ -145,15 +147,62 @@ fn listeners(out: &mut Findings<'_>, written: &file::File) -> Vec<(ListenerSetti
             file::ListenerKind::Forward => ListenerKind::Forward,
             file::ListenerKind::Sni => ListenerKind::Sni { port: listener.port.unwrap_or(443) },
         };
-        let port_path = format!("{path}.port");
         if let (file::ListenerKind::Forward, Some(_)) = (listener.kind, listener.port) {
-            out.fault(&port_path, "a forward listener learns the port from its clients; remove it");
+            out.fault(&format!("{path}.port"), "a forward listener learns the port from its clients; remove it");
         }
+        let is_forward = listener.kind == file::ListenerKind::Forward;
+        let only_forward = [("tls", listener.tls.is_some()), ("auth", listener.auth.is_some())];
+        for (key, _) in only_forward.iter().filter(|(_, is_there)| *is_there && !is_forward) {
+            let message = "clients of this listener do not know of it and could not answer; remove it";
+            out.fault(&format!("{path}.{key}"), message);
+        }
+        let proxies = listener.proxy_protocol.as_ref().map(|written| proxies(out, &path, written));
+        let tls = listener.tls.as_ref().filter(|_| is_forward).map(|written| TlsFiles {
+            certificate: out.folder.join(&written.certificate),
+            key: out.folder.join(&written.key),
+            client_ca: written.client_ca.as_ref().map(|name| out.folder.join(name)),
+        });
+        let users = listener
+            .auth
+            .as_ref()
+            .filter(|_| is_forward)
+            .map(|written| UsersFile(out.folder.join(&written.users_file)));
+        readable_files(out, &format!("{path}.tls"), tls.as_ref());
+        readable_files(out, &format!("{path}.auth"), users.as_ref());
+        let adds = |header| listener.add_headers.contains(&header);
+        let adds = Adds { via: adds(file::Header::Via), forwarded_for: adds(file::Header::XForwardedFor) };
         if let Some(bind) = bind {
-            kept.push((ListenerSettings { bind, kind }, format!("{path}.bind")));
+            kept.push((ListenerSettings { bind, kind, proxies, tls, users, adds }, format!("{path}.bind")));
         }
     }
     kept
+}
+
+fn proxies(out: &mut Findings<'_>, path: &str, written: &file::ProxyProtocol) -> Vec<IpNet> {
+    let path = format!("{path}.proxy_protocol");
+    if !written.v2 {
+        out.fault(&format!("{path}.v2"), "version 2 is the only one there is; write true, or remove proxy_protocol");
+    }
+    if written.from.is_empty() {
+        out.fault(
+            &format!("{path}.from"),
+            "the list is empty, so everybody would be refused; write the load balancer's CIDR",
+        );
+    }
+    let from = out.nets(&format!("{path}.from"), &written.from);
+    for (at, _) in from.iter().enumerate().filter(|(_, net)| net.prefix_len() == 0) {
+        let message = "lets anybody say to be anybody; write the load balancer's own CIDR";
+        out.fault(&format!("{path}.from[{at}]"), message);
+    }
+    from
+}
+
+/// Files that a listener needs can be used.
+fn readable_files<F: Files>(out: &mut Findings<'_>, path: &str, files: Option<&F>) {
+    if let Some(fault) = files.and_then(|files| files.load().err()) {
+        let key = if fault.key.is_empty() { path.to_owned() } else { format!("{path}.{}", fault.key) };
+        out.fault(&key, fault.message);
+    }
 }
 
 fn service(out: &mut Findings<'_>, path: &str, bind: Option<&file::Lenient<file::Bind>>) -> Option<SocketAddr> {

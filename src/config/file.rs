@@ -86,6 +86,59 @@ pub(super) struct Listener {
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub(super) port: Option<u16>,
+    /// A load balancer says whose connection it is; then it must, and nobody else may.
+    #[serde(default)]
+    pub(super) proxy_protocol: Option<ProxyProtocol>,
+    /// `forward` only: clients speak TLS to the proxy itself.
+    #[serde(default)]
+    pub(super) tls: Option<Tls>,
+    /// `forward` only: clients must be users.
+    #[serde(default)]
+    pub(super) auth: Option<Auth>,
+    /// What is added to plain HTTP requests: `via` (to answers, too), `x-forwarded-for`. Default: nothing.
+    #[serde(default)]
+    pub(super) add_headers: Vec<Header>,
+}
+
+/// The PROXY protocol.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ProxyProtocol {
+    /// Version 2, the binary one; the only one there is here.
+    pub(super) v2: bool,
+    /// Who sends it, as CIDRs or addresses.
+    pub(super) from: Vec<String>,
+}
+
+/// TLS to the proxy. Files are PEM, relative to this file, and read again when they change.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tls {
+    /// The proxy's certificate, and those between it and its authority.
+    pub(super) certificate: String,
+    /// Its private key.
+    pub(super) key: String,
+    /// The authorities of clients' certificates, which are then demanded: rules name them in `clients`.
+    #[serde(default)]
+    pub(super) client_ca: Option<String>,
+}
+
+/// Proxy authentication: HTTP's `Basic`, and names and passwords in SOCKS5.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Auth {
+    /// `NAME:HASH` a line, with bcrypt (`htpasswd -B`) or argon2 hashes. Relative to this file, and read again when
+    /// it changes.
+    pub(super) users_file: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Header {
+    /// RFC 9110 §7.6.3.
+    Via,
+    /// The client's address.
+    XForwardedFor,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -154,6 +207,10 @@ pub(super) struct ApplicationRule {
     /// Who it is for, as CIDRs or addresses. Default: everyone.
     #[serde(default)]
     pub(super) sources: Option<Vec<String>>,
+    /// And who it is for, by what clients show on listeners with `tls.client_ca` or `auth`: a name of a certificate,
+    /// or `user:NAME`. Default: everyone.
+    #[serde(default)]
+    pub(super) clients: Option<Vec<String>>,
     /// Names and patterns: `a.example`, `*.a.example`, `.a.example`, `md-*.a.example`.
     #[serde(default)]
     pub(super) fqdns: Vec<String>,
@@ -242,6 +299,10 @@ pub(super) struct NetworkRule {
     /// Who it is for, as CIDRs or addresses. Default: everyone.
     #[serde(default)]
     pub(super) sources: Option<Vec<String>>,
+    /// And who it is for, by what clients show on listeners with `tls.client_ca` or `auth`: a name of a certificate,
+    /// or `user:NAME`. Default: everyone.
+    #[serde(default)]
+    pub(super) clients: Option<Vec<String>>,
     /// CIDRs, addresses, and service tags such as `AzureCloud.westeurope`.
     #[serde(default)]
     pub(super) destinations: Vec<String>,

@@ -47,6 +47,7 @@ pub(super) fn lint(out: &mut Findings<'_>, rules: &Rules, listeners: &[ListenerS
     });
     nobody_listens(out, &apps, listeners);
     anybody_asks(out, &apps, listeners);
+    who_asks(out, rules, listeners);
     networks(out, rules);
 }
 
@@ -282,11 +283,28 @@ fn nobody_listens(out: &mut Findings<'_>, apps: &[AppPlace<'_>], listeners: &[Li
 
 /// A door to everywhere and rules for everybody: whoever reaches the listener is let out.
 fn anybody_asks(out: &mut Findings<'_>, apps: &[AppPlace<'_>], listeners: &[ListenerSettings]) {
-    let Some(open) = listeners.iter().find(|listener| !listener.bind.ip().is_loopback()) else { return };
-    let for_all = apps.iter().find(|app| app.rule.action == Action::Allow && app.rule.sources.0.is_empty());
+    let is_open = |listener: &&ListenerSettings| !listener.bind.ip().is_loopback() && !listener.identifies();
+    let Some(open) = listeners.iter().find(is_open) else { return };
+    let for_all = apps.iter().find(|app| app.rule.action == Action::Allow && app.rule.sources.is_everyone());
     if let Some(app) = for_all {
         let message = format!("whoever reaches the listener {} is let out by this; write `sources`", open.bind);
         out.warn(app.path, message);
+    }
+}
+
+/// Who clients are: asked where rules want to know it, and not in the clear.
+fn who_asks(out: &mut Findings<'_>, rules: &Rules, listeners: &[ListenerSettings]) {
+    let apps = rules.apps.iter().map(|rule| &rule.sources).zip(&rules.origins.apps);
+    let nets = rules.nets.iter().map(|rule| &rule.sources).zip(&rules.origins.nets);
+    let identified = listeners.iter().any(ListenerSettings::identifies);
+    for (_, origin) in apps.chain(nets).filter(|(sources, _)| !identified && !sources.clients.is_empty()) {
+        let message = "this rule can never match: no listener has `tls.client_ca` or `auth`, so no client has a name";
+        out.warn(&format!("{}.clients", origin.path), message);
+    }
+    for (at, listener) in listeners.iter().enumerate() {
+        if listener.users.is_some() && listener.tls.is_none() && !listener.bind.ip().is_loopback() {
+            out.warn(&format!("listeners[{at}].auth"), "passwords cross the network in the clear; add `tls`");
+        }
     }
 }
 
@@ -364,7 +382,10 @@ fn holds(wide: &NetPort, narrow: &NetPort) -> bool {
 impl Sources {
     /// Whether everybody in another set is in this one.
     fn cover(&self, other: &Self) -> bool {
-        self.0.is_empty()
-            || (!other.0.is_empty() && other.0.iter().all(|net| self.0.iter().any(|wide| wide.contains(net))))
+        let nets = self.nets.is_empty()
+            || (!other.nets.is_empty() && other.nets.iter().all(|net| self.nets.iter().any(|wide| wide.contains(net))));
+        let clients = self.clients.is_empty()
+            || (!other.clients.is_empty() && other.clients.iter().all(|name| self.clients.contains(name)));
+        nets && clients
     }
 }

@@ -100,7 +100,7 @@ fn application_rule(out: &mut Findings<'_>, path: &str, written: &file::Applicat
     AppRule {
         name: rule_name(written.name.as_deref(), path),
         action,
-        sources: sources(out, path, written.sources.as_deref()),
+        sources: sources(out, path, written.sources.as_deref(), written.clients.as_deref()),
         fqdns,
         except: Vec::new(),
         protocols,
@@ -189,7 +189,7 @@ fn network_rule(out: &mut Findings<'_>, path: &str, written: &file::NetworkRule,
     NetRule {
         name: rule_name(written.name.as_deref(), path),
         action,
-        sources: sources(out, path, written.sources.as_deref()),
+        sources: sources(out, path, written.sources.as_deref(), written.clients.as_deref()),
         destinations: destinations(out, &format!("{path}.destinations"), &written.destinations, tags),
         kept: Vec::new(),
         fqdns,
@@ -235,12 +235,27 @@ fn destinations(out: &mut Findings<'_>, path: &str, texts: &[String], tags: &Tag
 }
 
 /// Absent means everyone; a list that came out empty does not.
-pub(super) fn sources(out: &mut Findings<'_>, path: &str, written: Option<&[String]>) -> Sources {
-    let path = format!("{path}.sources");
+pub(super) fn sources(
+    out: &mut Findings<'_>,
+    path: &str,
+    written: Option<&[String]>,
+    clients: Option<&[String]>,
+) -> Sources {
+    let (sources_path, clients_path) = (format!("{path}.sources"), format!("{path}.clients"));
     if written.is_some_and(<[String]>::is_empty) {
-        out.fault(&path, "the list is empty; write CIDRs, or remove the key to mean everyone");
+        out.fault(&sources_path, "the list is empty; write CIDRs, or remove the key to mean everyone");
     }
-    Sources(out.nets(&path, written.unwrap_or_default()))
+    if clients.is_some_and(<[String]>::is_empty) {
+        out.fault(&clients_path, "the list is empty; write names, or remove the key to mean everyone");
+    }
+    for (at, name) in clients.into_iter().flatten().enumerate() {
+        if name.is_empty() || name.contains('*') {
+            let message = format!("`{name}` is no one's name; write a certificate's name or user:NAME, each in full");
+            out.fault(&format!("{clients_path}[{at}]"), message);
+        }
+    }
+    let clients = clients.unwrap_or_default().iter().map(|name| name.as_str().into()).collect();
+    Sources { nets: out.nets(&sources_path, written.unwrap_or_default()), clients }
 }
 
 /// A denial holds whatever the bytes say; a condition on it would be a way around it.

@@ -23,8 +23,6 @@ const NOT_YET: &[&str] = &[
     "audit",
     "verify",
     "capture",
-    "proxy_protocol",
-    "clients",
     "until",
 ];
 

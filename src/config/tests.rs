@@ -137,6 +137,73 @@ fn listeners_are_checked() {
 }
 
 #[test]
+fn what_a_listener_asks_of_clients_is_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    let signed = || {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::new(["proxy.test".to_owned()]).unwrap().self_signed(&key).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    };
+    let ((certificate, key), (_, other)) = (signed(), signed());
+    write("proxy.pem", &certificate);
+    write("proxy.key", &key);
+    write("other.key", &other);
+    write("users", "alice:$2y$05$DXv7v4to5HpPR0uKRPDUMOdxNeQAecGHCYLUWjtLLxmTFy3JWhExq\n");
+    write("plain", "\nalice:secret\n");
+    let checked = |bind: &str, keys: &str| {
+        let text = format!(
+            "listeners:\n  - {{ kind: forward, bind: \"{bind}\", {keys} }}\npolicy:\n  application_rules:\n    - {{ fqdns: [a.example], protocols: [\"https:443\"], clients: [\"user:alice\"] }}\n"
+        );
+        check::settings(&text, folder.path(), check::Depth::Lint)
+    };
+    let good = "tls: { certificate: proxy.pem, key: proxy.key, client_ca: proxy.pem }, auth: { users_file: users }";
+    let settings = checked("0.0.0.0:1", good).unwrap();
+    assert_eq!(settings.warnings, []);
+    for (keys, path, says) in [
+        ("tls: { certificate: proxy.pem }", "listeners[0].tls", "the key `key` is missing"),
+        ("tls: { certificate: none, key: proxy.key }", "listeners[0].tls.certificate", "cannot read"),
+        ("tls: { certificate: proxy.key, key: proxy.key }", "listeners[0].tls.certificate", "holds no certificate"),
+        ("tls: { certificate: proxy.pem, key: proxy.pem }", "listeners[0].tls.key", "holds no private key"),
+        ("tls: { certificate: proxy.pem, key: other.key }", "listeners[0].tls.key", "is not the key of"),
+        (
+            "tls: { certificate: proxy.pem, key: proxy.key, client_ca: users }",
+            "listeners[0].tls.client_ca",
+            "no certificate",
+        ),
+        ("auth: { users_file: plain }", "listeners[0].auth.users_file", "plain:2: user alice: its hash is neither"),
+        ("auth: { users_file: none }", "listeners[0].auth.users_file", "cannot read"),
+        ("proxy_protocol: { v2: false, from: [10.0.0.4] }", "listeners[0].proxy_protocol.v2", "write true"),
+        ("proxy_protocol: { v2: true, from: [] }", "listeners[0].proxy_protocol.from", "the list is empty"),
+        ("proxy_protocol: { v2: true, from: [\"::/0\"] }", "listeners[0].proxy_protocol.from[0]", "anybody"),
+        ("proxy_protocol: { from: [10.0.0.4] }", "listeners[0].proxy_protocol", "`v2` is missing"),
+        ("add_headers: [forwarded]", "listeners[0].add_headers[0]", "write `via` or `x-forwarded-for`"),
+    ] {
+        let faults = checked("127.0.0.1:1", keys).unwrap_err();
+        let told = faults.iter().find(|fault| fault.path == path).map(|fault| &*fault.message).unwrap_or_default();
+        assert!(faults.len() == 1 && told.contains(says) && !told.contains("secret"), "{keys}: {faults:?}");
+    }
+    let odd = |bind: &str, keys: &str| {
+        let warnings = checked(bind, keys).unwrap().warnings;
+        warnings.iter().map(|warning| format!("{}: {}", warning.path, warning.message)).collect::<Vec<_>>().join("\n")
+    };
+    assert!(odd("0.0.0.0:1", "auth: { users_file: users }").contains("listeners[0].auth: passwords cross"));
+    assert_eq!(odd("127.0.0.1:1", "auth: { users_file: users }"), "");
+    let nobody = odd("127.0.0.1:1", "add_headers: []");
+    assert!(nobody.contains("policy.application_rules[0].clients: this rule can never match"), "{nobody}");
+    fault(
+        "listeners: [{ kind: sni, bind: \"127.0.0.1:1\", auth: { users_file: x } }]\n",
+        &[("1:53", "could not answer; remove it")],
+    );
+    fault(
+        &format!(
+            "{BASE}policy: {{ network_rules: [{{ destinations: [192.0.2.0/24], protocols: [\"tcp:22\"], clients: [\"*\", \"\"] }}, {{ destinations: [192.0.2.0/24], protocols: [\"tcp:22\"], clients: [] }}] }}\n"
+        ),
+        &[("2:92", "is no one's name"), ("2:97", "is no one's name"), ("2:168", "the list is empty")],
+    );
+}
+
+#[test]
 fn dns_upstreams_are_checked() {
     let dns = |list: &str| parse(&format!("{BASE}dns: {{ upstreams: [{list}] }}\n")).map(|s| s.dns.upstreams);
     let shown = |list: &str| dns(list).unwrap().iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -243,7 +310,7 @@ fn bundles_are_checked() {
     let one = parse(&bundle("{ bundle: aks, location: westeurope, sources: [10.224.0.0/16] }")).unwrap();
     let patterns: Vec<&str> = one.rules.apps.iter().flat_map(|r| &r.fqdns).map(Pattern::as_str).collect();
     assert!(patterns.contains(&"*.hcp.westeurope.azmk8s.io") && patterns.contains(&"mcr.microsoft.com"));
-    assert!(one.rules.apps.iter().all(|r| r.sources.0.len() == 1));
+    assert!(one.rules.apps.iter().all(|r| r.sources.nets.len() == 1));
 }
 
 #[test]

@@ -3,17 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
+use super::arrival::Arrived;
+use super::entrance::Entrance;
 use super::refusal::Speech;
 use super::socks5;
-use crate::claim::{Claim, ClientAddr, Target, Via};
+use crate::claim::{Claim, ClientAddr, Identity, Target, Via};
 use crate::config::ListenerKind;
 use crate::ending::{Reason, Refusal, Stage};
+use crate::identity::Credentials;
 use crate::peek::http_head::{HeadReader, RequestTarget};
 use crate::peek::{self, Expected, Fill, PeekLimits, Sighting, Window};
 use crate::relay::Link;
+use crate::stream::{ClientStream, send};
 
 /// Said before the bytes of a CONNECT are read.
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
@@ -25,11 +29,13 @@ const LINGER_BYTES: usize = 16 << 20;
 /// A connected client.
 #[derive(Debug)]
 pub struct Client {
-    pub link: Link,
+    pub link: Link<ClientStream>,
     pub window: Window,
     pub address: ClientAddr,
-    listener: Arc<str>,
-    kind: ListenerKind,
+    identity: Identity,
+    entrance: Arc<Entrance>,
+    /// What was shown with the last claim.
+    credentials: Option<Credentials>,
     speech: Speech,
     /// What must be said before the client sends its own bytes.
     go_ahead: Option<&'static [u8]>,
@@ -45,8 +51,10 @@ pub struct Claimed {
 
 impl Client {
     #[must_use]
-    pub const fn new(link: Link, address: ClientAddr, listener: Arc<str>, kind: ListenerKind, window: Window) -> Self {
-        Self { link, window, address, listener, kind, speech: Speech::ByBytes, go_ahead: None }
+    pub fn new(arrived: Arrived, entrance: Arc<Entrance>, window: Window) -> Self {
+        let Arrived { link, address, identity } = arrived;
+        let (credentials, go_ahead) = (None, None);
+        Self { link, window, address, identity, entrance, credentials, speech: Speech::ByBytes, go_ahead }
     }
 
     /// Finds out what the client asks for; `before` is what it asked for earlier on this connection.
@@ -54,7 +62,7 @@ impl Client {
     /// # Errors
     /// A refusal at stage `claim`.
     pub async fn claim(&mut self, limits: PeekLimits, before: Option<&Claim>) -> Result<Claimed, Refusal> {
-        match (before, self.kind) {
+        match (before, self.entrance.kind) {
             // A request in absolute form makes its own claim; in a tunnel it is that of the tunnel.
             (Some(before), _) if before.via == Via::Absolute => self.claim_http(limits).await,
             (Some(before), _) => Ok(Claimed { claim: before.clone(), sighting: None }),
@@ -110,6 +118,8 @@ impl Client {
             .map_err(at_claim)?;
         self.speech = Speech::Http;
         let refuse = |reason| Refusal::new(reason, Stage::Claim);
+        let shown = head.proxy_authorization(self.window.unread()).map_err(refuse)?;
+        self.credentials = shown.and_then(Credentials::basic);
         let authority = head.authority().map_err(refuse)?.clone();
         match &head.target {
             // Only a proxy is sent absolute-form; this one does not serve pages.
@@ -132,15 +142,27 @@ impl Client {
     async fn claim_socks(&mut self, limits: PeekLimits) -> Result<Claimed, Refusal> {
         self.speech = Speech::Socks5Methods;
         let cut = |_: &[u8]| Reason::BadRequest;
-        let (len, choice) =
-            peek::read_until(&mut self.link.stream, &mut self.window, limits.until, socks5::greeting, cut)
-                .await
-                .map_err(at_claim)?;
+        let method = if self.entrance.users.is_some() { socks5::Method::Password } else { socks5::Method::None };
+        let greeting = |bytes: &[u8]| socks5::greeting(bytes, method);
+        let (len, is_offered) = peek::read_until(&mut self.link.stream, &mut self.window, limits.until, greeting, cut)
+            .await
+            .map_err(at_claim)?;
         self.window.consume(len);
-        if !choice {
+        if !is_offered {
             return Err(Refusal::new(Reason::AuthFailed, Stage::Claim));
         }
-        self.say(socks5::NO_AUTH).await;
+        self.say(&method.chosen()).await;
+        if method == socks5::Method::Password {
+            self.speech = Speech::Socks5Password;
+            let read = socks5::password;
+            let (len, shown) = peek::read_until(&mut self.link.stream, &mut self.window, limits.until, read, cut)
+                .await
+                .map_err(at_claim)?;
+            self.window.consume(len);
+            self.credentials = shown;
+            self.identity = self.user(limits.until).await?;
+            self.say(socks5::PASSWORD_FITS).await;
+        }
         self.speech = Speech::Socks5;
         let request = peek::read_until(&mut self.link.stream, &mut self.window, limits.until, socks5::request, cut)
             .await
@@ -152,8 +174,32 @@ impl Client {
     }
 
     fn claimed(&self, target: Target, port: u16, via: Via, sighting: Option<Sighting>) -> Claimed {
-        let listener = Arc::clone(&self.listener);
-        Claimed { claim: Claim { client: self.address, listener, target, port, via }, sighting }
+        let (listener, identity) = (Arc::clone(&self.entrance.name), self.identity.clone());
+        Claimed { claim: Claim { client: self.address, identity, listener, target, port, via }, sighting }
+    }
+
+    /// Makes sure that a claim is a user's, where the listener knows users.
+    ///
+    /// # Errors
+    /// A refusal at stage `claim`.
+    pub async fn authenticate(&mut self, claim: &mut Claim, limits: PeekLimits) -> Result<(), Refusal> {
+        if self.entrance.users.is_some() && !claim.identity.is_user() {
+            claim.identity = self.user(limits.until).await?;
+        }
+        Ok(())
+    }
+
+    /// The client as the user it has shown itself to be.
+    async fn user(&mut self, until: Instant) -> Result<Identity, Refusal> {
+        let failed = |reason| Refusal::new(reason, Stage::Claim);
+        let users = self.entrance.users.as_ref().ok_or_else(|| failed(Reason::Internal))?.get();
+        let shown = self.credentials.take().ok_or_else(|| failed(Reason::AuthFailed))?;
+        let identity = self.identity.with_user(shown.user());
+        match tokio::time::timeout_at(until, users.have(shown)).await {
+            Ok(true) => Ok(identity),
+            Ok(false) => Err(failed(Reason::AuthFailed)),
+            Err(_) => Err(failed(Reason::PeekTimeout)),
+        }
     }
 
     /// Tells the client that it may send its own bytes. From here on a refusal is spoken in their protocol.
@@ -182,7 +228,7 @@ impl Client {
     pub fn raw_target(&self) -> Option<&[u8]> {
         match self.speech {
             Speech::Socks5 => socks5::raw_host(self.window.unread()),
-            Speech::Socks4 | Speech::Tls => None,
+            Speech::Socks4 | Speech::Socks5Password | Speech::Tls => None,
             _ => {
                 let bytes = self.window.unread();
                 let target = bytes.split(u8::is_ascii_whitespace).nth(1).map(without_secrets);
@@ -211,18 +257,7 @@ impl Client {
     /// Ends a conversation that is over on our side. Unread bytes would turn the close into a reset and eat the
     /// last words: a bounded many are read and go nowhere.
     pub async fn linger(&mut self) {
-        let reading = async {
-            let mut waste = [0; 4096];
-            let mut left = LINGER_BYTES;
-            while left > 0 {
-                match self.link.stream.read(&mut waste).await {
-                    Ok(0) | Err(_) => break,
-                    Ok(n) => left = left.saturating_sub(n),
-                }
-            }
-        };
-        // However it ends, everything was said.
-        let _ = tokio::time::timeout(LINGER, reading).await;
+        linger(&mut self.link.stream).await;
         self.link.end();
     }
 
@@ -235,8 +270,23 @@ impl Client {
 
     /// A few bytes into an empty socket buffer. A client that is gone is found out by the next read.
     async fn say(&mut self, words: &[u8]) {
-        let _ = self.link.stream.write_all(words).await;
+        let _ = send(&mut self.link.stream, words).await;
     }
+}
+
+/// Reads what somebody still sends, within bounds: everything was said, and should be heard.
+pub(super) async fn linger(stream: &mut (impl AsyncRead + Unpin)) {
+    let reading = async {
+        let mut waste = [0; 4096];
+        let mut left = LINGER_BYTES;
+        while left > 0 {
+            match stream.read(&mut waste).await {
+                Ok(0) | Err(_) => break,
+                Ok(n) => left = left.saturating_sub(n),
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, reading).await;
 }
 
 /// What went wrong while claiming belongs to the claim, not to the peek whose reader was lent.

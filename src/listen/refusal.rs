@@ -18,6 +18,8 @@ pub(super) enum Speech {
     Socks4,
     /// While methods are chosen.
     Socks5Methods,
+    /// While a user is checked.
+    Socks5Password,
     Socks5,
     Tls,
     /// The client's own bytes, if there are any.
@@ -31,6 +33,7 @@ impl Speech {
             Self::Http => http(refusal),
             Self::Socks4 => SOCKS4_REJECTED.to_vec(),
             Self::Socks5Methods => socks5::NO_METHOD.to_vec(),
+            Self::Socks5Password => socks5::PASSWORD_FAILS.to_vec(),
             Self::Socks5 => socks5::reply(socks_code(refusal)).to_vec(),
             Self::Tls if refusal.stage.is_spoken() => ACCESS_DENIED.to_vec(),
             Self::Tls => Vec::new(),
@@ -61,8 +64,13 @@ fn http(refusal: &Refusal) -> Vec<u8> {
     let body = format!("egret refused this request\nreason: {word}\n{rule_line}");
     // RFC 9209: the standard field for what a proxy has to say; curl shows it for CONNECT, too.
     let error = if spoken { "http_request_denied" } else { "destination_unavailable" };
+    // RFC 7617 §2.1: names and passwords are UTF-8.
+    let ask = match refusal.reason {
+        Reason::AuthFailed => "Proxy-Authenticate: Basic realm=\"egret\", charset=\"UTF-8\"\r\n",
+        _ => "",
+    };
     format!(
-        "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
+        "HTTP/1.1 {status}\r\n{ask}Content-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
          Proxy-Status: egret; error={error}; details=\"{word}\"\r\nConnection: close\r\n\r\n{body}",
         body.len()
     )
@@ -73,6 +81,7 @@ fn status(refusal: &Refusal) -> &'static str {
     match (refusal.reason, refusal.stage) {
         (_, stage) if !stage.is_spoken() => "502 Bad Gateway",
         (_, Stage::Limit) => "503 Service Unavailable",
+        (Reason::AuthFailed, _) => "407 Proxy Authentication Required",
         (Reason::PeekTimeout, _) => "408 Request Timeout",
         (Reason::HeadTooLarge, _) => "431 Request Header Fields Too Large",
         (Reason::BadRequest | Reason::AmbiguousRequest | Reason::NoHost | Reason::BadHost, _) => "400 Bad Request",

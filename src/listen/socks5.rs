@@ -1,18 +1,35 @@
-//! SOCKS5 (RFC 1928) as far as a proxy without passwords needs it: CONNECT with a name or an address.
+//! SOCKS5 (RFC 1928) as far as a proxy for TCP needs it: CONNECT with a name or an address, and passwords (RFC 1929).
 //!
 //! Pure: bytes in, value out.
 
 use std::net::IpAddr;
 
 use crate::ending::Reason;
+use crate::identity::Credentials;
 use crate::name::{Host, NameFault};
 
 pub(super) const VERSION: u8 = 5;
 pub(super) const VERSION_4: u8 = 4;
 const CONNECT: u8 = 1;
 
-/// RFC 1928 §3: the method "no authentication required".
-pub(super) const NO_AUTH: &[u8] = &[VERSION, 0];
+/// RFC 1928 §3: how a client shows who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Method {
+    None = 0,
+    /// RFC 1929.
+    Password = 2,
+}
+
+impl Method {
+    pub(super) const fn chosen(self) -> [u8; 2] {
+        [VERSION, self as u8]
+    }
+}
+
+/// RFC 1929 §2.
+const PASSWORD_VERSION: u8 = 1;
+pub(super) const PASSWORD_FITS: &[u8] = &[PASSWORD_VERSION, 0];
+pub(super) const PASSWORD_FAILS: &[u8] = &[PASSWORD_VERSION, 1];
 /// RFC 1928 §3: "no acceptable methods".
 pub(super) const NO_METHOD: &[u8] = &[VERSION, 0xff];
 /// RFC 1928 §6, with an address of nobody: ours is nothing a client needs.
@@ -36,14 +53,30 @@ pub(super) struct Request {
     pub(super) port: u16,
 }
 
-/// The client's methods: how many bytes, and whether "no authentication" is among them.
-pub(super) fn greeting(bytes: &[u8]) -> Result<Option<(usize, bool)>, Reason> {
+/// The client's methods: how many bytes, and whether the wanted one is among them.
+pub(super) fn greeting(bytes: &[u8], wanted: Method) -> Result<Option<(usize, bool)>, Reason> {
     let [version, count, rest @ ..] = bytes else { return Ok(None) };
     if *version != VERSION || *count == 0 {
         return Err(Reason::BadRequest);
     }
     let count = usize::from(*count);
-    Ok(rest.get(..count).map(|methods| (2 + count, methods.contains(&0))))
+    Ok(rest.get(..count).map(|methods| (2 + count, methods.contains(&(wanted as u8)))))
+}
+
+/// The client's name and password: how many bytes, and what no file could hold as `None`.
+pub(super) fn password(bytes: &[u8]) -> Result<Option<(usize, Option<Credentials>)>, Reason> {
+    let Some((version, rest)) = bytes.split_first() else { return Ok(None) };
+    if *version != PASSWORD_VERSION {
+        return Err(Reason::BadRequest);
+    }
+    let Some((name, rest)) = counted(rest) else { return Ok(None) };
+    let Some((password, rest)) = counted(rest) else { return Ok(None) };
+    Ok(Some((bytes.len() - rest.len(), Credentials::new(name, password))))
+}
+
+/// Bytes behind their number, and what follows them.
+fn counted(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    bytes.split_first().and_then(|(len, rest)| rest.split_at_checked((*len).into()))
 }
 
 /// The client's request.
@@ -64,7 +97,7 @@ pub(super) fn request(bytes: &[u8]) -> Result<Option<Request>, Reason> {
             Some((ip, rest)) => (Ok(Host::Address(IpAddr::from(*ip).to_canonical())), rest),
             None => return Ok(None),
         },
-        3 => match rest.split_first().and_then(|(len, rest)| rest.split_at_checked(usize::from(*len))) {
+        3 => match counted(rest) {
             Some((name, rest)) => (Host::from_wire(name), rest),
             None => return Ok(None),
         },
@@ -106,9 +139,19 @@ mod tests {
             let more = [&whole[..], b"next"].concat();
             assert_eq!(request(&more).unwrap().unwrap().len, whole.len());
         }
-        assert_eq!(greeting(&[5, 2, 2]), Ok(None));
-        assert_eq!(greeting(&[5, 2, 2, 0, 9]), Ok(Some((4, true))));
-        assert_eq!(greeting(&[5, 1, 2]), Ok(Some((3, false))));
+        assert_eq!(greeting(&[5, 2, 2], Method::None), Ok(None));
+        assert_eq!(greeting(&[5, 2, 2, 0, 9], Method::None), Ok(Some((4, true))));
+        assert_eq!(greeting(&[5, 2, 2, 0, 9], Method::Password), Ok(Some((4, true))));
+        assert_eq!(greeting(&[5, 1, 2], Method::None), Ok(Some((3, false))));
+        assert_eq!(greeting(&[5, 1, 0], Method::Password), Ok(Some((3, false))));
+        let whole = b"\x01\x05alice\x03abc";
+        for end in 0..whole.len() {
+            assert!(password(&whole[..end]).unwrap().is_none());
+        }
+        let (len, shown) = password(b"\x01\x05alice\x03abc next").unwrap().unwrap();
+        assert_eq!((len, shown.unwrap().user()), (whole.len(), "alice"));
+        assert!(password(b"\x01\x01\xff\0").unwrap().unwrap().1.is_none());
+        assert_eq!(password(b"\x05").unwrap_err(), Reason::BadRequest);
     }
 
     #[test]
@@ -130,6 +173,6 @@ mod tests {
         assert_eq!(request(&[5, 1, 1, 1]), Err(Reason::BadRequest));
         assert_eq!(request(&[5, 1, 0, 9]), Err(Reason::BadRequest));
         assert_eq!(request(&named(b"a.example", 0)), Err(Reason::BadRequest));
-        assert_eq!(greeting(&[5, 0]), Err(Reason::BadRequest));
+        assert_eq!(greeting(&[5, 0], Method::None), Err(Reason::BadRequest));
     }
 }

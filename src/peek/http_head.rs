@@ -214,6 +214,19 @@ impl RequestHead {
         }
     }
 
+    /// What the client shows of itself to a proxy (RFC 9110 §11.7.2), out of the head's own bytes.
+    ///
+    /// # Errors
+    /// [`Reason::AmbiguousRequest`] where it does so twice.
+    pub fn proxy_authorization<'a>(&self, raw: &'a [u8]) -> Result<Option<&'a [u8]>, Reason> {
+        let fields = field_lines(raw.get(..self.len).unwrap_or_default()).filter_map(split_field);
+        let mut shown = fields.filter(|(name, _)| name.eq_ignore_ascii_case(b"proxy-authorization"));
+        match (shown.next(), shown.next()) {
+            (Some(_), Some(_)) => Err(Reason::AmbiguousRequest),
+            (one, _) => Ok(one.map(|(_, value)| value)),
+        }
+    }
+
     /// The path with its query; CONNECT has none.
     #[must_use]
     pub fn path(&self) -> Option<&str> {
@@ -236,9 +249,9 @@ impl RequestHead {
     }
 
     /// The head as it goes to the origin: origin-form, and without what concerns this hop only
-    /// (RFC 9110 §7.6.1). Every other field keeps its bytes, its order and its case.
+    /// (RFC 9110 §7.6.1). Every other field keeps its bytes, its order and its case; `adds` follow them.
     #[must_use]
-    pub fn for_origin(&self, raw: &[u8], onward: Onward) -> Vec<u8> {
+    pub fn for_origin(&self, raw: &[u8], adds: &[u8], onward: Onward) -> Vec<u8> {
         let head = raw.get(..self.len).unwrap_or_default();
         let path = match &self.target {
             RequestTarget::Origin(path) | RequestTarget::Absolute { path, .. } => path,
@@ -249,6 +262,7 @@ impl RequestHead {
             out.extend_from_slice(format!("Host: {authority}\r\n").as_bytes());
         }
         out.extend(kept_fields(head).flat_map(<[u8]>::iter));
+        out.extend_from_slice(adds);
         out.extend_from_slice(onward.fields());
         out
     }
@@ -325,13 +339,14 @@ impl ResponseHead {
 
     /// The head as it goes to the client, without what concerned the other hop only; an interim one as it came.
     #[must_use]
-    pub fn for_client(&self, raw: &[u8], onward: Onward) -> Vec<u8> {
+    pub fn for_client(&self, raw: &[u8], adds: &[u8], onward: Onward) -> Vec<u8> {
         let head = raw.get(..self.len).unwrap_or_default();
         if self.is_interim() {
             return head.to_vec();
         }
         let mut out = head.get(first_line(head)).unwrap_or_default().to_vec();
         out.extend(kept_fields(head).flat_map(<[u8]>::iter));
+        out.extend_from_slice(adds);
         out.extend_from_slice(onward.fields());
         out
     }
@@ -397,11 +412,16 @@ fn first_line(head: &[u8]) -> Range<usize> {
     0..head.iter().position(|b| *b == b'\n').map_or(head.len(), |at| at + 1)
 }
 
+/// Field lines, each with its CRLF.
+fn field_lines(head: &[u8]) -> impl Iterator<Item = &[u8]> {
+    head.split_inclusive(|b| *b == b'\n').skip(1).filter(|line| line.len() > 2)
+}
+
 /// Field lines, each with its CRLF, without those that concern one hop only.
 fn kept_fields(head: &[u8]) -> impl Iterator<Item = &[u8]> {
     const HOP: [&str; 6] =
         ["connection", "keep-alive", "proxy-connection", "proxy-authorization", "proxy-authenticate", "upgrade"];
-    let lines = || head.split_inclusive(|b| *b == b'\n').skip(1).filter(|line| line.len() > 2);
+    let lines = || field_lines(head);
     let listed: Vec<Vec<u8>> = lines()
         .filter_map(|line| split_field(line).filter(|(name, _)| name.eq_ignore_ascii_case(b"connection")))
         .flat_map(|(_, value)| value.split(|b| *b == b','))
@@ -644,7 +664,7 @@ mod tests {
         assert_eq!(reader.look(raw, 99).unwrap(), RequestHead::look(raw, 99).unwrap());
         let head = look("OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n").unwrap().unwrap();
         assert!(
-            head.for_origin(b"OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n", Onward::Stay)
+            head.for_origin(b"OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n", b"", Onward::Stay)
                 .starts_with(b"OPTIONS * HTTP/1.1\r\n")
         );
     }
@@ -654,7 +674,7 @@ mod tests {
         let raw = "GET http://a.example/p?q HTTP/1.1\r\nHost: a.example\r\nX-oDD:  v \r\nConnection: X-Drop, keep-alive\r\n\
                    X-Drop: 1\r\nProxy-Connection: keep-alive\r\nProxy-Authorization: Basic c2VjcmV0\r\n\r\n";
         let head = allowed(raw, "a.example");
-        let sent = |onward| String::from_utf8(head.for_origin(raw.as_bytes(), onward)).unwrap();
+        let sent = |onward| String::from_utf8(head.for_origin(raw.as_bytes(), b"", onward)).unwrap();
         let kept = "GET /p?q HTTP/1.1\r\nHost: a.example\r\nX-oDD:  v \r\n";
         assert_eq!(sent(Onward::Stay), format!("{kept}\r\n"));
         assert_eq!(sent(Onward::Close), format!("{kept}Connection: close\r\n\r\n"));
@@ -686,8 +706,8 @@ mod tests {
         let response = |raw: &[u8]| HeadReader::default().response(raw, 1 << 16);
         let head = response(raw).unwrap().unwrap();
         let kept = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n";
-        assert_eq!(head.for_client(raw, Onward::Close), format!("{kept}Connection: close\r\n\r\n").as_bytes());
-        assert_eq!(head.for_client(raw, Onward::Stay), format!("{kept}\r\n").as_bytes());
+        assert_eq!(head.for_client(raw, b"", Onward::Close), format!("{kept}Connection: close\r\n\r\n").as_bytes());
+        assert_eq!(head.for_client(raw, b"", Onward::Stay), format!("{kept}\r\n").as_bytes());
         assert_eq!((head.len, head.is_interim()), (raw.len() - 2, false));
         assert_eq!(response(b"SSH-2.0-x\r\n\r\n"), Err(Reason::BadRequest));
         assert!(response(b"HTTP/1.1 100 Continue\r\n\r\n").unwrap().unwrap().is_interim());

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::rule::{Action, AppProtocol, InnerName};
 use super::{Because, Evidence, Policy, Request};
 use crate::answers::Answers;
+use crate::claim::Asker;
 use crate::ending::{Hint, Reason, Refusal, Stage};
 use crate::name::{Host, HostName};
 
@@ -12,8 +13,7 @@ use crate::name::{Host, HostName};
 #[derive(Clone, Debug)]
 pub struct Question {
     pub subject: Subject,
-    /// `None`: any client.
-    pub from: Option<IpAddr>,
+    pub asker: Asker,
     /// The address the client dials itself.
     pub dst: Option<IpAddr>,
     pub alpn: Vec<Box<[u8]>>,
@@ -112,7 +112,7 @@ impl Policy {
     ) -> Result<Because, Refusal> {
         let literal = if let Host::Address(ip) = host { Some(*ip) } else { question.dst };
         if let Some(ip) = literal {
-            let grants = self.net_by_address(question.from, ip, port)?;
+            let grants = self.net_by_address(&question.asker, ip, port)?;
             if !grants.is_empty() {
                 return self.guarded(question, grants, ip, port);
             }
@@ -125,15 +125,15 @@ impl Policy {
                 return Err(Refusal::new(Reason::IpLiteral, Stage::Name).with(Hint { nearest, ..Hint::default() }));
             }
             Host::Address(ip) => {
-                let hint = self.address_hint(question.from, *ip, port);
+                let hint = self.address_hint(&question.asker, *ip, port);
                 return Err(Refusal::new(Reason::NoRule, Stage::Network).with(hint));
             }
         };
-        if let Some(grant) = self.net_by_name(question.from, name, |rule| rule.takes_tcp(port)).first() {
+        if let Some(grant) = self.net_by_name(&question.asker, name, |rule| rule.takes_tcp(port)).first() {
             return Ok(self.because(*grant));
         }
         let evidence = Evidence {
-            client: question.from,
+            asker: &question.asker,
             port,
             protocol,
             alpn: (!question.alpn.is_empty()).then_some(&question.alpn),
@@ -156,12 +156,12 @@ impl Policy {
         if let Some(ip) = ip {
             let spellings = super::guard::spellings(ip, self.nat64);
             let denied = |rule: &super::NetRule| takes(rule) && spellings.iter().any(|ip| rule.covers(*ip));
-            if let Some(grant) = self.net_rules(question.from, Action::Deny, denied).next() {
+            if let Some(grant) = self.net_rules(&question.asker, Action::Deny, denied).next() {
                 return Err(self.refusal_by(Reason::RuleDenied, Stage::Network, grant));
             }
             let meant = super::guard::meant(ip, self.nat64);
             let allowed = |rule: &super::NetRule| takes(rule) && rule.covers(meant);
-            let grants: Vec<_> = self.net_rules(question.from, Action::Allow, allowed).collect();
+            let grants: Vec<_> = self.net_rules(&question.asker, Action::Allow, allowed).collect();
             if !grants.is_empty() {
                 // What denies TCP on a port says nothing about UDP on it.
                 let port = if kind == NetKind::Tcp { port } else { 0 };
@@ -169,12 +169,12 @@ impl Policy {
             }
         }
         if let Host::Name(name) = host
-            && let Some(grant) = self.net_by_name(question.from, name, takes).first()
+            && let Some(grant) = self.net_by_name(&question.asker, name, takes).first()
         {
             return Ok(self.because(*grant));
         }
         let hint = match ip {
-            Some(ip) if kind == NetKind::Tcp => self.address_hint(question.from, ip, port),
+            Some(ip) if kind == NetKind::Tcp => self.address_hint(&question.asker, ip, port),
             _ => Hint::default(),
         };
         Err(Refusal::new(Reason::NoRule, Stage::Network).with(hint))
@@ -194,15 +194,15 @@ impl Policy {
         ip: IpAddr,
         port: u16,
     ) -> Result<Because, Refusal> {
-        let client = question.from.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
+        let asker = question.asker.clone();
         let clearance =
-            super::Clearance { destination: super::Destination::Literal(ip), port, prefers_v6: false, client, grants };
+            super::Clearance { destination: super::Destination::Literal(ip), port, prefers_v6: false, asker, grants };
         self.by_address(&clearance, &Answers::literal(ip)).map(|permit| permit.because().clone())
     }
 
     /// A name may be asked for when some rule lists it for this client, on whatever port.
     fn explain_dns(&self, question: &Question, name: &HostName) -> Result<Because, Refusal> {
-        if let Some(grant) = self.net_by_name(question.from, name, |_| true).first() {
+        if let Some(grant) = self.net_by_name(&question.asker, name, |_| true).first() {
             return Ok(self.because(*grant));
         }
         let mut best = Refusal::new(Reason::NoRule, Stage::Name);
@@ -214,7 +214,7 @@ impl Policy {
         }
         for app in ports {
             let evidence = Evidence {
-                client: question.from,
+                asker: &question.asker,
                 port: app.port,
                 protocol: app.protocol,
                 alpn: None,
@@ -239,7 +239,7 @@ impl Policy {
         self.app_hosts.matches(name, |pattern| {
             let id = self.app_hosts.rule(pattern);
             let Some(rule) = self.apps.get(id as usize).filter(|rule| rule.is_dns_only()) else { return };
-            if question.from.is_none_or(|ip| rule.sources.include(ip)) {
+            if rule.sources.include(&question.asker) {
                 found.get_or_insert(super::Grant::App { rule: id, pattern });
             }
         });

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use super::rule::{Action, AppProtocol, NetPort};
 use super::{Because, Evidence, Grant, Policy, Progress};
+use crate::claim::Asker;
 use crate::ending::{Hint, Reason, Refusal};
 use crate::likeness::typos;
 use crate::name::HostName;
@@ -73,7 +74,7 @@ impl Policy {
             (_, protocol) => protocol,
         };
         let id = name.as_str().replace('.', "-");
-        let sources = self.fix_sources(evidence.client);
+        let sources = self.fix_sources(evidence.asker);
         format!(
             "- {{ name: {id}, {sources}fqdns: [\"{name}\"], protocols: [\"{}:{}\"] }} # policy.application_rules",
             protocol.as_str(),
@@ -81,14 +82,14 @@ impl Policy {
         )
     }
 
-    pub(super) fn address_hint(&self, client: Option<IpAddr>, ip: IpAddr, port: u16) -> Hint {
+    pub(super) fn address_hint(&self, asker: &Asker, ip: IpAddr, port: u16) -> Hint {
         let covering = self
             .nets
             .iter()
             .find(|rule| rule.action == Action::Allow && rule.covers(ip))
             .map(|rule| format!("rule {} covers the address on {}", rule.name, ports(&rule.ports)));
         let nearest = covering.or_else(|| self.kept_hint(port));
-        let sources = self.fix_sources(client);
+        let sources = self.fix_sources(asker);
         let len = if ip.is_ipv4() { 32 } else { 128 };
         let fix = format!(
             "- {{ name: tcp-{port}, {sources}destinations: [\"{ip}/{len}\"], protocols: [\"tcp:{port}\"] }} # policy.network_rules"
@@ -104,12 +105,12 @@ impl Policy {
     }
 
     /// Where rules name sources at all, the narrowest one that has the client is offered, or else the client.
-    fn fix_sources(&self, client: Option<IpAddr>) -> String {
-        let used =
-            self.apps.iter().any(|r| !r.sources.0.is_empty()) || self.nets.iter().any(|r| !r.sources.0.is_empty());
-        let Some(ip) = client.filter(|_| used) else { return String::new() };
+    fn fix_sources(&self, asker: &Asker) -> String {
+        let used = self.apps.iter().any(|r| !r.sources.nets.is_empty())
+            || self.nets.iter().any(|r| !r.sources.nets.is_empty());
+        let Some(ip) = asker.ip.filter(|_| used) else { return String::new() };
         let all = self.apps.iter().map(|r| &r.sources).chain(self.nets.iter().map(|r| &r.sources));
-        let around = all.flat_map(|sources| &sources.0).filter(|net| net.contains(&ip));
+        let around = all.flat_map(|sources| &sources.nets).filter(|net| net.contains(&ip));
         let narrowest = around.max_by_key(|net| net.prefix_len()).copied().unwrap_or_else(|| ip.into());
         format!("sources: [\"{narrowest}\"], ")
     }
@@ -121,10 +122,7 @@ impl Policy {
         let join = |items: Vec<String>| items.join(", ");
         Some(match progress {
             _ if rule.is_dns_only() => format!("rule {name} lets it be asked for in DNS, and no more"),
-            Progress::Listed => {
-                let sources = join(rule.sources.0.iter().map(ToString::to_string).collect());
-                format!("rule {name} allows it, for sources {sources}")
-            }
+            Progress::Listed => format!("rule {name} allows it, for {}", rule.sources),
             Progress::Source => {
                 let protocols = join(rule.protocols.iter().map(ToString::to_string).collect());
                 format!("rule {name} allows it, on {protocols}")

@@ -10,6 +10,7 @@ use super::kept::Kept;
 use super::paths::PathPattern;
 use super::pattern::Pattern;
 use super::prefixes::PrefixSet;
+use crate::claim::{Asker, Identity};
 use crate::name::HostName;
 
 /// What a matching rule does.
@@ -59,14 +60,37 @@ pub enum NetPort {
     Icmp,
 }
 
-/// Who a rule is for; empty means everyone.
+/// Who a rule is for: whoever is in one of the networks and bears one of the names; empty means everyone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sources(pub Vec<IpNet>);
+pub struct Sources {
+    pub nets: Vec<IpNet>,
+    /// As in an [`Identity`](crate::claim::Identity).
+    pub clients: Vec<Box<str>>,
+}
 
 impl Sources {
     #[must_use]
-    pub fn include(&self, client: IpAddr) -> bool {
-        self.0.is_empty() || self.0.iter().any(|net| net.contains(&client))
+    pub fn include(&self, asker: &Asker) -> bool {
+        let in_net = |ip: &IpAddr| self.nets.iter().any(|net| net.contains(ip));
+        let bears = |identity: &Identity| identity.names().iter().any(|name| self.clients.contains(name));
+        (self.nets.is_empty() || asker.ip.as_ref().is_none_or(in_net))
+            && (self.clients.is_empty() || asker.identity.as_ref().is_none_or(bears))
+    }
+
+    #[must_use]
+    pub const fn is_everyone(&self) -> bool {
+        self.nets.is_empty() && self.clients.is_empty()
+    }
+}
+
+impl std::fmt::Display for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let list = |items: Vec<String>| items.join(", ");
+        let nets = (!self.nets.is_empty())
+            .then(|| format!("sources {}", list(self.nets.iter().map(ToString::to_string).collect())));
+        let clients = (!self.clients.is_empty())
+            .then(|| format!("clients {}", list(self.clients.iter().map(ToString::to_string).collect())));
+        f.write_str(&nets.into_iter().chain(clients).collect::<Vec<_>>().join(" and "))
     }
 }
 

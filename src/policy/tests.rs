@@ -1,6 +1,6 @@
 use super::explain::{Question, Subject};
 use super::*;
-use crate::claim::{ClientAddr, OriginalDst};
+use crate::claim::{ClientAddr, Identity, OriginalDst};
 use crate::config::Settings;
 use std::path::Path;
 
@@ -39,7 +39,7 @@ fn claim(target: &str, port: u16) -> Claim {
         text => Claim::target(Host::from_wire(text.as_bytes()).unwrap(), port),
     };
     let client = ClientAddr("10.9.0.1:40000".parse().unwrap());
-    Claim { client, listener: "test".into(), target, port, via: Via::Connect }
+    Claim { client, identity: Identity::default(), listener: "test".into(), target, port, via: Via::Connect }
 }
 
 fn hello(name: &str) -> ClientHello {
@@ -217,7 +217,7 @@ fn a_translated_address_is_the_address_it_carries() {
             destination: Destination::Literal(ip.parse().unwrap()),
             port: 443,
             prefers_v6: false,
-            client: "10.9.0.1".parse().unwrap(),
+            asker: Asker::at("10.9.0.1".parse().unwrap()),
             grants: vec![Grant::App { rule: 0, pattern: 0 }],
         };
         policy.by_address(&clearance, &Answers::literal(ip.parse().unwrap())).map(|_| ()).map_err(|r| r.reason)
@@ -273,7 +273,7 @@ fn families_take_turns_and_the_clients_own_comes_first() {
 fn explain(target: &str, from: Option<&str>, dst: Option<&str>, alpn: &[&str]) -> Result<Because, Refusal> {
     policy().explain(&Question {
         subject: target.parse::<Subject>().unwrap(),
-        from: from.map(|ip| ip.parse().unwrap()),
+        asker: Asker { ip: from.map(|ip| ip.parse().unwrap()), identity: None },
         dst: dst.map(|ip| ip.parse().unwrap()),
         alpn: alpn.iter().map(|p| p.as_bytes().into()).collect(),
     })
@@ -371,7 +371,7 @@ fn the_fix_is_a_rule_that_works() {
         let policy = Policy::compile(settings.rules.apps, settings.rules.nets, None, Arc::default());
         let question = Question {
             subject: target.parse().unwrap(),
-            from: Some("10.9.0.1".parse().unwrap()),
+            asker: Asker::at("10.9.0.1".parse().unwrap()),
             dst: None,
             alpn: vec![],
         };
@@ -393,8 +393,42 @@ fn explaining_a_plain_request_judges_its_path() {
         ("http://a.example/dists/../pool", Err(Reason::PathNotAllowed)),
         ("http://a.example/dists%2fx", Err(Reason::PathNotAllowed)),
     ] {
-        let question = Question { subject: target.parse().unwrap(), from: None, dst: None, alpn: vec![] };
+        let question = Question { subject: target.parse().unwrap(), asker: Asker::anybody(), dst: None, alpn: vec![] };
         let got = policy.explain(&question);
         assert_eq!(got.as_ref().map(|b| &*b.rule).map_err(|r| r.reason), expected, "{target}");
     }
+}
+
+#[test]
+fn rules_for_some_clients_are_for_no_others() {
+    let text = "listeners: [{ kind: forward, bind: \"127.0.0.1:1\" }]\npolicy:\n  application_rules:\n    \
+        - { name: agents, clients: [agent.test, \"user:bob\"], sources: [10.0.0.0/8], fqdns: [a.example], protocols: [\"https:443\"] }\n    \
+        - { name: all, fqdns: [b.example], protocols: [\"https:443\"] }\n    \
+        - { name: not-bob, action: deny, clients: [\"user:bob\"], fqdns: [b.example] }\n  network_rules:\n    \
+        - { name: ssh, clients: [agent.test], destinations: [192.9.9.0/24], protocols: [\"tcp:22\"] }\n";
+    let settings = Settings::parse(text, "clients", Path::new(".")).unwrap();
+    let policy = Policy::compile(settings.rules.apps, settings.rules.nets, None, Arc::default());
+    let judged = |target: &str, ip: Option<&str>, names: Option<&[&str]>| {
+        let identity = names.map(|names| Identity::new(names.iter().map(|name| (*name).into()).collect()));
+        let asker = Asker { ip: ip.map(|ip| ip.parse().unwrap()), identity };
+        let question = Question { subject: target.parse().unwrap(), asker, dst: None, alpn: vec![] };
+        policy.explain(&question).map(|because| because.rule.to_string()).map_err(|refusal| refusal.reason)
+    };
+    let (inside, outside) = (Some("10.1.1.1"), Some("192.0.2.1"));
+    assert_eq!(judged("https://a.example", inside, Some(&["x", "agent.test"])), Ok("agents".into()));
+    assert_eq!(judged("https://a.example", inside, Some(&["user:bob"])), Ok("agents".into()));
+    assert_eq!(judged("https://a.example", None, None), Ok("agents".into()), "any client");
+    for (ip, names) in [
+        (outside, &["agent.test"][..]),
+        (inside, &[]),
+        (inside, &["bob"]),
+        (inside, &["user:alice"]),
+        (inside, &["agent.test.x", "Agent.test"]),
+    ] {
+        assert_eq!(judged("https://a.example", ip, Some(names)), Err(Reason::SourceNotAllowed), "{ip:?} {names:?}");
+    }
+    assert_eq!(judged("https://b.example", inside, Some(&[])), Ok("all".into()));
+    assert_eq!(judged("https://b.example", inside, Some(&["user:bob"])), Err(Reason::RuleDenied));
+    assert_eq!(judged("tcp://192.9.9.1:22", inside, Some(&["agent.test"])), Ok("ssh".into()));
+    assert_eq!(judged("tcp://192.9.9.1:22", inside, Some(&[])), Err(Reason::NoRule));
 }

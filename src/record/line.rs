@@ -13,6 +13,8 @@ pub struct Line {
     pub id: String,
     pub listener: Arc<str>,
     pub client: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub identity: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original_dst: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

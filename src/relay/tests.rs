@@ -1,5 +1,6 @@
 use super::*;
 use tokio::net::TcpListener;
+use tokio_util::either::Either;
 
 /// Two ends of one connection.
 async fn pair() -> (TcpStream, TcpStream) {
@@ -14,7 +15,7 @@ async fn relayed(idle: Duration) -> (TcpStream, TcpStream, tokio::task::JoinHand
     let (far, upstream) = pair().await;
     let task = tokio::spawn(async move {
         let meter = Meter::new();
-        let (mut near, mut far) = (Link::new(near), Link::new(far));
+        let (mut near, mut far) = (Link::new(Either::Left(near)), Link::new(far));
         let ending = run(&mut near.stream, &mut far.stream, b"first, ", idle, &meter).await;
         if ending == Ending::Closed {
             near.end();

@@ -66,12 +66,26 @@ fn a_request_goes_on_in_origin_form_with_its_fields_as_sent() {
     assert!(answer.contains("\r\nConnection: close\r\n"), "{answer}");
 }
 
+/// A tunnel by SOCKS5 (RFC 1928).
+fn socks(egret: &Egret, host: &str) -> TcpStream {
+    let mut stream = connect(egret.forward());
+    let (name, port) = host.split_once(':').unwrap();
+    let port = port.parse::<u16>().unwrap().to_be_bytes();
+    let request = [&[5, 1, 0, 5, 1, 0, 3, u8::try_from(name.len()).unwrap()], name.as_bytes(), &port].concat();
+    stream.write_all(&request).unwrap();
+    let mut said = [0; 12];
+    stream.read_exact(&mut said).unwrap();
+    assert_eq!(said, [5, 0, 5, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+    stream
+}
+
 /// Every way in, as a connection on which requests for a host may be sent, and what stands before their path.
 pub fn ways_in(egret: &Egret, host: &str) -> Vec<(&'static str, TcpStream, String)> {
     vec![
         ("sni", connect(egret.plain()), String::new()),
         ("absolute", connect(egret.forward()), format!("http://{host}")),
         ("connect", tunnel(egret, host), String::new()),
+        ("socks", socks(egret, host), String::new()),
     ]
 }
 
@@ -200,7 +214,11 @@ fn the_second_request_is_judged_as_the_first_was() {
                     assert!(said.starts_with("HTTP/1.1 40"), "{context}: {said}");
                     allowed(&k.egret.record_of(local), "web");
                     let record = k.egret.record_of(local);
-                    let expected = if way == "connect" && reason == "no_rule" { "name_mismatch" } else { reason };
+                    let expected = if ["connect", "socks"].contains(&way) && reason == "no_rule" {
+                        "name_mismatch"
+                    } else {
+                        reason
+                    };
                     assert_eq!(
                         (&record["verdict"], &record["reason"]),
                         (&"deny".into(), &expected.into()),

@@ -15,6 +15,7 @@ mod clients;
 mod commands;
 mod corpus;
 mod dns;
+mod entrance;
 mod http;
 mod limits;
 #[path = "../missing/mod.rs"]

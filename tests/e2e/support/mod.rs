@@ -98,8 +98,11 @@ impl Egret {
                 sink.lock().unwrap().push_str(&format!("{line}\n"));
             }
         });
-        let egret = Self { child, lines, errors, told: Mutex::default(), ip, _folder: folder };
-        eventually("egret serves", || TcpStream::connect((ip, ADMIN)).is_ok());
+        let mut egret = Self { child, lines, errors, told: Mutex::default(), ip, _folder: folder };
+        eventually("egret serves", || {
+            assert!(matches!(egret.child.try_wait(), Ok(None)), "egret has ended: {}", egret.errors());
+            TcpStream::connect((ip, ADMIN)).is_ok()
+        });
         egret
     }
 

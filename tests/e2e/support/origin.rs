@@ -201,7 +201,11 @@ impl Authority {
 
     /// Signs a certificate for some names; the files' paths without `.crt` and `.key`.
     pub fn sign(&self, file: &str, names: &[&str]) -> PathBuf {
-        let mut params = CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
+        self.sign_as(file, CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap())
+    }
+
+    /// As [`Authority::sign`], for whatever the parameters say.
+    pub fn sign_as(&self, file: &str, mut params: CertificateParams) -> PathBuf {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate().unwrap();
         let cert = params.signed_by(&key, &self.issuer).unwrap();

@@ -1,0 +1,13 @@
+//! Who clients show themselves to be: users by password, and names by certificate.
+//!
+//! Owns the files behind it, which are read again when they change. Does not decide what anybody may do.
+
+mod certificate;
+mod refreshed;
+mod tls;
+mod users;
+
+pub use certificate::names;
+pub use refreshed::{FileFault, Files, Refreshed};
+pub use tls::TlsFiles;
+pub use users::{Credentials, Users, UsersFile};

@@ -1,0 +1,154 @@
+//! A client's bytes: bare, or inside TLS that ends here.
+//!
+//! Owns what the two have in common, so that the rooms behind it need not know which it is.
+
+use std::net::Shutdown;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::{io, ops};
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf, Ready};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
+
+/// A client's stream. Upstreams have [`TcpStream`]s: egret speaks no TLS of its own to them.
+pub type ClientStream = Either<TcpStream, Box<TlsStream<Wire>>>;
+
+/// What writes to a client.
+pub type WriteSide<'a> = Either<WriteHalf<'a>, tokio::io::WriteHalf<&'a mut TlsStream<Wire>>>;
+
+/// The connection below a stream.
+pub trait Socket {
+    fn tcp(&self) -> &TcpStream;
+}
+
+impl Socket for TcpStream {
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Socket for ClientStream {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Left(tcp) => tcp,
+            Self::Right(tls) => tls.get_ref().0,
+        }
+    }
+}
+
+/// Both directions, each for its own future of one task.
+pub fn split(stream: &mut ClientStream) -> (ReadSide<'_>, WriteSide<'_>) {
+    match stream {
+        Either::Left(tcp) => {
+            let (read, write) = tcp.split();
+            (ReadSide { bytes: Either::Left(read), wire: None }, Either::Left(write))
+        }
+        Either::Right(tls) => {
+            let wire = tls.get_ref().0.clone();
+            let (read, write) = tokio::io::split(&mut **tls);
+            (ReadSide { bytes: Either::Right(read), wire: Some(wire) }, Either::Right(write))
+        }
+    }
+}
+
+/// Writes all of it, and leaves nothing in a buffer of TLS.
+///
+/// # Errors
+/// The stream's own.
+pub async fn send(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
+    to.write_all(bytes).await?;
+    to.flush().await
+}
+
+/// What reads from a client.
+#[derive(Debug)]
+pub struct ReadSide<'a> {
+    bytes: Either<ReadHalf<'a>, tokio::io::ReadHalf<&'a mut TlsStream<Wire>>>,
+    /// Where the bytes are inside TLS.
+    wire: Option<Wire>,
+}
+
+impl ReadSide<'_> {
+    /// Returns when the socket reports an error, and reads nothing.
+    pub async fn gone(&self) {
+        let seen = match (&self.bytes, &self.wire) {
+            (Either::Left(tcp), _) => tcp.ready(Interest::ERROR).await,
+            (_, Some(wire)) => wire.ready(Interest::ERROR).await,
+            (Either::Right(_), None) => Ok(Ready::EMPTY),
+        };
+        if !seen.is_ok_and(Ready::is_error) {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl AsyncRead for ReadSide<'_> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match ready!(Pin::new(&mut self.bytes).poll_read(cx, buf)) {
+            // Most clients close without a word of TLS about it. What they carry has an end of its own, as it needs
+            // to have without TLS; a reset would take bytes from the upstream that are on their way.
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
+            read => Poll::Ready(read),
+        }
+    }
+}
+
+/// A connection whose readiness can be asked for while TLS reads and writes it.
+#[derive(Clone, Debug)]
+pub struct Wire(Arc<TcpStream>);
+
+impl Wire {
+    #[must_use]
+    pub fn new(stream: TcpStream) -> Self {
+        Self(Arc::new(stream))
+    }
+}
+
+impl ops::Deref for Wire {
+    type Target = TcpStream;
+
+    fn deref(&self) -> &TcpStream {
+        &self.0
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.poll_read_ready(cx))?;
+            match self.0.try_read(buf.initialize_unfilled()) {
+                Ok(n) => {
+                    buf.advance(n);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match self.0.try_write(bytes) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(SockRef::from(&*self.0).shutdown(Shutdown::Write))
+    }
+}
