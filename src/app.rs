@@ -206,7 +206,10 @@ impl Screen {
                 let who = if l.identifies() { ", for clients that show who they are" } else { "" };
                 format!("forward      {}  (HTTP CONNECT, HTTP, SOCKS5{tls}{who})", l.bind)
             }
-            ListenerKind::Sni { port } => format!("sni          {}  (to port {port})", l.bind),
+            ListenerKind::Sni { port, protocol } => {
+                let only = protocol.map_or_else(String::new, |protocol| format!(", {} only", protocol.as_str()));
+                format!("sni          {}  (to port {port}{only})", l.bind)
+            }
         });
         let open = |l: &&ListenerSettings| l.kind == ListenerKind::Forward && !l.identifies() && l.proxies.is_none();
         let forward = settings.listeners.iter().find(open);

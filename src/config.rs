@@ -27,7 +27,7 @@ pub use schema::schema;
 use crate::identity::{TlsFiles, UsersFile};
 use crate::listen::Adds;
 use crate::name::HostName;
-use crate::policy::rule::{AppRule, NetRule};
+use crate::policy::rule::{AppProtocol, AppRule, NetRule};
 
 /// The configuration in the binary: a forward proxy for this machine with the AKS rules.
 pub const DEFAULT: &str = include_str!("../config/default.yaml");
@@ -106,6 +106,8 @@ pub enum ListenerKind {
     /// The port every name is dialled at.
     Sni {
         port: u16,
+        /// `None`: whichever of the two the port's rules allow.
+        protocol: Option<AppProtocol>,
     },
 }
 

@@ -18,6 +18,7 @@ use crate::listen::Adds;
 use crate::name::HostName;
 use crate::policy::pattern::Pattern;
 use crate::policy::prefixes::prefix;
+use crate::policy::rule::AppProtocol;
 
 /// How much is asked of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,12 +146,23 @@ fn listeners(out: &mut Findings<'_>, written: &file::File) -> Vec<(ListenerSetti
         let bind = out.keep(&format!("{path}.bind"), socket(&listener.bind));
         let kind = match listener.kind {
             file::ListenerKind::Forward => ListenerKind::Forward,
-            file::ListenerKind::Sni => ListenerKind::Sni { port: listener.port.unwrap_or(443) },
+            file::ListenerKind::Sni => {
+                let protocol = listener.protocol.map(|protocol| match protocol {
+                    file::AppProtocol::Https => AppProtocol::Https,
+                    file::AppProtocol::Http => AppProtocol::Http,
+                });
+                let usual = if protocol == Some(AppProtocol::Http) { 80 } else { 443 };
+                ListenerKind::Sni { port: listener.port.unwrap_or(usual), protocol }
+            }
         };
-        if let (file::ListenerKind::Forward, Some(_)) = (listener.kind, listener.port) {
-            out.fault(&format!("{path}.port"), "a forward listener learns the port from its clients; remove it");
-        }
         let is_forward = listener.kind == file::ListenerKind::Forward;
+        let only_sni = [("port", listener.port.is_some()), ("protocol", listener.protocol.is_some())];
+        for (key, _) in only_sni.iter().filter(|(_, is_there)| *is_there && is_forward) {
+            out.fault(
+                &format!("{path}.{key}"),
+                format!("a forward listener learns the {key} from its clients; remove it"),
+            );
+        }
         let only_forward = [("tls", listener.tls.is_some()), ("auth", listener.auth.is_some())];
         for (key, _) in only_forward.iter().filter(|(_, is_there)| *is_there && !is_forward) {
             let message = "clients of this listener do not know of it and could not answer; remove it";

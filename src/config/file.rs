@@ -82,10 +82,13 @@ pub(super) struct Listener {
     pub(super) kind: ListenerKind,
     /// Address and port, such as `127.0.0.1:3128` or `[::]:443`.
     pub(super) bind: String,
-    /// `sni` only: the port of the destination. Default 443.
+    /// `sni` only: the port of the destination. Default 443; 80 with `protocol: http`.
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub(super) port: Option<u16>,
+    /// `sni` only: what clients must speak. Default: what the rules for the port allow.
+    #[serde(default)]
+    pub(super) protocol: Option<AppProtocol>,
     /// A load balancer says whose connection it is; then it must, and nobody else may.
     #[serde(default)]
     pub(super) proxy_protocol: Option<ProxyProtocol>,
@@ -98,6 +101,15 @@ pub(super) struct Listener {
     /// What is added to plain HTTP requests: `via` (to answers, too), `x-forwarded-for`. Default: nothing.
     #[serde(default)]
     pub(super) add_headers: Vec<Header>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum AppProtocol {
+    /// TLS, and the name in its hello.
+    Https,
+    /// Plain HTTP, and the name in each request's Host.
+    Http,
 }
 
 /// The PROXY protocol.

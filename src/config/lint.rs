@@ -266,7 +266,7 @@ fn nobody_listens(out: &mut Findings<'_>, apps: &[AppPlace<'_>], listeners: &[Li
     for listener in listeners {
         match listener.kind {
             ListenerKind::Forward => return,
-            ListenerKind::Sni { port } => carried.insert(port),
+            ListenerKind::Sni { port, .. } => carried.insert(port),
         };
     }
     for app in apps.iter().filter(|app| !app.is_bundle && app.rule.action == Action::Allow) {

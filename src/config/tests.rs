@@ -128,6 +128,17 @@ fn listeners_are_checked() {
     fault("listeners: [{ kind: proxy, bind: \"127.0.0.1:1\" }]\n", &[("1:21", "none of the possible words")]);
     fault("listeners: [{ kind: dns, bind: \"127.0.0.1:1\" }]\n", &[("1:21", "not available in this version")]);
     fault("listeners: [{ kind: forward, bind: \"127.0.0.1:1\", port: 443 }]\n", &[("1:57", "remove it")]);
+    fault(
+        "listeners: [{ kind: forward, bind: \"127.0.0.1:1\", protocol: http }]\n",
+        &[("1:61", "learns the protocol from its clients; remove it")],
+    );
+    fault("listeners: [{ kind: sni, bind: \"127.0.0.1:1\", protocol: tls }]\n", &[("1:57", "write `https` or `http`")]);
+    let kind = |more: &str| {
+        let listener = format!("{{ kind: sni, bind: \"127.0.0.1:1\"{more} }}");
+        parse(&format!("listeners: [{listener}]\n")).unwrap().listeners.remove(0).kind
+    };
+    assert_eq!(kind(""), ListenerKind::Sni { port: 443, protocol: None });
+    assert_eq!(kind(", protocol: http"), ListenerKind::Sni { port: 80, protocol: Some(AppProtocol::Http) });
     fault("listeners: [{ kind: sni, bind: \"127.0.0.1:1\", port: 0 }]\n", &[("1:53", "out of range")]);
     fault("listeners: [{ kind: sni, bind: \"127.0.0.1:1\", port: 70000 }]\n", &[("1:53", "out of range")]);
     fault(

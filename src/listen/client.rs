@@ -16,6 +16,7 @@ use crate::ending::{Reason, Refusal, Stage};
 use crate::identity::Credentials;
 use crate::peek::http_head::{HeadReader, RequestTarget};
 use crate::peek::{self, Expected, Fill, PeekLimits, Sighting, Window};
+use crate::policy::rule::AppProtocol;
 use crate::relay::Link;
 use crate::stream::{ClientStream, send};
 
@@ -66,7 +67,7 @@ impl Client {
             // A request in absolute form makes its own claim; in a tunnel it is that of the tunnel.
             (Some(before), _) if before.via == Via::Absolute => self.claim_http(limits).await,
             (Some(before), _) => Ok(Claimed { claim: before.clone(), sighting: None }),
-            (None, ListenerKind::Sni { port }) => Ok(self.claimed(Target::Unnamed, port, Via::Steered, None)),
+            (None, ListenerKind::Sni { port, .. }) => Ok(self.claimed(Target::Unnamed, port, Via::Steered, None)),
             (None, ListenerKind::Forward) => match self.first_byte(limits.until).await? {
                 socks5::VERSION => self.claim_socks(limits).await,
                 socks5::VERSION_4 => {
@@ -215,6 +216,11 @@ impl Client {
     /// # Errors
     /// A refusal at stage `peek` or `limit`.
     pub async fn sight(&mut self, expected: Expected, limits: PeekLimits) -> Result<Sighting, Refusal> {
+        let expected = match self.entrance.kind {
+            ListenerKind::Sni { protocol: Some(AppProtocol::Http), .. } => Expected { tls: false, ..expected },
+            ListenerKind::Sni { protocol: Some(AppProtocol::Https), .. } => Expected { http: false, ..expected },
+            ListenerKind::Sni { protocol: None, .. } | ListenerKind::Forward => expected,
+        };
         let sighting = peek::sight(&mut self.link.stream, &mut self.window, expected, limits).await?;
         self.speech = match &sighting {
             Sighting::Tls(_) => Speech::Tls,

@@ -9,6 +9,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::clients::{HTTP, HTTPS, policy};
 use crate::support::dns::Dns;
+use crate::support::hello::Hello;
 use crate::support::origin::{Authority, Nginx, Recorder};
 use crate::support::{
     ADMIN, Egret, FORWARD, PATIENCE, Server, allowed, connect, curl, eventually, have, own_ip, read_all, read_head,
@@ -379,6 +380,42 @@ fn haproxy_in_front_is_believed_and_tls_follows_its_header() {
         "https://a.web.test:10443/who",
     ]);
     assert_eq!(text(&out), "a.web.test HTTP/2.0 TLSv1.3\n");
+}
+
+#[test]
+fn an_sni_listener_may_speak_one_protocol_only() {
+    let (dns, ip, own) = (Dns::start(), own_ip(), own_ip());
+    dns.answer("a.web.test", &[&ip.to_string()]);
+    let origin = Recorder::serving(ip, HTTP);
+    // One port that both protocols may use.
+    let config = format!(
+        "listeners:\n  - {{ kind: sni, bind: \"{own}:{FORWARD}\", protocol: http, port: {HTTP} }}\n  \
+         - {{ kind: sni, bind: \"{own}:{TLS}\", protocol: https, port: {HTTP} }}\n\
+         dns: {{ upstreams: [\"{}\"], min_ttl: 0s }}\nadmin: {{ bind: \"{own}:{ADMIN}\" }}\npolicy:\n  application_rules:\n  \
+         - {{ name: web, fqdns: [a.web.test], protocols: [\"https:{HTTP}\", \"http:{HTTP}\"], addresses: [\"127.0.0.0/8\"] }}\n",
+        dns.address
+    );
+    let egret = Egret::run(&config, own);
+    let request = format!("GET /x HTTP/1.1\r\nHost: a.web.test:{HTTP}\r\nConnection: close\r\n\r\n");
+    let hello = Hello::named("a.web.test").record();
+    for (port, bytes, reason) in [
+        (FORWARD, request.as_bytes(), None),
+        (TLS, &*hello, None),
+        (FORWARD, &*hello, Some("bad_request")),
+        (TLS, request.as_bytes(), Some("not_tls")),
+    ] {
+        let mut stream = connect(SocketAddr::new(own, port));
+        let local = stream.local_addr().unwrap();
+        stream.write_all(bytes).unwrap();
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        read_all(&mut stream);
+        let record = egret.record_of(local);
+        match reason {
+            None => allowed(&record, "web"),
+            Some(reason) => refused(&record, reason, "peek"),
+        }
+    }
+    assert_eq!(origin.count(), 2, "one of each");
 }
 
 #[test]
