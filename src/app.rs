@@ -22,10 +22,11 @@ use crate::metrics::Metrics;
 use crate::peek::PeekBudget;
 use crate::policy::{OwnAddresses, Policy};
 use crate::record::{Book, LogWriter, Scribe};
+use crate::relay;
 use crate::session::{self, House};
 
-/// Descriptors for everything but connections: listeners, log, DNS, admin.
-const SPARE_DESCRIPTORS: u64 = 128;
+/// Descriptors for everything but connections: listeners, log, DNS, admin, and the relay's pipes.
+const SPARE_DESCRIPTORS: u64 = 128 + 2 * relay::MOST_PIPES as u64;
 /// What one relayed connection may cost: two copying buffers, two sockets' own, the session.
 const BYTES_PER_CONNECTION: u64 = 160 << 10;
 /// How often the machine's own addresses are read again.
@@ -388,7 +389,7 @@ mod tests {
         assert_eq!(room(128, 1 << 20), (409, 16));
         assert_eq!(room(512, 1 << 20), (1638, 64));
         assert_eq!(room(8192, 1 << 20), (26_214, 256));
-        assert_eq!(room(8192, 1024), (448, 256));
+        assert_eq!(room(8192, 1024), (320, 256));
         assert_eq!(room(1, 64), (16, 0));
     }
 }

@@ -3,20 +3,24 @@
 //! Owns half-close, the idle deadline, the totals and the spreading of resets. Knows no protocol, judges
 //! nothing, logs nothing.
 
+mod copying;
+mod direct;
+mod pipe;
+
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_util::either::Either;
 
 use crate::ending::{Ending, Totals};
-use crate::stream::{self, ClientStream, ReadSide, Socket, send};
+use crate::stream::{self, ClientStream, Socket};
 
-/// One read: large enough that a busy stream pays few system calls, small enough for thousands of streams.
-const CHUNK: usize = 32 << 10;
+/// Pipes at once, two descriptors each; who finds none copies.
+pub const MOST_PIPES: usize = 128;
 
 /// Counts bytes as they go, so that a connection cut at any moment still has true totals.
 #[derive(Debug)]
@@ -95,29 +99,52 @@ pub async fn run(
     meter: &Meter,
 ) -> Ending {
     let broken = Broken::default();
-    let (client_read, client_write) = stream::split(client);
-    let (upstream_read, upstream_write) = upstream.split();
-    let up = one_way(client_read, upstream_write, Way::Up, meter, &broken, first);
-    let down = one_way(upstream_read, client_write, Way::Down, meter, &broken, &[]);
+    let flow = |way| Flow { way, meter, broken: &broken };
+    match client {
+        Either::Left(client) => {
+            let (client, upstream) = (&*client, &*upstream);
+            let up = direct::one_way(client, upstream, flow(Way::Up), first);
+            let down = direct::one_way(upstream, client, flow(Way::Down), &[]);
+            both(up, down, stream::reset_of(client), meter, idle).await
+        }
+        Either::Right(tls) => {
+            let wire = tls.get_ref().0.clone();
+            let (client_read, client_write) = tokio::io::split(&mut **tls);
+            let (upstream_read, upstream_write) = upstream.split();
+            let up = copying::one_way(client_read, upstream_write, flow(Way::Up), first);
+            let down = copying::one_way(upstream_read, client_write, flow(Way::Down), &[]);
+            both(up, down, stream::reset_of(&wire), meter, idle).await
+        }
+    }
+}
+
+/// Runs both directions to the end of the conversation; `gone` tells of a client whose socket has failed.
+async fn both(
+    up: impl Future<Output = Result<(), Side>>,
+    down: impl Future<Output = Result<(), Side>>,
+    gone: impl Future<Output = ()>,
+    meter: &Meter,
+    idle: Duration,
+) -> Ending {
+    tokio::pin!(up, down, gone);
     let both = async {
         // A failed direction ends the other, except that what an upstream sent before it reset is still
         // delivered: only `down` itself knows when that is done.
-        tokio::pin!(up, down);
         let mut up_done = None;
         loop {
             tokio::select! {
                 // A half-closed client may still listen; one whose socket is gone answers a keepalive with a
                 // reset, which nobody reads for.
-                () = gone(&up_done) => return Ending::ClientReset,
+                () = &mut gone, if up_done == Some(Ok(())) => return Ending::ClientReset,
                 ended = &mut up, if up_done.is_none() => match ended {
                     Err(Side::Client) => return Ending::ClientReset,
                     ended => up_done = Some(ended),
                 },
                 ended = &mut down => return match (ended, up_done) {
-                    (Err(side), _) | (Ok(_), Some(Err(side))) => side.reset(),
-                    (Ok(_), Some(Ok(_))) => Ending::Closed,
-                    (Ok(_), None) => match up.await {
-                        Ok(_) => Ending::Closed,
+                    (Err(side), _) | (Ok(()), Some(Err(side))) => side.reset(),
+                    (Ok(()), Some(Ok(()))) => Ending::Closed,
+                    (Ok(()), None) => match up.await {
+                        Ok(()) => Ending::Closed,
                         Err(side) => side.reset(),
                     },
                 },
@@ -153,53 +180,53 @@ struct Broken {
     upstream: AtomicBool,
 }
 
-/// Returns when the client's socket reports an error after it has finished sending.
-async fn gone(up: &Option<Result<ReadSide<'_>, Side>>) {
-    match up {
-        Some(Ok(client)) => client.gone().await,
-        _ => std::future::pending().await,
-    }
+/// One direction, and what it shares with the other.
+#[derive(Clone, Copy, Debug)]
+struct Flow<'a> {
+    way: Way,
+    meter: &'a Meter,
+    broken: &'a Broken,
 }
 
-async fn one_way<R: AsyncRead + Unpin>(
-    mut from: R,
-    mut to: impl AsyncWrite + Unpin,
-    way: Way,
-    meter: &Meter,
-    broken: &Broken,
-    first: &[u8],
-) -> Result<R, Side> {
-    let (reader, writer) = match way {
-        Way::Up => (Side::Client, Side::Upstream),
-        Way::Down => (Side::Upstream, Side::Client),
-    };
-    let failed = |side: Side| {
+impl Flow<'_> {
+    fn moved(self, bytes: usize) {
+        self.meter.count(self.way, bytes);
+    }
+
+    fn cannot_read(self, _: io::Error) -> Side {
+        self.failed(match self.way {
+            Way::Up => Side::Client,
+            Way::Down => Side::Upstream,
+        })
+    }
+
+    fn cannot_write(self, _: io::Error) -> Side {
+        self.failed(match self.way {
+            Way::Up => Side::Upstream,
+            Way::Down => Side::Client,
+        })
+    }
+
+    fn failed(self, side: Side) -> Side {
         if side == Side::Upstream {
-            broken.upstream.store(true, Ordering::Relaxed);
+            self.broken.upstream.store(true, Ordering::Relaxed);
         }
         side
-    };
-    if !first.is_empty() {
-        send(&mut to, first).await.map_err(|_| failed(writer))?;
-        meter.count(way, first.len());
     }
-    let mut chunk = vec![0; CHUNK];
-    loop {
-        let n = from.read(&mut chunk).await.map_err(|_| failed(reader))?;
-        if n == 0 {
-            break;
+
+    /// The reader has come to an end: whether it was a polite one.
+    fn ended(self) -> Result<(), Side> {
+        let cut = self.way == Way::Down && self.broken.upstream.load(Ordering::Relaxed);
+        if cut { Err(Side::Upstream) } else { Ok(()) }
+    }
+
+    /// The writer has been told.
+    fn told(self, result: io::Result<()>) -> Result<(), Side> {
+        match result {
+            // The other side is gone already: it will say so itself, or has.
+            Err(e) if e.kind() != io::ErrorKind::NotConnected => Err(self.cannot_write(e)),
+            _ => Ok(()),
         }
-        let bytes = chunk.get(..n).unwrap_or_default();
-        send(&mut to, bytes).await.map_err(|_| failed(writer))?;
-        meter.count(way, n);
-    }
-    if way == Way::Down && broken.upstream.load(Ordering::Relaxed) {
-        return Err(Side::Upstream);
-    }
-    match to.shutdown().await {
-        // The other side is gone already: it will say so itself, or has.
-        Err(e) if e.kind() != io::ErrorKind::NotConnected => Err(failed(writer)),
-        _ => Ok(from),
     }
 }
 

@@ -65,6 +65,13 @@ pub async fn send(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Resul
     to.flush().await
 }
 
+/// Returns when a socket reports an error, and reads nothing.
+pub async fn reset_of(stream: &TcpStream) {
+    if !stream.ready(Interest::ERROR).await.is_ok_and(Ready::is_error) {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// What reads from a client.
 #[derive(Debug)]
 pub struct ReadSide<'a> {
@@ -76,13 +83,10 @@ pub struct ReadSide<'a> {
 impl ReadSide<'_> {
     /// Returns when the socket reports an error, and reads nothing.
     pub async fn gone(&self) {
-        let seen = match (&self.bytes, &self.wire) {
-            (Either::Left(tcp), _) => tcp.ready(Interest::ERROR).await,
-            (_, Some(wire)) => wire.ready(Interest::ERROR).await,
-            (Either::Right(_), None) => Ok(Ready::EMPTY),
-        };
-        if !seen.is_ok_and(Ready::is_error) {
-            std::future::pending::<()>().await;
+        match (&self.bytes, &self.wire) {
+            (Either::Left(tcp), _) => reset_of(tcp.as_ref()).await,
+            (Either::Right(_), Some(wire)) => reset_of(wire).await,
+            (Either::Right(_), None) => std::future::pending().await,
         }
     }
 }

@@ -1,6 +1,21 @@
 use super::*;
+use crate::stream::Wire;
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio_util::either::Either;
+use tokio_rustls::rustls::pki_types::{PrivateKeyDer, ServerName};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client};
+
+/// A client's own end: bare, or inside TLS. Everything here holds for both ways of moving bytes.
+type Client = Either<TcpStream, Box<client::TlsStream<TcpStream>>>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Bare,
+    Tls,
+}
+
+const BOTH: [Kind; 2] = [Kind::Bare, Kind::Tls];
 
 /// Two ends of one connection.
 async fn pair() -> (TcpStream, TcpStream) {
@@ -9,13 +24,45 @@ async fn pair() -> (TcpStream, TcpStream) {
     (near.unwrap(), far.unwrap().0)
 }
 
+/// A client's end, and the one that is relayed.
+async fn client(kind: Kind) -> (Client, ClientStream) {
+    let (far, near) = pair().await;
+    if kind == Kind::Bare {
+        return (Either::Left(far), Either::Left(near));
+    }
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(["proxy.test".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let server = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider));
+    let server = server.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let server = server.with_single_cert(vec![certificate.der().clone()], key).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate.der().clone()).unwrap();
+    let wants = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let wants = wants.with_root_certificates(roots).with_no_client_auth();
+    let name = ServerName::try_from("proxy.test").unwrap();
+    let (far, near) = tokio::join!(
+        TlsConnector::from(Arc::new(wants)).connect(name, far),
+        TlsAcceptor::from(Arc::new(server)).accept(Wire::new(near))
+    );
+    (Either::Right(Box::new(far.unwrap())), Either::Right(Box::new(near.unwrap())))
+}
+
+fn tcp(client: &Client) -> &TcpStream {
+    match client {
+        Either::Left(tcp) => tcp,
+        Either::Right(tls) => tls.get_ref().0,
+    }
+}
+
 /// A relay between a client and an upstream; its ending and its totals.
-async fn relayed(idle: Duration) -> (TcpStream, TcpStream, tokio::task::JoinHandle<(Ending, Totals)>) {
-    let (client, near) = pair().await;
+async fn relayed(kind: Kind, idle: Duration) -> (Client, TcpStream, tokio::task::JoinHandle<(Ending, Totals)>) {
+    let (client, near) = client(kind).await;
     let (far, upstream) = pair().await;
     let task = tokio::spawn(async move {
         let meter = Meter::new();
-        let (mut near, mut far) = (Link::new(Either::Left(near)), Link::new(far));
+        let (mut near, mut far) = (Link::new(near), Link::new(far));
         let ending = run(&mut near.stream, &mut far.stream, b"first, ", idle, &meter).await;
         if ending == Ending::Closed {
             near.end();
@@ -30,42 +77,145 @@ const LONG: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn both_sides_finish_in_their_own_time() {
-    let (mut client, mut upstream, task) = relayed(LONG).await;
-    client.write_all(b"question").await.unwrap();
-    client.shutdown().await.unwrap();
-    let mut got = Vec::new();
-    upstream.read_to_end(&mut got).await.unwrap();
-    assert_eq!(got, b"first, question");
-    upstream.write_all(b"answer").await.unwrap();
-    upstream.shutdown().await.unwrap();
-    got.clear();
-    client.read_to_end(&mut got).await.unwrap();
-    assert_eq!(got, b"answer");
-    assert_eq!(task.await.unwrap(), (Ending::Closed, Totals { up: 15, down: 6 }));
+    for kind in BOTH {
+        let (mut client, mut upstream, task) = relayed(kind, LONG).await;
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        upstream.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, b"first, question");
+        upstream.write_all(b"answer").await.unwrap();
+        upstream.shutdown().await.unwrap();
+        got.clear();
+        client.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, b"answer");
+        assert_eq!(task.await.unwrap(), (Ending::Closed, Totals { up: 15, down: 6 }), "{kind:?}");
+    }
+}
+
+/// Bytes in which any loss, repetition or exchange shows.
+fn long(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed;
+    std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    })
+    .take(len)
+    .collect()
+}
+
+/// Large and small pieces in turn, so that the way of moving them changes, to a reader that rests now and then.
+#[tokio::test]
+async fn every_byte_arrives_in_its_order_whoever_is_slow() {
+    for kind in BOTH {
+        let (mut client, mut upstream, task) = relayed(kind, LONG).await;
+        let (up, down) = (long(1, 5 << 20), long(2, 9 << 20));
+        let (up_len, down_len) = (up.len(), down.len());
+        let (sent_up, sent_down) = (up.clone(), down.clone());
+        let client_task = tokio::spawn(async move {
+            let (mut read, mut write) = tokio::io::split(&mut client);
+            let writing = async {
+                let mut rest = &*sent_up;
+                for size in [1, 700, 40_000, 1 << 20, 3].into_iter().cycle() {
+                    let (piece, after) = rest.split_at(rest.len().min(size));
+                    write.write_all(piece).await.unwrap();
+                    write.flush().await.unwrap();
+                    tokio::task::yield_now().await;
+                    rest = after;
+                    if rest.is_empty() {
+                        break;
+                    }
+                }
+                write.shutdown().await.unwrap();
+            };
+            let reading = async {
+                let mut got = Vec::new();
+                let mut chunk = vec![0; 30_000];
+                loop {
+                    match read.read(&mut chunk).await.unwrap() {
+                        0 => return got,
+                        n => got.extend_from_slice(&chunk[..n]),
+                    }
+                    if got.len() % 7 == 0 {
+                        tokio::time::sleep(Duration::from_millis(2)).await;
+                    }
+                }
+            };
+            tokio::join!(writing, reading).1
+        });
+        let (mut read, mut write) = upstream.split();
+        let mut got = Vec::new();
+        let writing = async {
+            for piece in sent_down.chunks(300_000) {
+                write.write_all(piece).await.unwrap();
+            }
+            write.shutdown().await.unwrap();
+        };
+        let (read, ()) = tokio::join!(read.read_to_end(&mut got), writing);
+        read.unwrap();
+        assert!(got.strip_prefix(b"first, ") == Some(&up[..]), "{kind:?} up");
+        assert!(client_task.await.unwrap() == down, "{kind:?} down");
+        let totals = Totals { up: up_len as u64 + 7, down: down_len as u64 };
+        assert_eq!(task.await.unwrap(), (Ending::Closed, totals), "{kind:?}");
+    }
+    assert!(pipe::all() > 0, "large bytes between sockets went through a pipe");
 }
 
 #[tokio::test]
 async fn what_came_before_a_reset_is_delivered_and_then_the_reset() {
-    let (mut client, mut upstream, task) = relayed(LONG).await;
-    upstream.write_all(&[7; 100_000]).await.unwrap();
-    let mut got = vec![0; 100_000];
-    client.read_exact(&mut got).await.unwrap();
-    reset(&upstream);
-    drop(upstream);
-    let error = client.read(&mut [0; 1]).await.unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-    assert_eq!(task.await.unwrap(), (Ending::UpstreamReset, Totals { up: 7, down: 100_000 }));
+    for kind in BOTH {
+        let (mut client, mut upstream, task) = relayed(kind, LONG).await;
+        upstream.write_all(&[7; 100_000]).await.unwrap();
+        let mut got = vec![0; 100_000];
+        client.read_exact(&mut got).await.unwrap();
+        reset(&upstream);
+        drop(upstream);
+        let error = client.read(&mut [0; 1]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{kind:?}");
+        assert_eq!(task.await.unwrap(), (Ending::UpstreamReset, Totals { up: 7, down: 100_000 }), "{kind:?}");
+    }
 }
 
 #[tokio::test]
 async fn a_client_that_resets_ends_the_upstream_at_once() {
-    let (client, mut upstream, task) = relayed(LONG).await;
-    upstream.read_exact(&mut [0; 7]).await.unwrap();
-    reset(&client);
-    drop(client);
-    let error = upstream.read(&mut [0; 1]).await.unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-    assert_eq!(task.await.unwrap().0, Ending::ClientReset);
+    for kind in BOTH {
+        let (client, mut upstream, task) = relayed(kind, LONG).await;
+        upstream.read_exact(&mut [0; 7]).await.unwrap();
+        reset(tcp(&client));
+        drop(client);
+        let error = upstream.read(&mut [0; 1]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{kind:?}");
+        assert_eq!(task.await.unwrap().0, Ending::ClientReset, "{kind:?}");
+    }
+}
+
+/// A reset while a pipe or a buffer is full: the other side learns of it, and nobody gets the bytes of somebody else.
+#[tokio::test]
+async fn a_reset_amid_a_transfer_leaves_nothing_behind() {
+    for kind in BOTH {
+        for _ in 0..8 {
+            let (client, mut upstream, task) = relayed(kind, LONG).await;
+            let writing = tokio::spawn(async move {
+                let mut sent = 0;
+                while upstream.write_all(&[0xee; 50_000]).await.is_ok() {
+                    sent += 50_000;
+                }
+                sent
+            });
+            // The client reads nothing: everything on the way fills up.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            reset(tcp(&client));
+            drop(client);
+            assert_eq!(task.await.unwrap().0, Ending::ClientReset, "{kind:?}");
+            assert!(writing.await.unwrap() > 0);
+        }
+        let (mut client, mut upstream, _task) = relayed(kind, LONG).await;
+        upstream.write_all(&[0x11; 1 << 20]).await.unwrap();
+        upstream.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).await.unwrap();
+        assert!(got.len() == 1 << 20 && got.iter().all(|byte| *byte == 0x11), "{kind:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -84,12 +234,14 @@ async fn idleness_is_counted_from_the_last_byte() {
 
 #[tokio::test]
 async fn a_client_that_is_gone_is_noticed_while_the_upstream_is_silent() {
-    let (mut client, mut upstream, task) = relayed(LONG).await;
-    client.shutdown().await.unwrap();
-    let mut got = Vec::new();
-    upstream.read_to_end(&mut got).await.unwrap();
-    assert!(!task.is_finished(), "a half-closed client may still listen");
-    reset(&client);
-    drop(client);
-    assert_eq!(task.await.unwrap().0, Ending::ClientReset);
+    for kind in BOTH {
+        let (mut client, mut upstream, task) = relayed(kind, LONG).await;
+        client.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        upstream.read_to_end(&mut got).await.unwrap();
+        assert!(!task.is_finished(), "a half-closed client may still listen");
+        reset(tcp(&client));
+        drop(client);
+        assert_eq!(task.await.unwrap().0, Ending::ClientReset, "{kind:?}");
+    }
 }

@@ -1,0 +1,38 @@
+//! Through a buffer of the direction's own: for streams that only a reader can read, as TLS is.
+
+use std::io;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::{Flow, Side};
+use crate::stream::send;
+
+/// One read: large enough that a busy stream pays few system calls, small enough for thousands of streams.
+const CHUNK: usize = 32 << 10;
+
+pub(super) async fn one_way(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    flow: Flow<'_>,
+    first: &[u8],
+) -> Result<(), Side> {
+    if !first.is_empty() {
+        send(&mut to, first).await.map_err(|e| flow.cannot_write(e))?;
+        flow.moved(first.len());
+    }
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let n = match from.read(&mut chunk).await {
+            // An end without a word of TLS about it; see `stream`.
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => 0,
+            read => read.map_err(|e| flow.cannot_read(e))?,
+        };
+        if n == 0 {
+            break;
+        }
+        send(&mut to, chunk.get(..n).unwrap_or_default()).await.map_err(|e| flow.cannot_write(e))?;
+        flow.moved(n);
+    }
+    flow.ended()?;
+    flow.told(to.shutdown().await)
+}
