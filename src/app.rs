@@ -27,7 +27,8 @@ use crate::session::{self, House};
 
 /// Descriptors for everything but connections: listeners, log, DNS, admin, and the relay's pipes.
 const SPARE_DESCRIPTORS: u64 = 128 + 2 * relay::MOST_PIPES as u64;
-/// What one relayed connection may cost: two copying buffers, two sockets' own, the session.
+/// What one relayed connection may cost: two sockets' own buffers, the session, and where clients speak TLS its state
+/// and two copying buffers.
 const BYTES_PER_CONNECTION: u64 = 160 << 10;
 /// How often the machine's own addresses are read again.
 const INTERFACES_EVERY: Duration = Duration::from_secs(10);
@@ -194,27 +195,34 @@ struct Screen {
     health: Option<SocketAddr>,
     most: usize,
     per_client: Option<usize>,
-    /// Where to try it: the scheme, and the address of a listener that anybody may try.
-    forward: Option<(&'static str, SocketAddr)>,
+    /// Where to try it, and what curl must show besides.
+    forward: Option<(&'static str, SocketAddr, String)>,
     warnings: usize,
 }
 
 impl Screen {
     fn of(settings: &Settings, config: Option<&str>, most: usize) -> Self {
+        let behind =
+            |l: &ListenerSettings| l.proxies.as_ref().map(|_| ", behind the PROXY protocol").unwrap_or_default();
         let listeners = settings.listeners.iter().map(|l| match l.kind {
             ListenerKind::Forward => {
                 let tls = if l.tls.is_some() { ", inside TLS" } else { "" };
                 let who = if l.identifies() { ", for clients that show who they are" } else { "" };
-                format!("forward      {}  (HTTP CONNECT, HTTP, SOCKS5{tls}{who})", l.bind)
+                format!("forward      {}  (HTTP CONNECT, HTTP, SOCKS5{tls}{who}{})", l.bind, behind(l))
             }
             ListenerKind::Sni { port, protocol } => {
                 let only = protocol.map_or_else(String::new, |protocol| format!(", {} only", protocol.as_str()));
-                format!("sni          {}  (to port {port}{only})", l.bind)
+                format!("sni          {}  (to port {port}{only}{})", l.bind, behind(l))
             }
         });
-        let open = |l: &&ListenerSettings| l.kind == ListenerKind::Forward && !l.identifies() && l.proxies.is_none();
-        let forward = settings.listeners.iter().find(open);
-        let forward = forward.map(|l| (if l.tls.is_some() { "https" } else { "http" }, l.bind));
+        let open = |l: &&ListenerSettings| l.kind == ListenerKind::Forward && l.proxies.is_none();
+        let forward = settings.listeners.iter().find(open).map(|l| {
+            let scheme = if l.tls.is_some() { "https" } else { "http" };
+            let user = l.users.as_ref().map(|_| " -U NAME:PASSWORD").unwrap_or_default();
+            let certified = l.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+            let certificate = if certified { " --proxy-cert FILE --proxy-key FILE" } else { "" };
+            (scheme, l.bind, format!("{user}{certificate}"))
+        });
         Self {
             source: config.unwrap_or("built in (config/default.yaml)").to_owned(),
             config: config.map(str::to_owned),
@@ -250,7 +258,7 @@ impl Screen {
         if self.warnings > 0 {
             let _ = writeln!(out, "  warnings     {}; `egret check` shows them", self.warnings);
         }
-        if let Some((scheme, forward)) = self.forward {
+        if let Some((scheme, forward, shows)) = &self.forward {
             let host =
                 if forward.ip().is_unspecified() { IpAddr::V4(std::net::Ipv4Addr::LOCALHOST) } else { forward.ip() };
             let proxy = SocketAddr::new(host, forward.port());
@@ -258,12 +266,14 @@ impl Screen {
             out.push_str("\nTry it from another shell:\n");
             if let Some((name, port)) = policy.example() {
                 let port = if port == 443 { String::new() } else { format!(":{port}") };
-                let _ =
-                    writeln!(out, "  curl -x {scheme}://{proxy} https://{name}{port}/    # a listed name goes through");
+                let _ = writeln!(
+                    out,
+                    "  curl -x {scheme}://{proxy}{shows} https://{name}{port}/    # a listed name goes through"
+                );
             }
             let _ = writeln!(
                 out,
-                "  curl -ix {scheme}://{proxy} https://not-listed.example/    # any other gets 403 and the reason"
+                "  curl -ix {scheme}://{proxy}{shows} https://not-listed.example/    # any other gets 403 and the reason"
             );
             let _ =
                 writeln!(out, "  egret explain {option}https://not-listed.example    # says why, without a connection");

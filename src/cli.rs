@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bundle::BundleCommand;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -166,15 +167,23 @@ fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
     runtime.map_err(|e| StartError::Runtime(e).into())
 }
 
+/// How long work that is no connection may take when everything else has ended.
+const LAST_WORK: Duration = Duration::from_secs(2);
+
 fn run(path: Option<&Path>) -> Result<ExitCode, CommandError> {
     let settings = load(path)?;
     let config = path.map(|p| p.display().to_string());
     let runtime = runtime()?;
-    let _inside = runtime.enter();
-    let app = App::build(settings, config.as_deref())?;
-    // The screen is for people; stdout belongs to the access log.
-    complain(&format!("{}\n", app.screen()));
-    runtime.block_on(app.serve())?;
+    let served = {
+        let _inside = runtime.enter();
+        let app = App::build(settings, config.as_deref())?;
+        // The screen is for people; stdout belongs to the access log.
+        complain(&format!("{}\n", app.screen()));
+        runtime.block_on(app.serve())
+    };
+    // A look at a file on a disk that has gone away may never return.
+    runtime.shutdown_timeout(LAST_WORK);
+    served?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -247,13 +256,18 @@ impl Explain {
         let asker = Asker { ip: self.from.map(|ip| ip.to_canonical()), identity };
         let question = Question { subject, asker, dst: self.dst, alpn };
         let verdict = policy.explain(&question);
-        let text = if self.json { json_verdict(&self.target, &verdict) } else { text_verdict(&self.target, &verdict) };
+        let whom = verdict.as_ref().ok().and_then(|because| policy.whom(&because.rule));
+        let text = if self.json {
+            json_verdict(&self.target, &verdict, whom.as_deref())
+        } else {
+            text_verdict(&self.target, &verdict, whom.as_deref())
+        };
         print(&text)?;
         Ok(ExitCode::from(u8::from(verdict.is_err())))
     }
 }
 
-fn json_verdict(target: &str, verdict: &Result<Because, Refusal>) -> String {
+fn json_verdict(target: &str, verdict: &Result<Because, Refusal>, whom: Option<&str>) -> String {
     let mut out = serde_json::Map::new();
     let mut put = |key: &str, value: Option<&str>| {
         if let Some(value) = value {
@@ -266,6 +280,7 @@ fn json_verdict(target: &str, verdict: &Result<Because, Refusal>) -> String {
             put("verdict", Some("allow"));
             put("rule", Some(&because.rule));
             put("pattern", because.pattern.as_deref());
+            put("for", whom);
         }
         Err(refusal) => {
             put("verdict", Some("deny"));
@@ -282,13 +297,14 @@ fn json_verdict(target: &str, verdict: &Result<Because, Refusal>) -> String {
     format!("{}\n", serde_json::Value::Object(out))
 }
 
-fn text_verdict(target: &str, verdict: &Result<Because, Refusal>) -> String {
+fn text_verdict(target: &str, verdict: &Result<Because, Refusal>, whom: Option<&str>) -> String {
     let mut lines = Vec::new();
     match verdict {
         Ok(because) => {
             lines.push(("allow", Some(target)));
             lines.push(("rule", Some(&*because.rule)));
             lines.push(("pattern", because.pattern.as_deref()));
+            lines.push(("for", whom));
         }
         Err(refusal) => {
             lines.push(("deny", Some(target)));

@@ -25,7 +25,6 @@ pub use document::Place;
 pub use schema::schema;
 
 use crate::identity::{TlsFiles, UsersFile};
-use crate::listen::Adds;
 use crate::name::HostName;
 use crate::policy::rule::{AppProtocol, AppRule, NetRule};
 
@@ -90,6 +89,14 @@ pub struct ListenerSettings {
     pub tls: Option<TlsFiles>,
     pub users: Option<UsersFile>,
     pub adds: Adds,
+}
+
+/// What is said of the way in plain HTTP requests and answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Adds {
+    /// RFC 9110 §7.6.3.
+    pub via: bool,
+    pub forwarded_for: bool,
 }
 
 impl ListenerSettings {
@@ -172,6 +179,15 @@ pub struct Limits {
 pub struct LogSettings {
     pub format: LogFormat,
     pub output: LogOutput,
+    pub access: LogAccess,
+}
+
+/// Which lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogAccess {
+    All,
+    Refused,
+    None,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
+use crate::config::Adds;
 use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
 use crate::peek::http_head::{AnswerLength, BodyLength, HeadReader, Onward, RequestHead, ResponseHead, is_token_byte};
 use crate::relay::{Meter, Way};
@@ -54,8 +55,10 @@ pub struct Outgoing<'a> {
     pub may_stay: bool,
     /// Whether the client may go on in the protocol it asked for.
     pub may_switch: bool,
-    /// Fields to add to the request, and to its answer, each with its CRLF.
-    pub adds: (&'a [u8], &'a [u8]),
+    /// Fields to add to the request, each with its CRLF.
+    pub fields: &'a [u8],
+    /// And what to add to its answer.
+    pub adds: Adds,
 }
 
 /// How an exchange ended well.
@@ -142,7 +145,7 @@ async fn send_request(
     meter: &Meter,
 ) -> Result<Vec<u8>, Halt> {
     let Outgoing { head, raw, .. } = request;
-    write(&mut upstream, &head.for_origin(raw, request.adds.0, request.onward()), Way::Up, meter).await?;
+    write(&mut upstream, &head.for_origin(raw, request.fields, request.onward()), Way::Up, meter).await?;
     let mut bytes = raw.get(head.len..).unwrap_or_default().to_vec();
     let mut body = Body::new(head.body);
     loop {
@@ -202,7 +205,13 @@ async fn send_answer(
                 return Err(no_answer(Reason::UpgradeDenied));
             }
             seen.answer.store(true, Ordering::Relaxed);
-            write(&mut client, &head.for_client(&held, request.adds.1, Onward::Switch), Way::Down, meter).await?;
+            write(
+                &mut client,
+                &head.for_client(&held, request.adds.via(head.is_http_10), Onward::Switch),
+                Way::Down,
+                meter,
+            )
+            .await?;
             // What the upstream has sent of the other protocol already.
             write(&mut client, held.get(head.len..).unwrap_or_default(), Way::Down, meter).await?;
             let up = seen.behind.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -220,7 +229,7 @@ async fn send_answer(
     let client_stays = request.may_stay && request.head.stays() && matches!(length, AnswerLength::Framed(_));
     let onward = if client_stays { Onward::Stay } else { Onward::Close };
     seen.answer.store(true, Ordering::Relaxed);
-    write(&mut client, &head.for_client(&held, request.adds.1, onward), Way::Down, meter).await?;
+    write(&mut client, &head.for_client(&held, request.adds.via(head.is_http_10), onward), Way::Down, meter).await?;
     held.drain(..head.len);
     send_body(&mut upstream, &mut client, length, &mut held, seen, meter).await?;
     let behind = seen.behind.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -415,9 +424,20 @@ impl Body {
     }
 }
 
-/// RFC 9110 §6.5.1: a field, and none that frames or routes, which some recipients would merge into the head.
+/// RFC 9110 §6.5.1: a field, and none that frames, routes or authenticates, which some recipients would merge into the head.
 fn is_trailer(line: &[u8]) -> bool {
-    const NEVER: [&[u8]; 6] = [b"transfer-encoding", b"content-length", b"host", b"connection", b"te", b"upgrade"];
+    const NEVER: [&[u8]; 10] = [
+        b"transfer-encoding",
+        b"content-length",
+        b"host",
+        b"connection",
+        b"te",
+        b"upgrade",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authorization",
+        b"authorization",
+    ];
     let name = line.split(|b| *b == b':').next().filter(|name| name.len() < line.len()).unwrap_or_default();
     let is_token = !name.is_empty() && name.iter().copied().all(is_token_byte);
     is_token && !NEVER.iter().any(|never| name.eq_ignore_ascii_case(never))
@@ -533,6 +553,7 @@ mod tests {
             b"0\r\n folded: x\r\n\r\n",
             b"0\r\nContent-Length: 3\r\n\r\n",
             b"0\r\nhost: b\r\n\r\n",
+            b"0\r\nProxy-Authorization: Basic eDp5\r\n\r\n",
             b"3 ;a\r\n",
             b"3;=b\r\n",
         ] {

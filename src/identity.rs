@@ -10,4 +10,4 @@ mod users;
 pub use certificate::names;
 pub use refreshed::{FileFault, Files, Refreshed};
 pub use tls::TlsFiles;
-pub use users::{Credentials, Users, UsersFile};
+pub use users::{Credentials, Pass, Users, UsersFile};

@@ -19,7 +19,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 pub use client::{Claimed, Client};
-pub use entrance::{Adds, Entrance};
+pub use entrance::Entrance;
 
 use crate::drain::Guest;
 

@@ -389,6 +389,15 @@ impl Policy {
         })
     }
 
+    /// Whom the rule of this name is for, where that is not everyone.
+    #[must_use]
+    pub fn whom(&self, rule: &str) -> Option<String> {
+        let apps = self.apps.iter().map(|app| (&app.name, &app.sources));
+        let mut all = apps.chain(self.nets.iter().map(|net| (&net.name, &net.sources)));
+        let (_, sources) = all.find(|(name, _)| ***name == *rule)?;
+        (!sources.is_everyone()).then(|| sources.to_string())
+    }
+
     /// The rule a clearance rests on, for the record of what is refused later.
     #[must_use]
     pub fn because_of(&self, clearance: &Clearance) -> Option<Because> {

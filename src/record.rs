@@ -118,7 +118,7 @@ impl Record {
 
     /// A name that is none, as it came.
     pub fn raw_name(&mut self, raw: &[u8]) {
-        self.line.name_raw = Some(escape(raw));
+        self.line.name_raw = Some(escape(without_userinfo(raw)));
     }
 
     pub fn sighting(&mut self, sighting: &Sighting) {
@@ -168,7 +168,7 @@ impl Record {
                 Host::Name(_) => {}
                 Host::Address(ip) => line.name_raw = Some(ip.to_string()),
             },
-            (Err(_), HostField::Malformed { raw, .. }) => line.name_raw = Some(escape(raw)),
+            (Err(_), HostField::Malformed { raw, .. }) => line.name_raw = Some(escape(without_userinfo(raw))),
             (Err(_), _) => {}
         }
     }
@@ -269,6 +269,11 @@ const fn source(via: Via) -> &'static str {
     }
 }
 
+/// What is no name and stands where one belongs: before an `@` it may be a password.
+fn without_userinfo(raw: &[u8]) -> &[u8] {
+    raw.rsplit(|b| *b == b'@').next().unwrap_or_default()
+}
+
 /// Bytes from the wire as printable ASCII, cut at 255 characters.
 #[must_use]
 pub fn escape(bytes: &[u8]) -> String {
@@ -283,5 +288,6 @@ mod tests {
     fn wire_bytes_cannot_break_a_line() {
         assert_eq!(escape(b"a\r\n\"\\\xff\x1b[2J"), r#"a\r\n\"\\\xff\x1b[2J"#);
         assert_eq!(escape(&[0xff; 1000]).len(), 255);
+        assert_eq!(without_userinfo(b"bob:hunter2@x@a.test:80"), b"a.test:80");
     }
 }

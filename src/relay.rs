@@ -14,7 +14,6 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tokio_util::either::Either;
 
 use crate::ending::{Ending, Totals};
 use crate::stream::{self, ClientStream, Socket};
@@ -101,15 +100,15 @@ pub async fn run(
     let broken = Broken::default();
     let flow = |way| Flow { way, meter, broken: &broken };
     match client {
-        Either::Left(client) => {
+        ClientStream::Bare(client) => {
             let (client, upstream) = (&*client, &*upstream);
             let up = direct::one_way(client, upstream, flow(Way::Up), first);
             let down = direct::one_way(upstream, client, flow(Way::Down), &[]);
             both(up, down, stream::reset_of(client), meter, idle).await
         }
-        Either::Right(tls) => {
+        ClientStream::Tls(tls) => {
             let wire = tls.get_ref().0.clone();
-            let (client_read, client_write) = tokio::io::split(&mut **tls);
+            let (client_read, client_write) = tokio::io::split(client);
             let (upstream_read, upstream_write) = upstream.split();
             let up = copying::one_way(client_read, upstream_write, flow(Way::Up), first);
             let down = copying::one_way(upstream_read, client_write, flow(Way::Down), &[]);

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::claim::{Claim, ClientAddr};
-use crate::config::Limits;
+use crate::claim::{Claim, ClientAddr, Identity, Via};
+use crate::config::{Adds, Limits};
 use crate::dns::Resolver;
 use crate::drain::Guest;
 use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
 use crate::exchange::{self, Answered, ExchangeLimits, Outgoing, Then};
 use crate::handshake::{self, SettleLimits};
-use crate::listen::{Adds, Client, Door, Entrance, Ticket, arrival};
+use crate::listen::{Client, Door, Entrance, Ticket, arrival};
 use crate::peek::http_head::RequestHead;
 use crate::peek::{Expected, PeekBudget, PeekLimits, Sighting, Window};
 use crate::policy::{Clearance, Passage, Permit, Policy};
@@ -56,12 +56,13 @@ pub async fn serve(
         return record.refuse(&too_many);
     };
     let stopping = guest.clone();
+    let limits = house.peek_limits();
     let telling = async {
-        let client = match arrived(stream, peer, &entrance, &house, &mut record, &mut ticket).await {
+        let client = match arrived(stream, peer, &entrance, &house, limits, &mut record, &mut ticket).await {
             Ok(client) => client,
             Err(refusal) => return record.refuse(&refusal),
         };
-        tell(client, &entrance, &house, record, stopping).await;
+        tell(client, &entrance, &house, limits, record, stopping).await;
     };
     tokio::select! {
         // The end of a drain wins over a busy connection. What is dropped then says so itself: the sockets
@@ -79,12 +80,13 @@ async fn arrived(
     peer: ClientAddr,
     entrance: &Arc<Entrance>,
     house: &House,
+    limits: PeekLimits,
     record: &mut Record,
     ticket: &mut Ticket,
 ) -> Result<Client, Refusal> {
     // A socket whose options cannot be set is gone already; the first read will say so.
     let _ = upstream::set_options(&stream, house.limits.keepalive);
-    let until = house.peek_limits().until;
+    let until = limits.until;
     let address = arrival::whose(&mut stream, peer, entrance, until).await?;
     record.client(address);
     if !ticket.is_for(address.ip()) {
@@ -106,17 +108,26 @@ enum Visit {
 struct Standing {
     link: Link<TcpStream>,
     permit: Permit,
+    /// Who asked by it: some servers know connections rather than requests.
+    identity: Identity,
     /// It has answered before: it may have gone since.
     is_used: bool,
 }
 
 /// The story of a connection: one visit, or one for each of its requests.
-async fn tell(mut client: Client, entrance: &Entrance, house: &House, first: Record, mut guest: Guest) {
+async fn tell(
+    mut client: Client,
+    entrance: &Entrance,
+    house: &House,
+    mut limits: PeekLimits,
+    first: Record,
+    mut guest: Guest,
+) {
     let mut record = first;
     let mut standing = None;
     let mut before = None;
     loop {
-        match visit(&mut client, entrance.adds, house, &mut record, &mut standing, &mut before).await {
+        match visit(&mut client, entrance.adds, house, limits, &mut record, &mut standing, &mut before).await {
             Ok(Visit::Over(ending)) => {
                 record.close(ending);
                 if ending == Ending::Closed {
@@ -138,6 +149,7 @@ async fn tell(mut client: Client, entrance: &Entrance, house: &House, first: Rec
         if !more {
             return client.leave().await;
         }
+        limits = house.peek_limits();
         record = house.book.open(&entrance.name, client.address);
         record.of_request();
     }
@@ -149,12 +161,12 @@ async fn visit(
     client: &mut Client,
     adds: Adds,
     house: &House,
+    peek_limits: PeekLimits,
     record: &mut Record,
     standing: &mut Option<Standing>,
     before: &mut Option<Claim>,
 ) -> Result<Visit, Refusal> {
     let House { policy, .. } = house;
-    let peek_limits = house.peek_limits();
     let claimed = client.claim(peek_limits, before.as_ref()).await;
     let claimed = claimed.inspect_err(|_| client.raw_target().into_iter().for_each(|raw| record.raw_name(raw)))?;
     let mut claim = claimed.claim;
@@ -180,8 +192,9 @@ async fn visit(
                 None => {
                     client.go_ahead().await;
                     let expected = expectation.expected();
-                    // Where requests have begun, nothing else follows.
-                    let expected = if before.is_some() { Expected { tls: false, ..expected } } else { expected };
+                    // Where requests have begun in a tunnel, nothing else follows.
+                    let begun = before.as_ref().is_some_and(|before| before.via != Via::Absolute);
+                    let expected = if begun { Expected { tls: false, ..expected } } else { expected };
                     let sighting = client.sight(expected, peek_limits).await?;
                     record.sighting(&sighting);
                     sighting
@@ -219,29 +232,33 @@ async fn requested(
 ) -> Result<Visit, Refusal> {
     let Limits { head, idle, .. } = house.limits;
     let permit = permitted(claim, clearance, house, record).await?;
-    let reused = standing.take().filter(|old| old.permit.is_same(&permit) && is_quiet(&old.link.stream));
+    let reused = standing
+        .take()
+        .filter(|old| old.permit.is_same(&permit) && old.identity == claim.identity && is_quiet(&old.link.stream));
     let mut upstream = match reused {
         Some(mut old) => {
             record.upstream_of(&old.link.stream);
             old.link.begin();
             old
         }
-        None => Standing { link: dialled(&permit, house, record).await?, permit: permit.clone(), is_used: false },
+        None => {
+            let (link, permit) = (dialled(&permit, house, record).await?, permit.clone());
+            Standing { link, permit, identity: claim.identity.clone(), is_used: false }
+        }
     };
     client.go_ahead().await;
     let raw = client.window.take();
     let meter = record.meter();
     meter.touch();
-    let fields = adds.to_request(client.address);
-    let adds = (&*fields, adds.to_answer());
-    let outgoing = Outgoing { head: request, raw: &raw, may_stay: true, may_switch: seen, adds };
+    let fields = adds.to_request(client.address, request.is_http_10());
+    let outgoing = Outgoing { head: request, raw: &raw, may_stay: true, may_switch: seen, fields: &fields, adds };
     let limits = ExchangeLimits { head, idle };
     let client_stream = &mut client.link.stream;
     let mut result = exchange::run(client_stream, &mut upstream.link.stream, outgoing, limits, &meter).await;
     // A server may close a standing connection at any moment; what changes nothing is asked once more.
     let unheard = result.is_err() && upstream.is_used && meter.totals().down == 0;
     if unheard && request.is_repeatable() && !matches!(result, Err(Halt::Broken(Ending::ClientReset | Ending::Idle))) {
-        upstream = Standing { link: dialled(&permit, house, record).await?, permit, is_used: false };
+        upstream = Standing { link: dialled(&permit, house, record).await?, permit, is_used: false, ..upstream };
         result = exchange::run(client_stream, &mut upstream.link.stream, outgoing, limits, &meter).await;
     }
     client.window.release();

@@ -16,10 +16,14 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
 /// A client's stream. Upstreams have [`TcpStream`]s: egret speaks no TLS of its own to them.
-pub type ClientStream = Either<TcpStream, Box<TlsStream<Wire>>>;
+#[derive(Debug)]
+pub enum ClientStream {
+    Bare(TcpStream),
+    Tls(Box<TlsStream<Wire>>),
+}
 
 /// What writes to a client.
-pub type WriteSide<'a> = Either<WriteHalf<'a>, tokio::io::WriteHalf<&'a mut TlsStream<Wire>>>;
+pub type WriteSide<'a> = Either<WriteHalf<'a>, tokio::io::WriteHalf<&'a mut ClientStream>>;
 
 /// The connection below a stream.
 pub trait Socket {
@@ -35,25 +39,60 @@ impl Socket for TcpStream {
 impl Socket for ClientStream {
     fn tcp(&self) -> &TcpStream {
         match self {
-            Self::Left(tcp) => tcp,
-            Self::Right(tls) => tls.get_ref().0,
+            Self::Bare(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        }
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Bare(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Tls(tls) => match ready!(Pin::new(tls).poll_read(cx, buf)) {
+                // Most clients close without a word of TLS about it. What they carry has an end of its own, as it
+                // needs to have without TLS; a reset would take bytes from the upstream that are on their way.
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
+                read => Poll::Ready(read),
+            },
+        }
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Bare(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Self::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Bare(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Bare(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
         }
     }
 }
 
 /// Both directions, each for its own future of one task.
 pub fn split(stream: &mut ClientStream) -> (ReadSide<'_>, WriteSide<'_>) {
-    match stream {
-        Either::Left(tcp) => {
+    let wire = match stream {
+        ClientStream::Tls(tls) => tls.get_ref().0.clone(),
+        ClientStream::Bare(tcp) => {
             let (read, write) = tcp.split();
-            (ReadSide { bytes: Either::Left(read), wire: None }, Either::Left(write))
+            return (ReadSide::Bare(read), Either::Left(write));
         }
-        Either::Right(tls) => {
-            let wire = tls.get_ref().0.clone();
-            let (read, write) = tokio::io::split(&mut **tls);
-            (ReadSide { bytes: Either::Right(read), wire: Some(wire) }, Either::Right(write))
-        }
-    }
+    };
+    let (read, write) = tokio::io::split(stream);
+    (ReadSide::Tls { read, wire }, Either::Right(write))
 }
 
 /// Writes all of it, and leaves nothing in a buffer of TLS.
@@ -74,30 +113,26 @@ pub async fn reset_of(stream: &TcpStream) {
 
 /// What reads from a client.
 #[derive(Debug)]
-pub struct ReadSide<'a> {
-    bytes: Either<ReadHalf<'a>, tokio::io::ReadHalf<&'a mut TlsStream<Wire>>>,
-    /// Where the bytes are inside TLS.
-    wire: Option<Wire>,
+pub enum ReadSide<'a> {
+    Bare(ReadHalf<'a>),
+    Tls { read: tokio::io::ReadHalf<&'a mut ClientStream>, wire: Wire },
 }
 
 impl ReadSide<'_> {
     /// Returns when the socket reports an error, and reads nothing.
     pub async fn gone(&self) {
-        match (&self.bytes, &self.wire) {
-            (Either::Left(tcp), _) => reset_of(tcp.as_ref()).await,
-            (Either::Right(_), Some(wire)) => reset_of(wire).await,
-            (Either::Right(_), None) => std::future::pending().await,
+        match self {
+            Self::Bare(tcp) => reset_of(tcp.as_ref()).await,
+            Self::Tls { wire, .. } => reset_of(wire).await,
         }
     }
 }
 
 impl AsyncRead for ReadSide<'_> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match ready!(Pin::new(&mut self.bytes).poll_read(cx, buf)) {
-            // Most clients close without a word of TLS about it. What they carry has an end of its own, as it needs
-            // to have without TLS; a reset would take bytes from the upstream that are on their way.
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
-            read => Poll::Ready(read),
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Bare(read) => Pin::new(read).poll_read(cx, buf),
+            Self::Tls { read, .. } => Pin::new(read).poll_read(cx, buf),
         }
     }
 }
@@ -146,6 +181,25 @@ impl AsyncWrite for Wire {
                 written => return Poll::Ready(written),
             }
         }
+    }
+
+    /// TLS has a record each of several at hand.
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        records: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match self.0.try_write_vectored(records) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -10,11 +10,10 @@ use ipnet::IpNet;
 
 use super::document::{self, Node};
 use super::{
-    DnsSettings, DnsTransport, DnsUpstream, Fault, Limits, ListenerKind, ListenerSettings, LogFormat, LogOutput,
-    LogSettings, Settings, file, lint, read_bounded, rules, schema,
+    Adds, DnsSettings, DnsTransport, DnsUpstream, Fault, Limits, ListenerKind, ListenerSettings, LogAccess, LogFormat,
+    LogOutput, LogSettings, Settings, file, lint, read_bounded, rules, schema,
 };
 use crate::identity::{Files, TlsFiles, UsersFile};
-use crate::listen::Adds;
 use crate::name::HostName;
 use crate::policy::pattern::Pattern;
 use crate::policy::prefixes::prefix;
@@ -384,7 +383,12 @@ fn log(written: &file::Log) -> LogSettings {
         Some(file::LogFormat::Auto) if read_by_a_person => LogFormat::Text,
         None | Some(file::LogFormat::Json | file::LogFormat::Auto) => LogFormat::Json,
     };
-    LogSettings { format, output }
+    let access = match written.access {
+        None | Some(file::LogAccess::All) => LogAccess::All,
+        Some(file::LogAccess::Refused) => LogAccess::Refused,
+        Some(file::LogAccess::None) => LogAccess::None,
+    };
+    LogSettings { format, output, access }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

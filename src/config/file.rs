@@ -372,6 +372,8 @@ pub(super) struct Log {
     pub(super) format: Option<LogFormat>,
     /// `stdout`, `stderr` or a path. Default `stdout`.
     pub(super) output: Option<String>,
+    /// Which lines are written. Default `all`.
+    pub(super) access: Option<LogAccess>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -383,6 +385,17 @@ pub(super) enum LogFormat {
     Text,
     /// `text` where a terminal reads it, else `json`.
     Auto,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum LogAccess {
+    /// One for everything.
+    All,
+    /// Only those of refusals.
+    Refused,
+    /// Metrics alone.
+    None,
 }
 
 /// An address to listen on.

@@ -11,6 +11,7 @@ use names::{DOH, FRONTS, REGIONAL, SHARED};
 
 use super::check::Findings;
 use super::{ListenerKind, ListenerSettings, Origin, Rules};
+use crate::identity::{Files as _, Users};
 use crate::name::HostName;
 use crate::policy::guard::opens_all_of;
 use crate::policy::hosts::HostIndex;
@@ -294,12 +295,26 @@ fn anybody_asks(out: &mut Findings<'_>, apps: &[AppPlace<'_>], listeners: &[List
 
 /// Who clients are: asked where rules want to know it, and not in the clear.
 fn who_asks(out: &mut Findings<'_>, rules: &Rules, listeners: &[ListenerSettings]) {
+    let users: Vec<Users> = listeners.iter().filter_map(|listener| listener.users.as_ref()?.load().ok()).collect();
+    let certified = listeners.iter().any(|listener| listener.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()));
     let apps = rules.apps.iter().map(|rule| &rule.sources).zip(&rules.origins.apps);
     let nets = rules.nets.iter().map(|rule| &rule.sources).zip(&rules.origins.nets);
-    let identified = listeners.iter().any(ListenerSettings::identifies);
-    for (_, origin) in apps.chain(nets).filter(|(sources, _)| !identified && !sources.clients.is_empty()) {
-        let message = "this rule can never match: no listener has `tls.client_ca` or `auth`, so no client has a name";
-        out.warn(&format!("{}.clients", origin.path), message);
+    for (sources, origin) in apps.chain(nets) {
+        for (at, name) in sources.clients.iter().enumerate() {
+            let user = name.strip_prefix("user:");
+            let is_dns_name = !name.contains(':') && name.contains('.');
+            let why = match user {
+                Some(user) if !users.iter().any(|users| users.has(user)) => "there is no such user in any users_file",
+                None if users.iter().any(|users| users.has(name)) => "users are written user:NAME",
+                None if name.to_ascii_lowercase().starts_with("user:") => "users are written user:NAME",
+                None if !certified => "no listener has `tls.client_ca`, so no client has a certificate",
+                None if is_dns_name && name.chars().any(char::is_uppercase) => {
+                    "DNS names of certificates are compared in lower case"
+                }
+                Some(_) | None => continue,
+            };
+            out.warn(&format!("{}.clients[{at}]", origin.path), format!("no client can have this name: {why}"));
+        }
     }
     for (at, listener) in listeners.iter().enumerate() {
         if listener.users.is_some() && listener.tls.is_none() && !listener.bind.ip().is_loopback() {

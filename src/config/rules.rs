@@ -177,6 +177,9 @@ fn network_rule(out: &mut Findings<'_>, path: &str, written: &file::NetworkRule,
             out.fault(&format!("{path}.fqdns[{at}]"), message);
         }
     }
+    if action == Action::Deny && written.clients.is_some() {
+        out.fault(&format!("{path}.clients"), "a client that shows no name would not be denied; remove it");
+    }
     if action == Action::Deny && !written.fqdns.is_empty() {
         out.fault(
             &format!("{path}.fqdns"),
@@ -261,6 +264,7 @@ pub(super) fn sources(
 /// A denial holds whatever the bytes say; a condition on it would be a way around it.
 fn deny_has_no_conditions(out: &mut Findings<'_>, path: &str, written: &file::ApplicationRule) {
     let conditions = [
+        ("clients", written.clients.is_some()),
         ("alpn", written.alpn.is_some()),
         ("ech", written.ech.is_some()),
         ("sni", written.sni.is_some()),

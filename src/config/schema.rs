@@ -53,10 +53,6 @@ impl<'a> Walk<'a> {
     fn node(&mut self, node: &Node, schema: &'a Value, path: &str) {
         let schema = self.resolve(schema);
         if let Some(words) = self.words(schema) {
-            let may_be_absent = alternatives(schema).is_some_and(|all| all.iter().any(|choice| self.is_null(choice)));
-            if may_be_absent && kind(node) == "null" {
-                return;
-            }
             return self.word(node, &words, path);
         }
         if let Some(choices) = alternatives(schema) {
@@ -64,7 +60,16 @@ impl<'a> Walk<'a> {
         }
         let kinds = kinds(schema);
         let kind = kind(node);
+        // A key with nothing behind it is a value that somebody forgot: what it asks for must not just be left out.
+        let is_nothing = kind == "null";
         let fits = kinds.is_empty() || kinds.contains(&kind) || (kind == "integer" && kinds.contains(&"number"));
+        if is_nothing && kinds.contains(&"null") {
+            return self.fault(
+                node,
+                path,
+                format!("nothing stands here; write {}, or remove the key", expected(&kinds)),
+            );
+        }
         if !fits {
             let unit =
                 if path.starts_with("limits.") || path.starts_with("dns.") { ", such as 5s or 64KiB" } else { "" };
@@ -108,7 +113,7 @@ impl<'a> Walk<'a> {
 
     fn any_of(&mut self, node: &Node, choices: &'a [Value], path: &str) {
         let mut same_kind = None;
-        for choice in choices {
+        for choice in choices.iter().filter(|choice| kind(node) != "null" || !self.is_null(choice)) {
             let mut trial = Walk { root: self.root, faults: Vec::new() };
             trial.node(node, choice, path);
             if trial.faults.is_empty() {
@@ -123,7 +128,12 @@ impl<'a> Walk<'a> {
             None => {
                 let all: Vec<&str> =
                     choices.iter().flat_map(|c| kinds(self.resolve(c))).filter(|k| *k != "null").collect();
-                self.fault(node, path, format!("{} stands here; write {}", article(kind(node)), expected(&all)));
+                let remove = if choices.iter().any(|choice| self.is_null(choice)) { ", or remove the key" } else { "" };
+                self.fault(
+                    node,
+                    path,
+                    format!("{} stands here; write {}{remove}", article(kind(node)), expected(&all)),
+                );
             }
         }
     }

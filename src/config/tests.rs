@@ -101,6 +101,34 @@ fn a_fault_of_shape_hides_none_of_meaning() {
 }
 
 #[test]
+fn a_key_with_nothing_behind_it_is_a_fault_and_not_left_out() {
+    for (key, listener, rule) in [
+        ("auth", "auth: ", ""),
+        ("tls", "tls: ", ""),
+        ("client_ca", "tls: { certificate: a, key: b, client_ca: }", ""),
+        ("proxy_protocol", "proxy_protocol: ", ""),
+        ("port", "port: ", ""),
+        ("protocol", "protocol: ", ""),
+        ("clients", "", "clients: "),
+        ("sources", "", "sources: "),
+        ("ech", "", "ech: "),
+        ("alpn", "", "alpn: "),
+        ("paths", "", "paths: "),
+        ("addresses", "", "addresses: "),
+    ] {
+        let text = format!(
+            "listeners:\n  - {{ kind: sni, bind: \"127.0.0.1:1\", {listener} }}\npolicy:\n  application_rules:\n    - {{ fqdns: [a.example], protocols: [\"https:443\"], {rule} }}\nlimits: {{ idle: }}\nadmin:\n"
+        );
+        let faults = parse(&text).unwrap_err().faults;
+        for key in [key, "idle", "admin"] {
+            let told =
+                faults.iter().find(|fault| fault.path.ends_with(key)).map(|fault| &*fault.message).unwrap_or_default();
+            assert!(told.starts_with("nothing stands here; write "), "{key}: {faults:#?}");
+        }
+    }
+}
+
+#[test]
 fn the_text_itself_can_be_wrong() {
     fault("listeners: [\n", &[("1:12", "YAML")]);
     fault("a: 1\na: 2\n", &[("2:1", "duplicate")]);
@@ -182,7 +210,7 @@ fn what_a_listener_asks_of_clients_is_checked() {
             "listeners[0].tls.client_ca",
             "no certificate",
         ),
-        ("auth: { users_file: plain }", "listeners[0].auth.users_file", "plain:2: user alice: its hash is neither"),
+        ("auth: { users_file: plain }", "listeners[0].auth.users_file", "plain:2 has a hash that is neither"),
         ("auth: { users_file: none }", "listeners[0].auth.users_file", "cannot read"),
         ("proxy_protocol: { v2: false, from: [10.0.0.4] }", "listeners[0].proxy_protocol.v2", "write true"),
         ("proxy_protocol: { v2: true, from: [] }", "listeners[0].proxy_protocol.from", "the list is empty"),
@@ -201,7 +229,36 @@ fn what_a_listener_asks_of_clients_is_checked() {
     assert!(odd("0.0.0.0:1", "auth: { users_file: users }").contains("listeners[0].auth: passwords cross"));
     assert_eq!(odd("127.0.0.1:1", "auth: { users_file: users }"), "");
     let nobody = odd("127.0.0.1:1", "add_headers: []");
-    assert!(nobody.contains("policy.application_rules[0].clients: this rule can never match"), "{nobody}");
+    assert!(
+        nobody.contains("policy.application_rules[0].clients[0]: no client can have this name: there is no such user"),
+        "{nobody}"
+    );
+    let named = |name: &str, listener: &str| {
+        let text = format!(
+            "listeners:\n  - {{ kind: forward, bind: \"127.0.0.1:1\", {listener} }}\npolicy:\n  application_rules:\n    - {{ fqdns: [a.example], protocols: [\"https:443\"], clients: [\"{name}\"] }}\n"
+        );
+        let settings = check::settings(&text, folder.path(), check::Depth::Lint).unwrap();
+        settings.warnings.first().map(|warning| warning.message.clone()).unwrap_or_default()
+    };
+    let (users, mutual) =
+        ("auth: { users_file: users }", "tls: { certificate: proxy.pem, key: proxy.key, client_ca: proxy.pem }");
+    for (name, listener, says) in [
+        ("user:alice", users, ""),
+        ("alice", users, "users are written user:NAME"),
+        ("user:bob", users, "no such user"),
+        ("spiffe://x", users, "no listener has `tls.client_ca`"),
+        ("spiffe://X", mutual, ""),
+        ("An Agent", mutual, ""),
+        ("Agent.Example", mutual, "lower case"),
+        ("user:alice", mutual, "no such user"),
+    ] {
+        let told = named(name, listener);
+        assert!(told.is_empty() == says.is_empty() && told.contains(says), "{name} {listener}: {told}");
+    }
+    fault(
+        &format!("{BASE}policy: {{ application_rules: [{{ action: deny, fqdns: [a.example], clients: [x] }}] }}\n"),
+        &[("2:76", "a deny rule takes no conditions")],
+    );
     fault(
         "listeners: [{ kind: sni, bind: \"127.0.0.1:1\", auth: { users_file: x } }]\n",
         &[("1:53", "could not answer; remove it")],

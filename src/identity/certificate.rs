@@ -5,9 +5,12 @@ use webpki::EndEntityCert;
 
 /// RFC 5280 appendix A: id-at-commonName.
 const COMMON_NAME: &[u8] = &[0x55, 4, 3];
+/// RFC 5280 §4.2.1.6: id-ce-subjectAltName, as an extension begins. Where it stands by chance, no name is lost but a
+/// common one.
+const SUBJECT_ALT_NAME: &[u8] = &[6, 3, 0x55, 0x1d, 0x11];
 
-/// DNS names (in lower case) and URIs of the subject's alternative names; the common name where there are none of
-/// either. What would pass for another kind of name is left out.
+/// DNS names (in lower case) and URIs of the subject's alternative names; the common name where there are no
+/// alternative ones of any kind. What would pass for another kind of name is left out.
 #[must_use]
 pub fn names(certificate: &CertificateDer<'_>) -> Vec<Box<str>> {
     let Ok(certificate) = EndEntityCert::try_from(certificate) else { return Vec::new() };
@@ -15,8 +18,9 @@ pub fn names(certificate: &CertificateDer<'_>) -> Vec<Box<str>> {
     let has_scheme = |uri: &&str| uri.split_once(':').is_some_and(|(scheme, _)| !scheme.eq_ignore_ascii_case("user"));
     let uris = certificate.valid_uri_names().filter(has_scheme).map(Into::into);
     let names: Vec<Box<str>> = dns.chain(uris).collect();
-    // A subject with other names than these has said who it is.
-    if names.is_empty() && certificate.valid_uri_names().next().is_none() {
+    // A subject with alternative names of whatever kind has said who it is.
+    let has_others = certificate.der().windows(SUBJECT_ALT_NAME.len()).any(|bytes| bytes == SUBJECT_ALT_NAME);
+    if !has_others {
         return common_name(certificate.subject())
             .filter(|name| !name.contains(':'))
             .map(Into::into)
@@ -81,7 +85,8 @@ mod tests {
         let uri = |name: &str| SanType::URI(name.try_into().unwrap());
         assert_eq!(made(&["agent"], vec![]), ["agent"]);
         assert_eq!(made(&["agent"], vec![dns("A.Example"), uri("spiffe://x/y")]), ["a.example", "spiffe://x/y"]);
-        assert_eq!(made(&["agent"], vec![SanType::IpAddress("192.0.2.1".parse().unwrap())]), ["agent"]);
+        assert!(made(&["agent"], vec![SanType::IpAddress("192.0.2.1".parse().unwrap())]).is_empty());
+        assert!(made(&["agent"], vec![dns("not a name")]).is_empty());
         assert!(made(&[], vec![]).is_empty());
         // Neither may pass for a user, nor a common name for a URI.
         assert!(made(&["agent"], vec![uri("user:alice")]).is_empty());

@@ -4,6 +4,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use crate::config::read_bounded;
+
 /// Files that something is made of.
 pub trait Files {
     type Made;
@@ -16,6 +18,15 @@ pub trait Files {
     /// # Errors
     /// What is wrong with which.
     fn load(&self) -> Result<Self::Made, FileFault>;
+
+    /// Reads them again after a change: what takes the place of what was, if anything, and what is wrong.
+    fn reload(&self, was: &Self::Made) -> (Option<Self::Made>, Option<FileFault>) {
+        let _ = was;
+        match self.load() {
+            Ok(made) => (Some(made), None),
+            Err(fault) => (None, Some(fault)),
+        }
+    }
 }
 
 /// Something wrong with a file.
@@ -32,7 +43,16 @@ pub struct FileFault {
 pub struct Refreshed<F: Files> {
     files: F,
     made: RwLock<Arc<F::Made>>,
-    stamps: Mutex<Vec<Option<Stamp>>>,
+    seen: Mutex<Seen>,
+}
+
+/// What was seen of the files.
+#[derive(Debug)]
+struct Seen {
+    /// When all of them could be used.
+    stamps: Vec<Option<Stamp>>,
+    /// What has been told since.
+    told: String,
 }
 
 /// What changes when a file does: device and inode behind all links, length, times of contents and of the inode.
@@ -47,7 +67,7 @@ impl<F: Files> Refreshed<F> {
         // Stamped first: what changes while it is read is read again.
         let stamps = stamps(&files);
         let made = files.load()?;
-        Ok(Self { files, made: RwLock::new(Arc::new(made)), stamps: Mutex::new(stamps) })
+        Ok(Self { files, made: RwLock::new(Arc::new(made)), seen: Mutex::new(Seen { stamps, told: String::new() }) })
     }
 
     #[must_use]
@@ -55,25 +75,41 @@ impl<F: Files> Refreshed<F> {
         Arc::clone(&self.made.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Reads the files again if one has changed. What cannot be read changes nothing, and is told of once.
-    pub fn refresh(&self) {
+    /// Reads the files again if one has changed; `of` is whose they are. What is wrong is told of once.
+    pub fn refresh(&self, of: &str) {
         let now = stamps(&self.files);
-        {
-            let mut seen = self.stamps.lock().unwrap_or_else(PoisonError::into_inner);
-            if *seen == now {
-                return;
-            }
-            *seen = now;
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.stamps == now {
+            return;
+        }
+        let (made, fault) = self.files.reload(&self.get());
+        let is_new = made.is_some();
+        if let Some(made) = made {
+            *self.made.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(made);
         }
         let names: Vec<String> = self.files.paths().iter().map(|path| path.display().to_string()).collect();
         let files = names.join(", ");
-        match self.files.load() {
-            Ok(made) => {
-                *self.made.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(made);
-                tracing::info!(%files, "read again");
+        match fault {
+            None => {
+                *seen = Seen { stamps: now, told: String::new() };
+                tracing::info!(listener = of, %files, "read again");
             }
-            Err(error) => tracing::warn!(%files, %error, "changed, and cannot be used; what was read before stays"),
+            // It may have been the machine and not the file: it is tried again.
+            Some(fault) if seen.told != fault.message => {
+                let left = if is_new { "what cannot be used is left out" } else { "what was read before stays" };
+                tracing::warn!(listener = of, %files, error = %fault, "changed; {left}");
+                seen.told = fault.message;
+            }
+            Some(_) => {}
         }
+    }
+}
+
+/// A file's text. Pipes and devices, which could be waited for without end, are none.
+pub(super) fn read_regular(path: &Path) -> Result<String, String> {
+    match std::fs::metadata(path) {
+        Ok(meta) if !meta.is_file() => Err(format!("{} is no file; write the name of one", path.display())),
+        _ => read_bounded(path),
     }
 }
 

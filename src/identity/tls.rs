@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 
-use super::refreshed::{FileFault, Files};
-use crate::config::read_bounded;
+use super::refreshed::{FileFault, Files, read_regular};
 
 /// The files of a listener that speaks TLS, all PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +59,12 @@ impl Files for TlsFiles {
             },
             other => cannot(&other),
         })?;
+        if self.client_ca.is_some() {
+            // A session taken up again would bring the certificate of its first handshake, however long ago that was
+            // and whatever has become of it.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
         // The only protocol of proxies that is spoken here; SOCKS clients offer none.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(config)
@@ -67,7 +72,7 @@ impl Files for TlsFiles {
 }
 
 fn read(key: &'static str, path: &Path) -> Result<String, FileFault> {
-    read_bounded(path).map_err(|message| FileFault { key, message })
+    read_regular(path).map_err(|message| FileFault { key, message: format!("{message}; write a file in PEM") })
 }
 
 fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, FileFault> {

@@ -4,7 +4,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
-use tokio_util::either::Either;
 
 use super::client::linger;
 use super::entrance::Entrance;
@@ -36,19 +35,19 @@ pub async fn whose(
     if entrance.proxies.is_none() {
         return Ok(peer);
     }
-    let bad = Refusal::new(Reason::BadProxyHeader, Stage::Claim);
+    let bad = |why| told(Reason::BadProxyHeader, why);
     if !entrance.is_proxy(peer.ip()) {
-        return Err(bad);
+        return Err(bad("the peer is not in proxy_protocol.from"));
     }
     let reading = async {
         let mut start = [0; proxy_header::START];
-        stream.read_exact(&mut start).await.map_err(|_| Reason::BadProxyHeader)?;
+        stream.read_exact(&mut start).await.map_err(|_| "the peer closed without a header, as a probe does")?;
         // Nothing behind the header is read: it may be TLS.
-        let mut rest = vec![0; proxy_header::rest_of(&start)?];
-        stream.read_exact(&mut rest).await.map_err(|_| Reason::BadProxyHeader)?;
-        proxy_header::read(&start, &rest)
+        let mut rest = vec![0; proxy_header::rest_of(&start).map_err(|_| proxy_header::what_else(&start))?];
+        stream.read_exact(&mut rest).await.map_err(|_| "the peer closed amid its header")?;
+        proxy_header::read(&start, &rest).map_err(|_| "the header is broken, or names no TCP client")
     };
-    match in_time(until, reading).await?.map_err(|_| bad)? {
+    match in_time(until, reading).await?.map_err(bad)? {
         Origin::Local => Ok(peer),
         Origin::Client(address) => Ok(ClientAddr(address)),
     }
@@ -65,7 +64,7 @@ pub async fn welcome(
     until: Instant,
 ) -> Result<Arrived, Refusal> {
     let Some(tls) = &entrance.tls else {
-        return Ok(Arrived { link: Link::new(Either::Left(stream)), address, identity: Identity::default() });
+        return Ok(Arrived { link: Link::new(ClientStream::Bare(stream)), address, identity: Identity::default() });
     };
     let wire = Wire::new(stream);
     let accepting = TlsAcceptor::from(tls.get()).accept(wire);
@@ -73,17 +72,44 @@ pub async fn welcome(
         Ok(Ok(stream)) => {
             let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
             let identity = Identity::new(certificate.map(identity::names).unwrap_or_default());
-            Ok(Arrived { link: Link::new(Either::Right(Box::new(stream))), address, identity })
+            Ok(Arrived { link: Link::new(ClientStream::Tls(Box::new(stream))), address, identity })
         }
         Ok(Err((error, mut wire))) => {
             // The alert has been written: it must arrive.
             let _ = wire.shutdown().await;
             linger(&mut wire).await;
-            let nearest = Some(format!("TLS to the proxy: {}", error.to_string().escape_debug()));
-            Err(Refusal::new(Reason::AuthFailed, Stage::Claim).with(Hint { nearest, ..Hint::default() }))
+            Err(told(Reason::AuthFailed, &format!("TLS to the proxy: {}", why(&error))))
         }
         Err(refusal) => Err(refusal),
     }
+}
+
+/// What went wrong with TLS, for whoever reads the log.
+fn why(error: &std::io::Error) -> String {
+    use rustls::{AlertDescription as Alert, CertificateError as Certificate, Error, InvalidMessage};
+    let of_tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    match of_tls {
+        None => "the client left amid the handshake, as a probe does".to_owned(),
+        Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
+            "the client speaks none; its proxy URL should begin with https://".to_owned()
+        }
+        Some(Error::NoCertificatesPresented) => "the client shows no certificate".to_owned(),
+        Some(Error::InvalidCertificate(Certificate::UnknownIssuer)) => {
+            "the client's certificate is not signed by client_ca".to_owned()
+        }
+        Some(Error::InvalidCertificate(Certificate::Expired | Certificate::ExpiredContext { .. })) => {
+            "the client's certificate has expired".to_owned()
+        }
+        Some(Error::AlertReceived(Alert::UnknownCA | Alert::BadCertificate | Alert::CertificateUnknown)) => {
+            "the client does not trust the proxy's certificate".to_owned()
+        }
+        Some(other) => other.to_string().escape_debug().to_string(),
+    }
+}
+
+/// A refusal that says more to the log than to the client.
+pub(super) fn told(reason: Reason, nearest: &str) -> Refusal {
+    Refusal::new(reason, Stage::Claim).with(Hint { nearest: Some(nearest.to_owned()), ..Hint::default() })
 }
 
 async fn in_time<T>(until: Instant, work: impl Future<Output = T>) -> Result<T, Refusal> {

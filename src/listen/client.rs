@@ -6,14 +6,14 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
-use super::arrival::Arrived;
+use super::arrival::{Arrived, told};
 use super::entrance::Entrance;
 use super::refusal::Speech;
 use super::socks5;
 use crate::claim::{Claim, ClientAddr, Identity, Target, Via};
 use crate::config::ListenerKind;
 use crate::ending::{Reason, Refusal, Stage};
-use crate::identity::Credentials;
+use crate::identity::{Credentials, Pass};
 use crate::peek::http_head::{HeadReader, RequestTarget};
 use crate::peek::{self, Expected, Fill, PeekLimits, Sighting, Window};
 use crate::policy::rule::AppProtocol;
@@ -22,6 +22,8 @@ use crate::stream::{ClientStream, send};
 
 /// Said before the bytes of a CONNECT are read.
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
+/// How a TLS record begins that may hold a hello (RFC 8446 §5.1).
+const TLS_HANDSHAKE: u8 = 22;
 /// How long a refused client may take to read its refusal.
 const LINGER: Duration = Duration::from_secs(2);
 /// And how much it may still send meanwhile.
@@ -35,11 +37,21 @@ pub struct Client {
     pub address: ClientAddr,
     identity: Identity,
     entrance: Arc<Entrance>,
-    /// What was shown with the last claim.
-    credentials: Option<Credentials>,
+    shown: Shown,
+    /// What a user was let in by.
+    pass: Option<Pass>,
     speech: Speech,
     /// What must be said before the client sends its own bytes.
     go_ahead: Option<&'static [u8]>,
+}
+
+/// What was shown with the last claim of who makes it.
+#[derive(Debug)]
+enum Shown {
+    Nothing,
+    /// Not what is understood here.
+    Strange,
+    Password(Credentials),
 }
 
 /// A claim, and the sighting where it came with it.
@@ -54,8 +66,8 @@ impl Client {
     #[must_use]
     pub fn new(arrived: Arrived, entrance: Arc<Entrance>, window: Window) -> Self {
         let Arrived { link, address, identity } = arrived;
-        let (credentials, go_ahead) = (None, None);
-        Self { link, window, address, identity, entrance, credentials, speech: Speech::ByBytes, go_ahead }
+        let (shown, speech) = (Shown::Nothing, Speech::ByBytes);
+        Self { link, window, address, identity, entrance, shown, pass: None, speech, go_ahead: None }
     }
 
     /// Finds out what the client asks for; `before` is what it asked for earlier on this connection.
@@ -75,7 +87,8 @@ impl Client {
                     Err(Refusal::new(Reason::ProtocolDenied, Stage::Claim))
                 }
                 first if first.is_ascii_graphic() => self.claim_http(limits).await,
-                // TLS to the proxy, or noise: no method begins like this.
+                TLS_HANDSHAKE => Err(told(Reason::BadRequest, "the client speaks TLS; this listener has no `tls`")),
+                // Noise: no method begins like this.
                 _ => Err(Refusal::new(Reason::BadRequest, Stage::Claim)),
             },
         }
@@ -120,7 +133,10 @@ impl Client {
         self.speech = Speech::Http;
         let refuse = |reason| Refusal::new(reason, Stage::Claim);
         let shown = head.proxy_authorization(self.window.unread()).map_err(refuse)?;
-        self.credentials = shown.and_then(Credentials::basic);
+        self.shown = match shown {
+            None => Shown::Nothing,
+            Some(value) => Credentials::basic(value).map_or(Shown::Strange, Shown::Password),
+        };
         let authority = head.authority().map_err(refuse)?.clone();
         match &head.target {
             // Only a proxy is sent absolute-form; this one does not serve pages.
@@ -150,7 +166,7 @@ impl Client {
             .map_err(at_claim)?;
         self.window.consume(len);
         if !is_offered {
-            return Err(Refusal::new(Reason::AuthFailed, Stage::Claim));
+            return Err(told(Reason::AuthFailed, method.missing()));
         }
         self.say(&method.chosen()).await;
         if method == socks5::Method::Password {
@@ -160,7 +176,7 @@ impl Client {
                 .await
                 .map_err(at_claim)?;
             self.window.consume(len);
-            self.credentials = shown;
+            self.shown = shown.map_or(Shown::Strange, Shown::Password);
             self.identity = self.user(limits.until).await?;
             self.say(socks5::PASSWORD_FITS).await;
         }
@@ -184,22 +200,33 @@ impl Client {
     /// # Errors
     /// A refusal at stage `claim`.
     pub async fn authenticate(&mut self, claim: &mut Claim, limits: PeekLimits) -> Result<(), Refusal> {
-        if self.entrance.users.is_some() && !claim.identity.is_user() {
+        let Some(users) = &self.entrance.users else { return Ok(()) };
+        if !claim.identity.is_user() {
             claim.identity = self.user(limits.until).await?;
+        } else if !self.pass.as_ref().is_some_and(|pass| users.get().stand(pass)) {
+            return Err(told(Reason::AuthFailed, "the user is no more, or has another password now"));
         }
         Ok(())
     }
 
     /// The client as the user it has shown itself to be.
     async fn user(&mut self, until: Instant) -> Result<Identity, Refusal> {
-        let failed = |reason| Refusal::new(reason, Stage::Claim);
-        let users = self.entrance.users.as_ref().ok_or_else(|| failed(Reason::Internal))?.get();
-        let shown = self.credentials.take().ok_or_else(|| failed(Reason::AuthFailed))?;
+        let failed = |why| Err(told(Reason::AuthFailed, why));
+        let Some(users) = &self.entrance.users else { return failed("the listener has no users") };
+        let shown = match std::mem::replace(&mut self.shown, Shown::Nothing) {
+            // Many clients wait to be asked.
+            Shown::Nothing => return failed("the client shows no user and password"),
+            Shown::Strange => return failed("the client shows something else than a user and password (HTTP: Basic)"),
+            Shown::Password(credentials) => credentials,
+        };
         let identity = self.identity.with_user(shown.user());
-        match tokio::time::timeout_at(until, users.have(shown)).await {
-            Ok(true) => Ok(identity),
-            Ok(false) => Err(failed(Reason::AuthFailed)),
-            Err(_) => Err(failed(Reason::PeekTimeout)),
+        match tokio::time::timeout_at(until, users.get().admit(shown, self.address.ip())).await {
+            Ok(Some(pass)) => {
+                self.pass = Some(pass);
+                Ok(identity)
+            }
+            Ok(None) => failed("there is no such user, or not with this password"),
+            Err(_) => Err(told(Reason::PeekTimeout, "too many passwords wait to be checked")),
         }
     }
 
@@ -234,12 +261,8 @@ impl Client {
     pub fn raw_target(&self) -> Option<&[u8]> {
         match self.speech {
             Speech::Socks5 => socks5::raw_host(self.window.unread()),
-            Speech::Socks4 | Speech::Socks5Password | Speech::Tls => None,
-            _ => {
-                let bytes = self.window.unread();
-                let target = bytes.split(u8::is_ascii_whitespace).nth(1).map(without_secrets);
-                target.filter(|_| bytes.first().is_some_and(u8::is_ascii_graphic))
-            }
+            Speech::Http | Speech::ByBytes => raw_authority(self.window.unread()),
+            Speech::Socks4 | Speech::Socks5Methods | Speech::Socks5Password | Speech::Tls => None,
         }
     }
 
@@ -269,14 +292,14 @@ impl Client {
 
     /// Ends a connection on which nothing is under way.
     pub async fn leave(mut self) {
-        // A client that is gone is left all the same.
-        let _ = self.link.stream.shutdown().await;
+        // A client that is gone, or reads nothing, is left all the same.
+        let _ = tokio::time::timeout(LINGER, self.link.stream.shutdown()).await;
         self.linger().await;
     }
 
-    /// A few bytes into an empty socket buffer. A client that is gone is found out by the next read.
+    /// A few bytes. A client that is gone, or takes none, is found out by the next read.
     async fn say(&mut self, words: &[u8]) {
-        let _ = send(&mut self.link.stream, words).await;
+        let _ = tokio::time::timeout(LINGER, send(&mut self.link.stream, words)).await;
     }
 }
 
@@ -303,12 +326,18 @@ fn at_claim(refusal: Refusal) -> Refusal {
     }
 }
 
-/// The authority of a request target: what stands before it may be a password, and behind it a token.
-fn without_secrets(target: &[u8]) -> &[u8] {
+/// The authority of a request line, where it has one that nobody could take for a secret: what stands before an `@`
+/// may be a password, and behind a slash a token.
+fn raw_authority(bytes: &[u8]) -> Option<&[u8]> {
+    let line = bytes.split(|b| matches!(b, b'\r' | b'\n')).next()?;
+    let mut parts = line.split(|b| *b == b' ');
+    let (_, target, version) = (parts.next()?, parts.next()?, parts.next()?);
+    if !version.starts_with(b"HTTP/") || parts.next().is_some() || target.contains(&b'@') {
+        return None;
+    }
     let start = target.windows(3).position(|w| w == b"://").map_or(0, |at| at + 3);
-    let rest = target.get(start..).unwrap_or_default();
-    let authority = rest.split(|b| matches!(b, b'/' | b'?' | b'#')).next().unwrap_or_default();
-    authority.rsplit(|b| *b == b'@').next().unwrap_or_default()
+    let authority = target.get(start..)?.split(|b| matches!(b, b'/' | b'?' | b'#')).next()?;
+    (!target.starts_with(b"/") && !authority.is_empty()).then_some(authority)
 }
 
 #[cfg(test)]
@@ -316,9 +345,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_secret_of_a_target_is_logged() {
-        assert_eq!(without_secrets(b"http://bob:hunter2@a.test:80/x?token=abc"), b"a.test:80");
-        assert_eq!(without_secrets(b"/x?token=abc"), b"");
-        assert_eq!(without_secrets(b"bob:hunter2@a.test:443"), b"a.test:443");
+    fn no_secret_of_a_request_line_is_logged() {
+        let raw = |line: &str| raw_authority(line.as_bytes()).map(|raw| raw.escape_ascii().to_string());
+        assert_eq!(raw("GET http://a_b..test:80/x?token=abc HTTP/1.1\r\n"), Some("a_b..test:80".into()));
+        assert_eq!(raw("CONNECT a..test:443 HTTP/1.1\r\n"), Some("a..test:443".into()));
+        for line in [
+            "GET http://bob:hunter2@a.test:80/x HTTP/1.1\r\n",
+            "GET http://bob:hun/ter2@a.test/ HTTP/1.1\r\n",
+            "GET http://bob:hunter2 x@a.test/ HTTP/1.1\r\n",
+            "CONNECT bob:hun/ter2@a.test:443 HTTP/1.1\r\n",
+            "GET /cb?u=http://token/ HTTP/1.1\r\n",
+            "password: hunter2\r\n\r\n",
+            "password: hunter2 HTTP\r\n\r\n",
+            "GET hunter2",
+        ] {
+            assert_eq!(raw(line), None, "{line}");
+        }
     }
 }

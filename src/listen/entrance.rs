@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::claim::ClientAddr;
-use crate::config::{ListenerKind, ListenerSettings};
+use crate::config::{Adds, ListenerKind, ListenerSettings};
 use crate::identity::{FileFault, Refreshed, TlsFiles, UsersFile};
 
 /// A listener, but for its socket.
@@ -20,14 +20,6 @@ pub struct Entrance {
     pub tls: Option<Refreshed<TlsFiles>>,
     pub users: Option<Refreshed<UsersFile>>,
     pub adds: Adds,
-}
-
-/// What is said of the way in requests and answers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Adds {
-    /// RFC 9110 §7.6.3.
-    pub via: bool,
-    pub forwarded_for: bool,
 }
 
 impl Entrance {
@@ -49,8 +41,8 @@ impl Entrance {
 
     /// Reads the files again that have changed.
     pub fn refresh(&self) {
-        self.tls.iter().for_each(Refreshed::refresh);
-        self.users.iter().for_each(Refreshed::refresh);
+        self.tls.iter().for_each(|files| files.refresh(&self.name));
+        self.users.iter().for_each(|file| file.refresh(&self.name));
     }
 
     /// Whether a peer may say whose connection it is.
@@ -63,17 +55,21 @@ impl Entrance {
 impl Adds {
     /// Fields of a request from this client.
     #[must_use]
-    pub fn to_request(self, client: ClientAddr) -> Vec<u8> {
-        let mut fields = self.to_answer().to_vec();
+    pub fn to_request(self, client: ClientAddr, is_http_10: bool) -> Vec<u8> {
+        let mut fields = self.via(is_http_10).to_vec();
         if self.forwarded_for {
             fields.extend(format!("X-Forwarded-For: {}\r\n", client.ip()).into_bytes());
         }
         fields
     }
 
-    /// Fields of an answer.
+    /// RFC 9110 §7.6.3: the version in which the message came.
     #[must_use]
-    pub const fn to_answer(self) -> &'static [u8] {
-        if self.via { b"Via: 1.1 egret\r\n" } else { b"" }
+    pub const fn via(self, is_http_10: bool) -> &'static [u8] {
+        match (self.via, is_http_10) {
+            (false, _) => b"",
+            (true, true) => b"Via: 1.0 egret\r\n",
+            (true, false) => b"Via: 1.1 egret\r\n",
+        }
     }
 }

@@ -21,6 +21,14 @@ pub(super) enum Method {
 }
 
 impl Method {
+    /// What a client lacks that does not offer it.
+    pub(super) const fn missing(self) -> &'static str {
+        match self {
+            Self::None => "the client insists on a password, and the listener has no users",
+            Self::Password => "the client offers no user and password",
+        }
+    }
+
     pub(super) const fn chosen(self) -> [u8; 2] {
         [VERSION, self as u8]
     }

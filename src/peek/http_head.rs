@@ -242,6 +242,11 @@ impl RequestHead {
         !self.closes
     }
 
+    #[must_use]
+    pub const fn is_http_10(&self) -> bool {
+        self.is_http_10
+    }
+
     /// Whether nothing changes if it is sent twice (RFC 9110 §9.2.1), and all of it is at hand.
     #[must_use]
     pub fn is_repeatable(&self) -> bool {
@@ -300,6 +305,7 @@ pub struct ResponseHead {
     /// The protocol that the server goes on in.
     pub upgrade: Option<Upgrade>,
     stays: bool,
+    pub is_http_10: bool,
 }
 
 /// How long an answer's body is (RFC 9112 §6.3).
@@ -319,10 +325,11 @@ impl ResponseHead {
             return Err(Reason::BadRequest);
         };
         let body = answer_length(status, response.headers);
-        let stays = response.version == Some(1) && !closes(response.headers);
+        let is_http_10 = response.version == Some(0);
+        let stays = !is_http_10 && !closes(response.headers);
         let mut upgrades = named(response.headers, "upgrade");
         let upgrade = upgrades.next().and_then(upgrade).filter(|_| upgrades.next().is_none());
-        Ok(Self { status, len: head.len(), body, upgrade, stays })
+        Ok(Self { status, len: head.len(), body, upgrade, stays, is_http_10 })
     }
 
     /// 1xx but for a switch: another head follows.

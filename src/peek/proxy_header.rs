@@ -36,6 +36,16 @@ pub fn rest_of(start: &[u8; START]) -> Result<usize, Reason> {
     Ok(rest)
 }
 
+/// What bytes are that begin no header of version 2, for whoever reads the log.
+#[must_use]
+pub fn what_else(start: &[u8; START]) -> &'static str {
+    match start {
+        start if start.starts_with(b"PROXY ") => "the peer sends version 1; switch it to version 2",
+        start if start.starts_with(SIGNATURE) => "the header is of another version, or too long",
+        _ => "the peer sends no header; switch the PROXY protocol on there",
+    }
+}
+
 /// Reads a whole header.
 ///
 /// # Errors

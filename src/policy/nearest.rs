@@ -104,15 +104,22 @@ impl Policy {
         Some(format!("rule {} opens the addresses of {}, as the running egret finds them", rule.name, names.join(", ")))
     }
 
-    /// Where rules name sources at all, the narrowest one that has the client is offered, or else the client.
+    /// Where rules name clients at all, a name of this one is offered, and where they name sources, the narrowest one
+    /// that has it, or else its address.
     fn fix_sources(&self, asker: &Asker) -> String {
-        let used = self.apps.iter().any(|r| !r.sources.nets.is_empty())
-            || self.nets.iter().any(|r| !r.sources.nets.is_empty());
-        let Some(ip) = asker.ip.filter(|_| used) else { return String::new() };
-        let all = self.apps.iter().map(|r| &r.sources).chain(self.nets.iter().map(|r| &r.sources));
-        let around = all.flat_map(|sources| &sources.nets).filter(|net| net.contains(&ip));
-        let narrowest = around.max_by_key(|net| net.prefix_len()).copied().unwrap_or_else(|| ip.into());
-        format!("sources: [\"{narrowest}\"], ")
+        let all = || self.apps.iter().map(|r| &r.sources).chain(self.nets.iter().map(|r| &r.sources));
+        let mut fix = String::new();
+        if let Some(ip) = asker.ip.filter(|_| all().any(|sources| !sources.nets.is_empty())) {
+            let around = all().flat_map(|sources| &sources.nets).filter(|net| net.contains(&ip));
+            let narrowest = around.max_by_key(|net| net.prefix_len()).copied().unwrap_or_else(|| ip.into());
+            fix.push_str(&format!("sources: [\"{narrowest}\"], "));
+        }
+        let name = asker.identity.as_ref().and_then(|identity| identity.names().first());
+        if let Some(name) = name.filter(|_| all().any(|sources| !sources.clients.is_empty())) {
+            // A certificate's names are its authority's choice, and YAML's quotes are not.
+            fix.push_str(&format!("clients: [{}], ", serde_json::Value::from(&**name)));
+        }
+        fix
     }
 
     /// Why a rule that lists the name did not allow it.

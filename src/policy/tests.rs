@@ -403,8 +403,7 @@ fn explaining_a_plain_request_judges_its_path() {
 fn rules_for_some_clients_are_for_no_others() {
     let text = "listeners: [{ kind: forward, bind: \"127.0.0.1:1\" }]\npolicy:\n  application_rules:\n    \
         - { name: agents, clients: [agent.test, \"user:bob\"], sources: [10.0.0.0/8], fqdns: [a.example], protocols: [\"https:443\"] }\n    \
-        - { name: all, fqdns: [b.example], protocols: [\"https:443\"] }\n    \
-        - { name: not-bob, action: deny, clients: [\"user:bob\"], fqdns: [b.example] }\n  network_rules:\n    \
+        - { name: all, fqdns: [b.example], protocols: [\"https:443\"] }\n  network_rules:\n    \
         - { name: ssh, clients: [agent.test], destinations: [192.9.9.0/24], protocols: [\"tcp:22\"] }\n";
     let settings = Settings::parse(text, "clients", Path::new(".")).unwrap();
     let policy = Policy::compile(settings.rules.apps, settings.rules.nets, None, Arc::default());
@@ -428,7 +427,13 @@ fn rules_for_some_clients_are_for_no_others() {
         assert_eq!(judged("https://a.example", ip, Some(names)), Err(Reason::SourceNotAllowed), "{ip:?} {names:?}");
     }
     assert_eq!(judged("https://b.example", inside, Some(&[])), Ok("all".into()));
-    assert_eq!(judged("https://b.example", inside, Some(&["user:bob"])), Err(Reason::RuleDenied));
     assert_eq!(judged("tcp://192.9.9.1:22", inside, Some(&["agent.test"])), Ok("ssh".into()));
     assert_eq!(judged("tcp://192.9.9.1:22", inside, Some(&[])), Err(Reason::NoRule));
+    assert_eq!(policy.whom("agents").as_deref(), Some("sources 10.0.0.0/8 and clients agent.test, user:bob"));
+    assert_eq!(policy.whom("all"), None);
+    let asker =
+        Asker { identity: Some(Identity::new(vec!["a \"b\"".into()])), ..Asker::at("10.1.1.1".parse().unwrap()) };
+    let question = Question { subject: "https://c.example".parse().unwrap(), asker, dst: None, alpn: vec![] };
+    let fix = policy.explain(&question).unwrap_err().hint.unwrap().fix.unwrap();
+    assert!(fix.contains("sources: [\"10.0.0.0/8\"], clients: [\"a \\\"b\\\"\"], fqdns"), "{fix}");
 }

@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::oneshot;
 
 use super::Line;
-use crate::config::{LogFormat, LogOutput, LogSettings};
+use crate::config::{LogAccess, LogFormat, LogOutput, LogSettings};
 use crate::metrics::Metrics;
 
 /// Bytes of lines that may wait for the disk: some seconds of a busy hop.
@@ -25,6 +25,7 @@ pub struct Scribe {
     /// Bytes in the queue.
     waiting: Arc<AtomicUsize>,
     format: LogFormat,
+    access: LogAccess,
     metrics: Arc<Metrics>,
 }
 
@@ -54,10 +55,18 @@ impl Scribe {
             // Whoever waits has gone already, or hears it.
             let _ = end.send(());
         })?;
-        Ok((Self { queue, waiting, format: settings.format, metrics }, LogWriter { ended }))
+        Ok((Self { queue, waiting, format: settings.format, access: settings.access, metrics }, LogWriter { ended }))
     }
 
     pub(super) fn write(&self, line: &Line) {
+        let is_wanted = match self.access {
+            LogAccess::All => true,
+            LogAccess::Refused => line.reason.is_some(),
+            LogAccess::None => false,
+        };
+        if !is_wanted {
+            return;
+        }
         let bytes = match self.format {
             LogFormat::Json => line.json(),
             LogFormat::Text => line.text(),

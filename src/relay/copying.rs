@@ -1,7 +1,5 @@
 //! Through a buffer of the direction's own: for streams that only a reader can read, as TLS is.
 
-use std::io;
-
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{Flow, Side};
@@ -22,11 +20,7 @@ pub(super) async fn one_way(
     }
     let mut chunk = vec![0; CHUNK];
     loop {
-        let n = match from.read(&mut chunk).await {
-            // An end without a word of TLS about it; see `stream`.
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => 0,
-            read => read.map_err(|e| flow.cannot_read(e))?,
-        };
+        let n = from.read(&mut chunk).await.map_err(|e| flow.cannot_read(e))?;
         if n == 0 {
             break;
         }

@@ -5,6 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, ServerName};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client};
+use tokio_util::either::Either;
 
 /// A client's own end: bare, or inside TLS. Everything here holds for both ways of moving bytes.
 type Client = Either<TcpStream, Box<client::TlsStream<TcpStream>>>;
@@ -28,7 +29,7 @@ async fn pair() -> (TcpStream, TcpStream) {
 async fn client(kind: Kind) -> (Client, ClientStream) {
     let (far, near) = pair().await;
     if kind == Kind::Bare {
-        return (Either::Left(far), Either::Left(near));
+        return (Either::Left(far), ClientStream::Bare(near));
     }
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate = rcgen::CertificateParams::new(["proxy.test".to_owned()]).unwrap().self_signed(&key).unwrap();
@@ -46,7 +47,7 @@ async fn client(kind: Kind) -> (Client, ClientStream) {
         TlsConnector::from(Arc::new(wants)).connect(name, far),
         TlsAcceptor::from(Arc::new(server)).accept(Wire::new(near))
     );
-    (Either::Right(Box::new(far.unwrap())), Either::Right(Box::new(near.unwrap())))
+    (Either::Right(Box::new(far.unwrap())), ClientStream::Tls(Box::new(near.unwrap())))
 }
 
 fn tcp(client: &Client) -> &TcpStream {
@@ -159,6 +160,44 @@ async fn every_byte_arrives_in_its_order_whoever_is_slow() {
         assert_eq!(task.await.unwrap(), (Ending::Closed, totals), "{kind:?}");
     }
     assert!(pipe::all() > 0, "large bytes between sockets went through a pipe");
+}
+
+/// More than the sockets hold, and then silence until it has been read.
+#[tokio::test]
+async fn nothing_waits_in_a_buffer_for_what_comes_next() {
+    for kind in BOTH {
+        let (mut client, mut upstream, task) = relayed(kind, LONG).await;
+        let answering = tokio::spawn(async move {
+            upstream.write_all(&[5; 12 << 20]).await.unwrap();
+            upstream.read_exact(&mut [0; 8]).await.unwrap();
+            upstream
+        });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let mut got = vec![0; 12 << 20];
+        let read = tokio::time::timeout(LONG / 2, client.read_exact(&mut got)).await;
+        read.unwrap_or_else(|_| panic!("{kind:?}: bytes are kept back")).unwrap();
+        client.write_all(b"!").await.unwrap();
+        client.flush().await.unwrap();
+        drop(answering.await.unwrap());
+        task.abort();
+    }
+}
+
+/// A client of TLS may finish with a word of TLS or without one.
+#[tokio::test]
+async fn a_client_that_closes_without_a_word_has_finished() {
+    let (mut client, mut upstream, task) = relayed(Kind::Tls, LONG).await;
+    client.write_all(b"all").await.unwrap();
+    client.flush().await.unwrap();
+    SockRef::from(tcp(&client)).shutdown(std::net::Shutdown::Write).unwrap();
+    let mut got = Vec::new();
+    upstream.read_to_end(&mut got).await.unwrap();
+    assert_eq!(got, b"first, all");
+    upstream.write_all(b"answer").await.unwrap();
+    drop(upstream);
+    got.clear();
+    client.read_to_end(&mut got).await.unwrap();
+    assert_eq!((&got[..], task.await.unwrap().0), (&b"answer"[..], Ending::Closed));
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use crate::support::hello::Hello;
 use crate::support::origin::{Authority, Nginx, Recorder};
 use crate::support::{
     ADMIN, Egret, FORWARD, PATIENCE, Server, allowed, connect, curl, eventually, have, own_ip, read_all, read_head,
-    refused, text,
+    refused, run, text,
 };
 
 /// "correct horse" by `htpasswd -nbB`, and "battery staple" by `argon2 -id -e`.
@@ -113,6 +113,9 @@ fn users_show_a_password_in_http_and_in_socks() {
     let records = w.egret.records();
     let refusals: Vec<_> = records.iter().filter(|record| record["verdict"] == "deny").collect();
     assert_eq!(refusals.len(), 20);
+    for why in ["the client shows no user and password", "the client offers no user", "there is no such user, or not"] {
+        assert!(refusals.iter().any(|record| record["nearest"].as_str().unwrap().starts_with(why)), "{why}");
+    }
     for record in refusals {
         refused(record, "auth_failed", "claim");
         assert!(record["identity"].is_null() && record["answers"].is_null(), "{record}");
@@ -170,13 +173,75 @@ fn the_users_file_is_read_again_when_it_changes() {
     write(ALICE);
     eventually("bob is gone", || !passes("bob:battery staple"));
     assert!(is_403("alice:correct horse"));
-    // What cannot be read changes nothing, and is told of.
-    write("bob:not a hash\n");
-    eventually("the fault is told", || w.egret.errors().contains("cannot be used"));
+    // A line that cannot be read is no user, and is told of; the others are as they were.
+    write(&format!("{ALICE}bob:not a hash\n"));
+    eventually("the fault is told", || w.egret.errors().contains("users:2 has a hash that is neither"));
     assert!(is_403("alice:correct horse") && !passes("bob:battery staple"));
     write(BOB);
     eventually("bob is back", || passes("bob:battery staple"));
+    // No file, no users.
+    std::fs::remove_file(&w.users).unwrap();
+    eventually("bob is gone again", || !passes("bob:battery staple"));
+    write("");
+    eventually("an empty file is read", || w.egret.errors().matches("read again").count() > 2);
+    assert!(!passes("bob:battery staple"));
     assert!(!w.egret.errors().contains("$2y$"), "no hash in a log");
+}
+
+#[test]
+fn a_tunnel_of_plain_requests_is_its_users_only_while_there_is_one() {
+    let Some(w) = world() else { return };
+    let host = format!("a.web.test:{HTTP}");
+    let mut stream = connect(w.at(FORWARD));
+    let local = stream.local_addr().unwrap();
+    let field = "Proxy-Authorization: Basic Ym9iOmJhdHRlcnkgc3RhcGxl\r\n";
+    write!(stream, "CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n{field}\r\n").unwrap();
+    assert!(read_head(&mut stream).starts_with("HTTP/1.1 200"));
+    let request = format!("HEAD /who HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    assert!(read_head(&mut stream).starts_with("HTTP/1.1 200"));
+    allowed(&w.egret.record_of(local), "agents");
+    std::fs::write(&w.users, ALICE).unwrap();
+    eventually("the change is seen", || w.egret.errors().contains("read again"));
+    stream.write_all(request.as_bytes()).unwrap();
+    assert!(read_head(&mut stream).starts_with("HTTP/1.1 407"));
+    let record = w.egret.record_of(local);
+    refused(&record, "auth_failed", "claim");
+    assert_eq!(record["nearest"], "the user is no more, or has another password now");
+}
+
+#[test]
+fn users_of_one_connection_share_no_upstream() {
+    let (dns, ip, own) = (Dns::start(), own_ip(), own_ip());
+    dns.answer("a.web.test", &[&ip.to_string()]);
+    let origin = Recorder::serving(ip, HTTP);
+    let folder = tempfile::tempdir().unwrap();
+    let users = folder.path().join("users");
+    std::fs::write(&users, format!("{ALICE}{BOB}")).unwrap();
+    let indented: String = policy().lines().map(|line| format!("  {line}\n")).collect();
+    let egret = Egret::run(
+        &format!(
+            "listeners:\n  - {{ kind: forward, bind: \"{own}:{FORWARD}\", auth: {{ users_file: \"{}\" }} }}\n\
+             dns: {{ upstreams: [\"{}\"], min_ttl: 0s }}\nadmin: {{ bind: \"{own}:{ADMIN}\" }}\npolicy:\n{indented}",
+            users.display(),
+            dns.address
+        ),
+        own,
+    );
+    let host = format!("a.web.test:{HTTP}");
+    let mut stream = connect(egret.forward());
+    for (user, upstreams) in [
+        ("YWxpY2U6Y29ycmVjdCBob3JzZQ==", 1),
+        ("YWxpY2U6Y29ycmVjdCBob3JzZQ==", 1),
+        ("Ym9iOmJhdHRlcnkgc3RhcGxl", 2),
+        ("Ym9iOmJhdHRlcnkgc3RhcGxl", 2),
+    ] {
+        let request =
+            format!("HEAD http://{host}/ HTTP/1.1\r\nHost: {host}\r\nProxy-Authorization: Basic {user}\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        assert!(read_head(&mut stream).starts_with("HTTP/1.1 200"));
+        assert_eq!(origin.count(), upstreams);
+    }
 }
 
 #[test]
@@ -205,7 +270,7 @@ fn curl_speaks_tls_to_the_proxy() {
     assert_eq!(read_all(&mut stream).first(), Some(&21), "an alert");
     let record = w.egret.record_of(local);
     refused(&record, "auth_failed", "claim");
-    assert!(record["nearest"].as_str().unwrap().starts_with("TLS to the proxy: "), "{record}");
+    assert_eq!(record["nearest"], "TLS to the proxy: the client speaks none; its proxy URL should begin with https://");
     // And silence.
     let mut stream = connect(w.at(TLS));
     let local = stream.local_addr().unwrap();
@@ -258,6 +323,26 @@ fn a_client_is_who_its_certificate_says() {
     let record = w.egret.record("another", |r| r["identity"][0] == "spiffe://test/other");
     refused(&record, "source_not_allowed", "name");
     assert!(record["nearest"].as_str().unwrap().contains("clients spiffe://test/agent, agent.test"), "{record}");
+    // A session taken up again would show no certificate of today.
+    let mutual = w.at(MUTUAL).to_string();
+    let stem = w.authority.path("client0");
+    let session = w.authority.path("session");
+    for version in ["-tls1_3", "-tls1_2"] {
+        let ask = |more: &str| {
+            let request = "CONNECT web.test:1 HTTP/1.1\\r\\nHost: web.test:1\\r\\n\\r\\n";
+            let command = format!(
+                "(printf '{request}'; sleep 1) | timeout 20 openssl s_client {version} -connect {mutual} -ign_eof {more} 2>&1"
+            );
+            text(&run("sh", &["-c", &command]))
+        };
+        let said = ask(&format!("-cert {stem}.crt -key {stem}.key -sess_out {session}"));
+        assert!(said.contains("HTTP/1.1 403"), "{said}");
+        let resumes = std::path::Path::new(&session).exists().then(|| format!("-sess_in {session}"));
+        let said = ask(&resumes.unwrap_or_default());
+        assert!(!said.contains("HTTP/1.1"), "{version}: {said}");
+    }
+    let failed = |r: &serde_json::Value| r["reason"] == "auth_failed" && r["stage"] == "claim";
+    eventually("both are told", || w.egret.records().iter().filter(|r| failed(r)).count() == 2);
     // No certificate, and a stranger's.
     let stranger = Authority::new();
     let stem = stranger.sign_as("stranger", named(Some("An Agent"), vec![])).display().to_string();
@@ -265,10 +350,7 @@ fn a_client_is_who_its_certificate_says() {
         let said = say(stem, "https://a.web.test:10443/who");
         assert!(!said.contains("HTTP/"), "{said}");
     }
-    eventually("both are told", || {
-        let failed = |r: &&serde_json::Value| r["reason"] == "auth_failed" && r["stage"] == "claim";
-        w.egret.records().iter().filter(failed).count() == 2
-    });
+    eventually("both are told", || w.egret.records().iter().filter(|r| failed(r)).count() == 4);
 }
 
 /// A header of version 2 for a client, and what is added to it.
@@ -319,16 +401,18 @@ fn a_listed_load_balancer_says_whose_connection_it_is() {
     // The balancer's own connection is its own.
     let (_, local) = say("127.0.0.1", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0");
     refused(&of(&local), "source_not_allowed", "name");
-    for (from, start) in [
-        ("127.0.0.2", header("192.0.2.7:4005", &[])),
-        ("127.0.0.2", Vec::new()),
-        ("127.0.0.1", Vec::new()),
-        ("127.0.0.1", b"PROXY TCP4 192.0.2.7 192.0.2.200 4006 443\r\n".to_vec()),
-        ("127.0.0.1", header("192.0.2.7:4007", &[4, 0, 2, 0])),
+    for (from, start, why) in [
+        ("127.0.0.2", header("192.0.2.7:4005", &[]), "not in proxy_protocol.from"),
+        ("127.0.0.2", Vec::new(), "not in proxy_protocol.from"),
+        ("127.0.0.1", Vec::new(), "sends no header"),
+        ("127.0.0.1", b"PROXY TCP4 192.0.2.7 192.0.2.200 4006 443\r\n".to_vec(), "version 1"),
+        ("127.0.0.1", header("192.0.2.7:4007", &[4, 0, 2, 0]), "broken"),
     ] {
         let (said, local) = say(from, &start);
         assert!(said.is_empty(), "{said}");
-        refused(&of(&local), "bad_proxy_header", "claim");
+        let record = of(&local);
+        refused(&record, "bad_proxy_header", "claim");
+        assert!(record["nearest"].as_str().unwrap().contains(why), "{why}: {record}");
     }
     assert!(!w.egret.records().iter().any(|r| r["client"].as_str().is_some_and(|c| c.ends_with(":4005"))));
 }

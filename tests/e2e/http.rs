@@ -5,8 +5,9 @@ use std::net::{SocketAddr, TcpStream};
 
 use crate::clients::{HTTP, HTTPS, policy};
 use crate::support::dns::Dns;
+use crate::support::hello::Hello;
 use crate::support::origin::Recorder;
-use crate::support::{Egret, allowed, connect, own_ip, read_all, read_head, refused, tunnel};
+use crate::support::{Egret, allowed, connect, eventually, own_ip, read_all, read_head, refused, tunnel};
 
 struct World {
     dns: Dns,
@@ -77,6 +78,46 @@ fn socks(egret: &Egret, host: &str) -> TcpStream {
     stream.read_exact(&mut said).unwrap();
     assert_eq!(said, [5, 0, 5, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
     stream
+}
+
+#[test]
+fn a_tunnel_may_follow_a_request_and_carry_tls() {
+    let k = kept();
+    let host = format!("a.web.test:{HTTP}");
+    let tls = Recorder::start(k.origins[0].address.ip(), HTTPS, b"");
+    let mut stream = connect(k.egret.forward());
+    write!(stream, "GET http://{host}/x HTTP/1.1\r\nHost: {host}\r\n\r\n").unwrap();
+    assert!(answer(&mut stream).ends_with("/x"));
+    let target = format!("a.web.test:{HTTPS}");
+    write!(stream, "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n").unwrap();
+    assert!(read_head(&mut stream).starts_with("HTTP/1.1 200"));
+    let hello = Hello::named("a.web.test").record();
+    stream.write_all(&hello).unwrap();
+    tls.received(&hello);
+}
+
+#[test]
+fn only_refusals_are_told_where_the_configuration_says_so() {
+    let (dns, ip) = (Dns::start(), own_ip());
+    dns.answer("a.web.test", &[&ip.to_string()]);
+    let _origin = Recorder::serving(ip, HTTP);
+    for (access, told) in [("refused", 1), ("none", 0)] {
+        let mut egret = Egret::start(dns.address, (HTTPS, HTTP), &policy(), &format!("log: {{ access: {access} }}"));
+        for (host, status) in [("a.web.test", "200"), ("evil.test", "403"), ("a.web.test", "200")] {
+            let host = format!("{host}:{HTTP}");
+            let request = format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+            let (said, _) = say(egret.forward(), request.as_bytes());
+            assert!(said.starts_with(&format!("HTTP/1.1 {status}")), "{said}");
+        }
+        let page = egret.metrics();
+        assert!(page.contains("egret_refusals_total{reason=\"no_rule\",stage=\"name\"} 1"), "{page}");
+        // The last lines are written before it ends.
+        egret.signal("TERM");
+        assert_eq!(egret.wait(), 0);
+        eventually("all lines have come", || egret.records().len() >= told);
+        let records = egret.records();
+        assert!(records.len() == told && records.iter().all(|record| record["verdict"] == "deny"), "{records:#?}");
+    }
 }
 
 /// Every way in, as a connection on which requests for a host may be sent, and what stands before their path.
@@ -244,7 +285,7 @@ fn an_upstream_that_left_is_dialled_anew() {
         let method = if n == 3 { "DELETE" } else { "GET" };
         write!(stream, "{method} /{n} HTTP/1.1\r\nHost: {host}\r\n\r\n").unwrap();
         assert!(answer(&mut stream).ends_with("hi"));
-        crate::support::eventually("the origin is asked on a connection of its own", || w.origin.count() == n);
+        eventually("the origin is asked on a connection of its own", || w.origin.count() == n);
         // Time for its close to arrive: what may not be repeated is not sent into it.
         crate::support::pause();
     }
