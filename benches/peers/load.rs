@@ -29,7 +29,7 @@ pub enum Mode {
     Echo,
     /// As many bytes as the next eight say come down.
     Down,
-    /// Everything is taken, and its end answered.
+    /// As many bytes as the next eight say go up, and are answered.
     Up,
 }
 
@@ -107,8 +107,14 @@ async fn serve(mut stream: TcpStream, mode: Mode) -> std::io::Result<()> {
             stream.shutdown().await
         }
         Mode::Up => {
+            let mut left = stream.read_u64().await?;
             let mut chunk = vec![0; 256 << 10];
-            while stream.read(&mut chunk).await? > 0 {}
+            while left > 0 {
+                match stream.read(&mut chunk).await? {
+                    0 => return Ok(()),
+                    n => left = left.saturating_sub(n as u64),
+                }
+            }
             stream.write_all(&ANSWER).await?;
             stream.shutdown().await
         }
@@ -178,8 +184,8 @@ pub fn bulk(to: SocketAddr, mode: Mode, bytes: u64) {
     runtime().block_on(async {
         let mut stream = tunnel(to, &hello()).await.unwrap();
         let mut chunk = vec![7; 256 << 10];
+        stream.write_u64(bytes).await.unwrap();
         if mode == Mode::Down {
-            stream.write_u64(bytes).await.unwrap();
             let mut got = 0;
             loop {
                 match stream.read(&mut chunk).await.unwrap() {
@@ -196,7 +202,6 @@ pub fn bulk(to: SocketAddr, mode: Mode, bytes: u64) {
             stream.write_all(&chunk[..n]).await.unwrap();
             left -= n as u64;
         }
-        stream.shutdown().await.unwrap();
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await.unwrap();
         assert_eq!(answer, ANSWER, "the body went whole");

@@ -158,7 +158,7 @@ impl Peer {
                     })
                     .concat();
                 let config = format!(
-                    "global\n  nbthread 1\n  maxconn 9000\n{}defaults\n  mode tcp\n  option splice-auto\n  timeout connect 5s\n  timeout client 4h\n  timeout server 4h\n\
+                    "global\n  nbthread 1\n  maxconn 7600\n  maxpipes 256\n{}defaults\n  mode tcp\n  option splice-auto\n  timeout connect 5s\n  timeout client 4h\n  timeout server 4h\n\
                      resolvers dns\n  nameserver one {}\n  hold valid 600s\n{listeners}",
                     if lines { "  log stdout format raw local0\n" } else { "" },
                     world.dns.address
