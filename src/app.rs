@@ -91,11 +91,11 @@ impl App {
             .iter()
             .map(|settings| {
                 let entrance = Entrance::new(settings)?;
-                Ok((bind_to(settings.bind, &entrance.name)?, Arc::new(entrance)))
+                Ok((bind_to(settings.bind, limits.keepalive, &entrance.name)?, Arc::new(entrance)))
             })
             .collect::<Result<Vec<_>, StartError>>()?;
-        let admin = settings.admin.map(|bind| bind_to(bind, "admin")).transpose()?;
-        let health = settings.health.map(|bind| bind_to(bind, "health")).transpose()?;
+        let admin = settings.admin.map(|bind| bind_to(bind, limits.keepalive, "admin")).transpose()?;
+        let health = settings.health.map(|bind| bind_to(bind, limits.keepalive, "health")).transpose()?;
         let binds = settings.listeners.iter().map(|l| l.bind).chain(settings.admin).chain(settings.health).collect();
         let own = Arc::new(OwnAddresses::new(binds, settings.own_addresses.clone()));
         own.set_interfaces(interfaces().map_err(StartError::Interfaces)?);
@@ -282,8 +282,8 @@ impl Screen {
     }
 }
 
-fn bind_to(address: SocketAddr, listener: &str) -> Result<TcpListener, StartError> {
-    listen::bind(address).map_err(|source| {
+fn bind_to(address: SocketAddr, keepalive: Duration, listener: &str) -> Result<TcpListener, StartError> {
+    listen::bind(address, keepalive).map_err(|source| {
         let cure = match source.kind() {
             io::ErrorKind::PermissionDenied => {
                 "ports below 1024 need a right; run as root, add CAP_NET_BIND_SERVICE, or use a higher port".to_owned()

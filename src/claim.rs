@@ -18,11 +18,17 @@ impl ClientAddr {
     pub fn ip(&self) -> IpAddr {
         self.0.ip().to_canonical()
     }
+
+    /// The same with its port.
+    #[must_use]
+    pub fn socket(&self) -> SocketAddr {
+        SocketAddr::new(self.ip(), self.0.port())
+    }
 }
 
 impl fmt::Display for ClientAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        SocketAddr::new(self.ip(), self.0.port()).fmt(f)
+        self.socket().fmt(f)
     }
 }
 

@@ -90,7 +90,8 @@ impl Resolver {
             self.metrics.dns_cached();
             return kept.map_err(refuse);
         }
-        let found = self.ask(name).await;
+        // Seldom, and large: most connections find their answer here and carry nothing of it.
+        let found = Box::pin(self.ask(name)).await;
         self.metrics.dns_asked(found.as_ref().err().map(|failure| failure.reason));
         let (kept, ttl): (Kept, Duration) = match found {
             Ok(answers) => {

@@ -5,14 +5,14 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
 use crate::peek::client_hello::{ClientHello, HelloReader};
 use crate::peek::retry::{ClientGate, SERVER_FIRST_MAX, ServerFirst, second_hello, server_first};
 use crate::relay::{Meter, Way};
-use crate::stream::{ClientStream, send};
+use crate::stream::{ClientStream, read_with, send};
 
 /// One read while waiting; a server's first flight is a few of these.
 const CHUNK: usize = 16 << 10;
@@ -131,26 +131,21 @@ impl Wait<'_> {
 
     /// Reads once from whichever side has something; upstream bytes go on at once.
     async fn step(&mut self, most: usize) -> Result<Step, Halt> {
-        let mut chunk = vec![0; CHUNK];
-        let mut early = vec![0; CHUNK];
         let wants_client = !self.client_ended && self.held.len() < most;
         tokio::select! {
             // The server's answer decides what the client's bytes mean: it goes first.
             biased;
-            n = self.upstream.read(&mut chunk) => {
-                let n = n.map_err(|_| Halt::Broken(Ending::UpstreamReset))?;
-                if n == 0 {
+            bytes = read_with(self.upstream, CHUNK, <[u8]>::to_vec) => {
+                let bytes = bytes.map_err(|_| Halt::Broken(Ending::UpstreamReset))?;
+                if bytes.is_empty() {
                     return Ok(Step::UpstreamEnded);
                 }
-                chunk.truncate(n);
-                send(self.client, &chunk).await.map_err(|_| Halt::Broken(Ending::ClientReset))?;
-                self.meter.count(Way::Down, n);
-                Ok(Step::FromUpstream(chunk))
+                send(self.client, &bytes).await.map_err(|_| Halt::Broken(Ending::ClientReset))?;
+                self.meter.count(Way::Down, bytes.len());
+                Ok(Step::FromUpstream(bytes))
             }
-            n = self.client.read(&mut early), if wants_client => {
-                let n = n.map_err(|_| Halt::Broken(Ending::ClientReset))?;
-                self.client_ended = n == 0;
-                self.held.extend(early.iter().take(n));
+            n = read_with(self.client, CHUNK, |bytes| { self.held.extend_from_slice(bytes); bytes.len() }), if wants_client => {
+                self.client_ended = n.map_err(|_| Halt::Broken(Ending::ClientReset))? == 0;
                 self.send_passable().await?;
                 Ok(Step::FromClient)
             }

@@ -22,22 +22,25 @@ pub use client::{Claimed, Client};
 pub use entrance::Entrance;
 
 use crate::drain::Guest;
+use crate::upstream;
 
 /// Connections the kernel completes while egret is busy.
 const BACKLOG: i32 = 4096;
 /// After a failed accept: long enough that a lack of descriptors is no spin, short enough to go unnoticed.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
-/// Binds a TCP listener. An IPv6 wildcard takes IPv4 too.
+/// Binds a TCP listener. An IPv6 wildcard takes IPv4 too. What it accepts has its options (tcp(7)): no delay for
+/// small writes, and keepalives.
 ///
 /// # Errors
 /// The kernel's.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+pub fn bind(address: SocketAddr, keepalive: Duration) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
     socket.set_reuse_address(true)?;
+    upstream::set_options(&socket, keepalive)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

@@ -7,12 +7,11 @@
 mod line;
 mod writer;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::claim::{Claim, ClientAddr, Identity, Target, Via};
@@ -25,6 +24,7 @@ use crate::peek::http_head::{HostField, RequestHead};
 use crate::policy::Because;
 use crate::relay::Meter;
 pub use line::Line;
+use line::{Id, Stamp};
 pub use writer::{LogWriter, Scribe};
 
 /// Entries of a list in one line; a peer chooses how many there are.
@@ -58,13 +58,13 @@ impl Book {
     #[must_use]
     pub fn open(self: &Arc<Self>, listener: &Arc<str>, client: ClientAddr) -> Record {
         self.metrics.opened();
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
         let line = Line {
-            ts: humantime::format_rfc3339_micros(SystemTime::now()).to_string(),
+            ts: Stamp(SystemTime::now()),
             event: "tcp",
-            id: format!("{:08x}-{id:x}", self.run),
+            id: Id { run: self.run, number },
             listener: Arc::clone(listener),
-            client: client.to_string(),
+            client: Some(client.socket()),
             ..Line::default()
         };
         Record {
@@ -94,9 +94,14 @@ impl Record {
         Arc::clone(&self.meter)
     }
 
+    #[must_use]
+    pub fn meter_ref(&self) -> &Meter {
+        &self.meter
+    }
+
     /// Whose connection it is, where that is not the peer.
     pub fn client(&mut self, client: ClientAddr) {
-        self.line.client = client.to_string();
+        self.line.client = Some(client.socket());
     }
 
     /// What the client has shown itself to be.
@@ -108,17 +113,17 @@ impl Record {
         self.line.port = Some(claim.port);
         match &claim.target {
             Target::Name(name) => {
-                self.line.name = Some(name.to_string());
+                self.line.name = Some(name.as_str().into());
                 self.line.name_source = Some(source(claim.via));
             }
-            Target::Address(dst) => self.line.original_dst = Some(dst.0.to_string()),
+            Target::Address(dst) => self.line.original_dst = Some(dst.0),
             Target::Unnamed => {}
         }
     }
 
     /// A name that is none, as it came.
     pub fn raw_name(&mut self, raw: &[u8]) {
-        self.line.name_raw = Some(escape(without_userinfo(raw)));
+        self.line.name_raw = Some(escape(without_userinfo(raw)).into());
     }
 
     pub fn sighting(&mut self, sighting: &Sighting) {
@@ -133,19 +138,19 @@ impl Record {
         line.protocol = Some("https");
         line.alpn = hello.alpn.iter().take(MAX_LISTED).map(|p| escape(p)).collect();
         line.tls = Some(hello.version_name());
-        line.ja4 = Some(hello.ja4.to_string());
+        line.ja4 = Some(hello.ja4.clone());
         line.ech = Some(hello.ech || hello.esni);
         match &hello.sni {
             Sni::Name(name) => match &line.name {
-                Some(claimed) if claimed == name.as_str() => {}
-                Some(_) => line.sni = Some(name.to_string()),
+                Some(claimed) if **claimed == *name.as_str() => {}
+                Some(_) => line.sni = Some(name.as_str().into()),
                 None => {
-                    line.name = Some(name.to_string());
+                    line.name = Some(name.as_str().into());
                     line.name_source = Some("sni");
                 }
             },
-            Sni::Address(ip) => line.name_raw = Some(ip.to_string()),
-            Sni::Malformed { raw, .. } => line.name_raw = Some(escape(raw)),
+            Sni::Address(ip) => line.name_raw = Some(ip.to_string().into()),
+            Sni::Malformed { raw, .. } => line.name_raw = Some(escape(raw).into()),
             Sni::Absent => {}
         }
     }
@@ -154,21 +159,21 @@ impl Record {
         let line = &mut self.line;
         line.protocol = Some("http");
         line.event = "http";
-        line.method = Some(head.method.chars().take(MAX_METHOD).collect());
+        line.method = Some(head.method.get(..MAX_METHOD).unwrap_or(&head.method).into());
         match (head.authority(), &head.host) {
             (Ok(authority), _) => match &authority.host {
                 Host::Name(name) if line.name.is_none() => {
-                    line.name = Some(name.to_string());
+                    line.name = Some(name.as_str().into());
                     line.name_source = Some("host");
                 }
                 // Another host than the one asked for is what the refusal will be about.
                 Host::Name(name) if line.name.as_deref() != Some(name.as_str()) => {
-                    line.name_raw = Some(name.to_string());
+                    line.name_raw = Some(name.as_str().into());
                 }
                 Host::Name(_) => {}
-                Host::Address(ip) => line.name_raw = Some(ip.to_string()),
+                Host::Address(ip) => line.name_raw = Some(ip.to_string().into()),
             },
-            (Err(_), HostField::Malformed { raw, .. }) => line.name_raw = Some(escape(without_userinfo(raw))),
+            (Err(_), HostField::Malformed { raw, .. }) => line.name_raw = Some(escape(without_userinfo(raw)).into()),
             (Err(_), _) => {}
         }
     }
@@ -179,16 +184,17 @@ impl Record {
     }
 
     pub fn because(&mut self, because: &Because) {
-        self.line.rule = Some(because.rule.to_string());
-        self.line.pattern.clone_from(&because.pattern);
+        self.line.rule = Some(Arc::clone(&because.rule));
+        self.line.pattern = because.pattern.as_deref().map(Into::into);
     }
 
     pub fn answers(&mut self, addresses: &[IpAddr]) {
-        self.line.answers = addresses.iter().take(MAX_LISTED).map(ToString::to_string).collect();
+        self.line.answers = addresses.iter().take(MAX_LISTED).copied().collect();
     }
 
-    pub fn upstream_of(&mut self, stream: &TcpStream) {
-        self.line.upstream = stream.peer_addr().ok().map(|address| address.to_string());
+    /// The address that was dialled and answered.
+    pub const fn upstream(&mut self, address: SocketAddr) {
+        self.line.upstream = Some(address);
     }
 
     /// The record is of a request, whatever its bytes turn out to be.
@@ -213,11 +219,11 @@ impl Record {
         if let Some(hint) = &refusal.hint {
             let line = &mut self.line;
             if let Some(rule) = &hint.rule {
-                line.rule = Some(rule.to_string());
-                line.pattern.clone_from(&hint.pattern);
+                line.rule = Some(Arc::clone(rule));
+                line.pattern = hint.pattern.as_deref().map(Into::into);
             }
-            line.nearest.clone_from(&hint.nearest);
-            line.fix.clone_from(&hint.fix);
+            line.nearest = hint.nearest.as_deref().map(Into::into);
+            line.fix = hint.fix.as_deref().map(Into::into);
         }
         self.finish(Ending::Refused);
     }

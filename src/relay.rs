@@ -8,6 +8,7 @@ mod direct;
 mod pipe;
 
 use std::io;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -93,56 +94,69 @@ impl Default for Meter {
 pub async fn run(
     client: &mut ClientStream,
     upstream: &mut TcpStream,
-    first: &[u8],
+    first: Vec<u8>,
     idle: Duration,
     meter: &Meter,
 ) -> Ending {
-    let broken = Broken::default();
-    let flow = |way| Flow { way, meter, broken: &broken };
+    let shared = Shared::default();
+    let flow = |way| Flow { way, meter, shared: &shared };
     match client {
         ClientStream::Bare(client) => {
             let (client, upstream) = (&*client, &*upstream);
-            let up = direct::one_way(client, upstream, flow(Way::Up), first);
-            let down = direct::one_way(upstream, client, flow(Way::Down), &[]);
-            both(up, down, stream::reset_of(client), meter, idle).await
+            let up = pin!(direct::one_way(client, upstream, flow(Way::Up), first));
+            let down = pin!(direct::one_way(upstream, client, flow(Way::Down), Vec::new()));
+            both(up, down, client, meter, idle).await
         }
-        ClientStream::Tls(tls) => {
-            let wire = tls.get_ref().0.clone();
-            let (client_read, client_write) = tokio::io::split(client);
-            let (upstream_read, upstream_write) = upstream.split();
-            let up = copying::one_way(client_read, upstream_write, flow(Way::Up), first);
-            let down = copying::one_way(upstream_read, client_write, flow(Way::Down), &[]);
-            both(up, down, stream::reset_of(&wire), meter, idle).await
-        }
+        // Its buffers are large as it is; a bare client need not carry the room for it.
+        ClientStream::Tls(_) => Box::pin(through_tls(client, upstream, first, idle, flow)).await,
     }
 }
 
-/// Runs both directions to the end of the conversation; `gone` tells of a client whose socket has failed.
+async fn through_tls<'a>(
+    client: &mut ClientStream,
+    upstream: &mut TcpStream,
+    first: Vec<u8>,
+    idle: Duration,
+    flow: impl Fn(Way) -> Flow<'a>,
+) -> Ending {
+    let ClientStream::Tls(tls) = &*client else { return Ending::Failed };
+    let wire = tls.get_ref().0.clone();
+    let (client_read, client_write) = tokio::io::split(client);
+    let (upstream_read, upstream_write) = upstream.split();
+    let up = pin!(copying::one_way(client_read, upstream_write, flow(Way::Up), first));
+    let down = pin!(copying::one_way(upstream_read, client_write, flow(Way::Down), Vec::new()));
+    both(up, down, &wire, flow(Way::Up).meter, idle).await
+}
+
+/// Runs both directions to the end of the conversation.
 async fn both(
-    up: impl Future<Output = Result<(), Side>>,
-    down: impl Future<Output = Result<(), Side>>,
-    gone: impl Future<Output = ()>,
+    mut up: Pin<&mut impl Future<Output = Result<(), Side>>>,
+    mut down: Pin<&mut impl Future<Output = Result<(), Side>>>,
+    client: &TcpStream,
     meter: &Meter,
     idle: Duration,
 ) -> Ending {
-    tokio::pin!(up, down, gone);
     let both = async {
         // A failed direction ends the other, except that what an upstream sent before it reset is still
         // delivered: only `down` itself knows when that is done.
         let mut up_done = None;
+        // A half-closed client may still listen; one whose socket is gone answers a keepalive with a reset, which
+        // nobody reads for. Few clients get here, and the others need no room for it.
+        let mut gone: Option<Pin<Box<dyn Future<Output = ()> + Send + '_>>> = None;
         loop {
             tokio::select! {
-                // A half-closed client may still listen; one whose socket is gone answers a keepalive with a
-                // reset, which nobody reads for.
-                () = &mut gone, if up_done == Some(Ok(())) => return Ending::ClientReset,
+                () = once(&mut gone) => return Ending::ClientReset,
                 ended = &mut up, if up_done.is_none() => match ended {
                     Err(Side::Client) => return Ending::ClientReset,
-                    ended => up_done = Some(ended),
+                    ended => {
+                        up_done = Some(ended);
+                        gone = ended.is_ok().then(|| Box::pin(stream::reset_of(client)) as _);
+                    }
                 },
                 ended = &mut down => return match (ended, up_done) {
                     (Err(side), _) | (Ok(()), Some(Err(side))) => side.reset(),
                     (Ok(()), Some(Ok(()))) => Ending::Closed,
-                    (Ok(()), None) => match up.await {
+                    (Ok(()), None) => match up.as_mut().await {
                         Ok(()) => Ending::Closed,
                         Err(side) => side.reset(),
                     },
@@ -153,6 +167,14 @@ async fn both(
     tokio::select! {
         ending = both => ending,
         () = meter.idle(idle) => Ending::Idle,
+    }
+}
+
+/// Waits for a future that may not be there.
+async fn once(future: &mut Option<Pin<Box<dyn Future<Output = ()> + Send + '_>>>) {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
     }
 }
 
@@ -172,11 +194,21 @@ impl Side {
     }
 }
 
-/// Set where a write to the upstream failed: the kernel tells a reset once, and the reader must then not
-/// take the end of the stream for a polite one.
+/// What one direction must know of the other.
 #[derive(Debug, Default)]
-struct Broken {
-    upstream: AtomicBool,
+struct Shared {
+    /// A write to the upstream failed: the kernel tells a reset once, and the reader must then not take the end of
+    /// the stream for a polite one.
+    broken: AtomicBool,
+    /// One direction has ended.
+    ended: AtomicBool,
+}
+
+impl Shared {
+    /// Whether the other direction has ended before this one, which ends now.
+    fn is_last(&self) -> bool {
+        self.ended.swap(true, Ordering::Relaxed)
+    }
 }
 
 /// One direction, and what it shares with the other.
@@ -184,7 +216,7 @@ struct Broken {
 struct Flow<'a> {
     way: Way,
     meter: &'a Meter,
-    broken: &'a Broken,
+    shared: &'a Shared,
 }
 
 impl Flow<'_> {
@@ -208,14 +240,14 @@ impl Flow<'_> {
 
     fn failed(self, side: Side) -> Side {
         if side == Side::Upstream {
-            self.broken.upstream.store(true, Ordering::Relaxed);
+            self.shared.broken.store(true, Ordering::Relaxed);
         }
         side
     }
 
     /// The reader has come to an end: whether it was a polite one.
     fn ended(self) -> Result<(), Side> {
-        let cut = self.way == Way::Down && self.broken.upstream.load(Ordering::Relaxed);
+        let cut = self.way == Way::Down && self.shared.broken.load(Ordering::Relaxed);
         if cut { Err(Side::Upstream) } else { Ok(()) }
     }
 

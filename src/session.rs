@@ -1,8 +1,11 @@
 //! One connection, from accept to close: the order of the story, and nothing else.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -18,7 +21,8 @@ use crate::peek::http_head::RequestHead;
 use crate::peek::{Expected, PeekBudget, PeekLimits, Sighting, Window};
 use crate::policy::{Clearance, Passage, Permit, Policy};
 use crate::record::{Book, Record};
-use crate::relay::{self, Link, Meter};
+use crate::relay::{self, Link};
+use crate::stream::ClientStream;
 use crate::upstream;
 
 /// What every connection shares.
@@ -48,30 +52,47 @@ pub async fn serve(
     house: Arc<House>,
     mut guest: Guest,
 ) {
-    let peer = ClientAddr(address);
-    let mut record = house.book.open(&entrance.name, peer);
-    let too_many = Refusal::new(Reason::TooManyConnections, Stage::Limit);
-    let Some(mut ticket) = house.door.enter() else {
-        relay::reset(&stream);
-        return record.refuse(&too_many);
-    };
-    let stopping = guest.clone();
-    let limits = house.peek_limits();
-    let telling = async {
-        let client = match arrived(stream, peer, &entrance, &house, limits, &mut record, &mut ticket).await {
-            Ok(client) => client,
-            Err(refusal) => return record.refuse(&refusal),
-        };
-        tell(client, &entrance, &house, limits, record, stopping).await;
-    };
-    tokio::select! {
-        // The end of a drain wins over a busy connection. What is dropped then says so itself: the sockets
-        // by a reset, the record by its line.
+    let idle = house.limits.idle;
+    // All that a claim, a peek and a judgement need is given back before a tunnel's long life begins.
+    let story = Box::pin(tell(stream, ClientAddr(address), entrance, house, guest.clone()));
+    let mut cut = pin!(guest.cut());
+    // The end of a drain wins over a busy connection. What is dropped then says so itself: the sockets by a reset,
+    // the record by its line.
+    let tunnel = tokio::select! {
         biased;
-        () = guest.cut() => {}
-        () = telling => {}
+        () = &mut cut => None,
+        tunnel = story => tunnel,
+    };
+    let Some(mut tunnel) = tunnel else { return };
+    let ending = tokio::select! {
+        biased;
+        () = cut => return,
+        ending = tunnel.relay(idle) => ending,
+    };
+    tunnel.record.close(ending);
+}
+
+/// Two sides that are relayed unseen.
+struct Tunnel {
+    client: Link<ClientStream>,
+    upstream: Link<TcpStream>,
+    /// What the client has sent already.
+    up: Vec<u8>,
+    record: Record,
+    _ticket: Ticket,
+}
+
+impl Tunnel {
+    async fn relay(&mut self, idle: Duration) -> Ending {
+        let up = std::mem::take(&mut self.up);
+        let Self { client, upstream, record, .. } = self;
+        let ending = relay::run(&mut client.stream, &mut upstream.stream, up, idle, record.meter_ref()).await;
+        if ending == Ending::Closed {
+            upstream.end();
+            client.end();
+        }
+        ending
     }
-    drop(ticket);
 }
 
 /// A client that may speak: it is known whose connection it is, and there is room for it.
@@ -84,8 +105,6 @@ async fn arrived(
     record: &mut Record,
     ticket: &mut Ticket,
 ) -> Result<Client, Refusal> {
-    // A socket whose options cannot be set is gone already; the first read will say so.
-    let _ = upstream::set_options(&stream, house.limits.keepalive);
     let until = limits.until;
     let address = arrival::whose(&mut stream, peer, entrance, until).await?;
     record.client(address);
@@ -100,6 +119,11 @@ async fn arrived(
 /// What a visit comes to.
 enum Visit {
     Over(Ending),
+    /// From here on both sides are relayed unseen; the client has sent this already.
+    Relay {
+        upstream: Link<TcpStream>,
+        up: Vec<u8>,
+    },
     /// An answered request, after which another one may follow.
     Next,
 }
@@ -114,31 +138,47 @@ struct Standing {
     is_used: bool,
 }
 
-/// The story of a connection: one visit, or one for each of its requests.
+/// The story of a connection: one visit, or one for each of its requests, until its end or a tunnel.
 async fn tell(
-    mut client: Client,
-    entrance: &Entrance,
-    house: &House,
-    mut limits: PeekLimits,
-    first: Record,
+    stream: TcpStream,
+    peer: ClientAddr,
+    entrance: Arc<Entrance>,
+    house: Arc<House>,
     mut guest: Guest,
-) {
-    let mut record = first;
-    let mut standing = None;
-    let mut before = None;
+) -> Option<Box<Tunnel>> {
+    let mut record = house.book.open(&entrance.name, peer);
+    let Some(mut ticket) = house.door.enter() else {
+        relay::reset(&stream);
+        record.refuse(&Refusal::new(Reason::TooManyConnections, Stage::Limit));
+        return None;
+    };
+    let mut limits = house.peek_limits();
+    let mut client = match arrived(stream, peer, &entrance, &house, limits, &mut record, &mut ticket).await {
+        Ok(client) => client,
+        Err(refusal) => {
+            record.refuse(&refusal);
+            return None;
+        }
+    };
+    let (mut standing, mut before) = (None, None);
     loop {
+        let house = &house;
         match visit(&mut client, entrance.adds, house, limits, &mut record, &mut standing, &mut before).await {
+            Ok(Visit::Relay { upstream, up }) => {
+                return Some(Box::new(Tunnel { client: client.link, upstream, up, record, _ticket: ticket }));
+            }
             Ok(Visit::Over(ending)) => {
                 record.close(ending);
                 if ending == Ending::Closed {
                     client.linger().await;
                 }
-                return;
+                return None;
             }
             Ok(Visit::Next) => record.close(Ending::Closed),
             Err(refusal) => {
                 record.refuse(&refusal);
-                return client.refuse(&refusal).await;
+                client.refuse(&refusal).await;
+                return None;
             }
         }
         let more = tokio::select! {
@@ -147,7 +187,8 @@ async fn tell(
             more = client.waits_for_more(house.limits.idle) => more,
         };
         if !more {
-            return client.leave().await;
+            client.leave().await;
+            return None;
         }
         limits = house.peek_limits();
         record = house.book.open(&entrance.name, client.address);
@@ -214,7 +255,21 @@ async fn visit(
     client.go_ahead().await;
     let meter = record.meter();
     meter.touch();
-    ended(tunnel(client, &mut upstream.stream, sighting, house, &meter).await, &mut upstream).map(Visit::Over)
+    let up = client.window.take();
+    // What a client of a network rule sent while it was being dialled for goes first, unseen.
+    let Some(Sighting::Tls(first)) = sighting else {
+        client.window.release();
+        return Ok(Visit::Relay { upstream, up });
+    };
+    let Limits { hello, peek, idle, .. } = house.limits;
+    let limits = SettleLimits { hello, again: peek, idle };
+    let settled = handshake::settle(&mut client.link.stream, &mut upstream.stream, &first, up, limits, &meter).await;
+    client.window.release();
+    match settled {
+        Ok(()) => Ok(Visit::Relay { upstream, up: Vec::new() }),
+        Err(Halt::Refused(refusal)) => Err(refusal),
+        Err(Halt::Broken(ending)) => Ok(Visit::Over(ending)),
+    }
 }
 
 /// One request, by an upstream that stands or by a new one.
@@ -237,7 +292,7 @@ async fn requested(
         .filter(|old| old.permit.is_same(&permit) && old.identity == claim.identity && is_quiet(&old.link.stream));
     let mut upstream = match reused {
         Some(mut old) => {
-            record.upstream_of(&old.link.stream);
+            old.link.stream.peer_addr().into_iter().for_each(|address| record.upstream(address));
             old.link.begin();
             old
         }
@@ -277,14 +332,12 @@ async fn requested(
                     upstream.link.end();
                     Ok(Visit::Over(Ending::Closed))
                 }
-                // Unseen from here.
-                Then::Switch { up } => {
-                    let ending = relay::run(client_stream, &mut upstream.link.stream, &up, idle, &meter).await;
-                    ended(Ok(ending), &mut upstream.link).map(Visit::Over)
-                }
+                Then::Switch { up } => Ok(Visit::Relay { upstream: upstream.link, up }),
             }
         }
-        Err(halt) => ended(Err(halt), &mut upstream.link).map(Visit::Over),
+        // What stopped halfway becomes a reset of both sides, but for a client that is still to be told why.
+        Err(Halt::Refused(refusal)) => Err(refusal),
+        Err(Halt::Broken(ending)) => Ok(Visit::Over(ending)),
     }
 }
 
@@ -313,42 +366,24 @@ async fn permitted(
 
 /// Dials what was judged.
 async fn dialled(permit: &Permit, house: &House, record: &mut Record) -> Result<Link<TcpStream>, Refusal> {
-    let upstream = Link::new(upstream::dial(permit, house.limits.dial).await?);
-    let _ = upstream::set_options(&upstream.stream, house.limits.keepalive);
-    record.upstream_of(&upstream.stream);
-    Ok(upstream)
+    let (stream, address) = upstream::dial(permit, house.limits.dial).await?;
+    // A socket whose options cannot be set is gone already; the first write will say so.
+    let _ = upstream::set_options(&SockRef::from(&stream), house.limits.keepalive);
+    record.upstream(address);
+    Ok(Link::new(stream))
 }
 
-/// What stopped halfway becomes a reset of both sides, but for a client that is still to be told why.
-fn ended(result: Result<Ending, Halt>, upstream: &mut Link<TcpStream>) -> Result<Ending, Refusal> {
-    match result {
-        Ok(ending) => {
-            if ending == Ending::Closed {
-                upstream.end();
-            }
-            Ok(ending)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a tunnel keeps in its task for all its life, besides its record and its sockets.
+    #[test]
+    fn a_session_is_small() {
+        fn size<F: Future>(_: impl FnOnce(TcpStream, SocketAddr, Arc<Entrance>, Arc<House>, Guest) -> F) -> usize {
+            size_of::<F>()
         }
-        Err(Halt::Refused(refusal)) => Err(refusal),
-        Err(Halt::Broken(ending)) => Ok(ending),
+        let size = size(serve);
+        assert!(size <= 1440, "a session takes {size} bytes");
     }
-}
-
-/// Sends on what was peeked, and relays the rest.
-async fn tunnel(
-    client: &mut Client,
-    upstream: &mut TcpStream,
-    sighting: Option<Sighting>,
-    house: &House,
-    meter: &Meter,
-) -> Result<Ending, Halt> {
-    let Limits { hello, peek, idle, .. } = house.limits;
-    let mut peeked = client.window.take();
-    let stream = &mut client.link.stream;
-    // What a client of a network rule sent while it was being dialled for goes first, unseen.
-    if let Some(Sighting::Tls(first)) = sighting {
-        let limits = SettleLimits { hello, again: peek, idle };
-        handshake::settle(stream, upstream, &first, std::mem::take(&mut peeked), limits, meter).await?;
-    }
-    client.window.release();
-    Ok(relay::run(stream, upstream, &peeked, idle, meter).await)
 }

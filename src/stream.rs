@@ -2,6 +2,7 @@
 //!
 //! Owns what the two have in common, so that the rooms behind it need not know which it is.
 
+use std::cell::RefCell;
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -102,6 +103,39 @@ pub fn split(stream: &mut ClientStream) -> (ReadSide<'_>, WriteSide<'_>) {
 pub async fn send(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
     to.write_all(bytes).await?;
     to.flush().await
+}
+
+thread_local! {
+    /// What all reads of a thread go through that need not keep a buffer while they wait.
+    static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; SHARED_SIZE].into());
+}
+
+/// The most that one read through the shared buffer brings.
+pub const SHARED_SIZE: usize = 64 << 10;
+
+/// Lends the thread's buffer.
+pub fn with_shared<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
+    SHARED.with_borrow_mut(|shared| use_it(shared))
+}
+
+/// Reads once, at most so many bytes, and hands them on; waits without a buffer. Nothing means the end.
+///
+/// # Errors
+/// The stream's own.
+pub async fn read_with<T>(
+    from: &mut (impl AsyncRead + Unpin),
+    most: usize,
+    mut take: impl FnMut(&[u8]) -> T,
+) -> io::Result<T> {
+    let reading = |cx: &mut Context<'_>| {
+        with_shared(|shared| {
+            let room = shared.len().min(most);
+            let mut buffer = ReadBuf::new(shared.get_mut(..room).unwrap_or_default());
+            ready!(Pin::new(&mut *from).poll_read(cx, &mut buffer))?;
+            Poll::Ready(Ok(take(buffer.filled())))
+        })
+    };
+    std::future::poll_fn(reading).await
 }
 
 /// Returns when a socket reports an error, and reads nothing.

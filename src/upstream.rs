@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{Socket, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
@@ -23,29 +23,39 @@ const MAX_TRIED: usize = 16;
 ///
 /// # Errors
 /// A refusal at stage `dial`, after `deadline` at the latest.
-pub async fn dial(permit: &Permit, deadline: Duration) -> Result<TcpStream, Refusal> {
+pub async fn dial(permit: &Permit, deadline: Duration) -> Result<(TcpStream, SocketAddr), Refusal> {
     within(deadline, permit.addresses()).await
 }
 
-async fn within(deadline: Duration, addresses: &[SocketAddr]) -> Result<TcpStream, Refusal> {
+async fn within(deadline: Duration, addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), Refusal> {
     let refuse = |reason| Refusal::new(reason, Stage::Dial);
-    match tokio::time::timeout(deadline, race(addresses)).await {
-        Ok(Ok(stream)) => Ok(stream),
+    let dialling = async {
+        match addresses {
+            [only] => connect(*only).await,
+            several => Box::pin(race(several)).await,
+        }
+    };
+    match tokio::time::timeout(deadline, dialling).await {
+        Ok(Ok(connected)) => Ok(connected),
         Ok(Err(error)) => Err(refuse(reason(&error))),
         Err(_) => Err(refuse(Reason::ConnectTimeout)),
     }
 }
 
+async fn connect(address: SocketAddr) -> io::Result<(TcpStream, SocketAddr)> {
+    Ok((TcpStream::connect(address).await?, address))
+}
+
 /// Starts the next address when the last one failed or its head start is over. Dropping the set ends the
 /// losers.
-async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+async fn race(addresses: &[SocketAddr]) -> io::Result<(TcpStream, SocketAddr)> {
     let mut waiting = addresses.iter().take(MAX_TRIED);
     let mut running = JoinSet::new();
     let mut last = io::Error::from(io::ErrorKind::HostUnreachable);
     loop {
         let next = waiting.next();
         if let Some(address) = next {
-            running.spawn(TcpStream::connect(*address));
+            running.spawn(connect(*address));
         } else if running.is_empty() {
             return Err(last);
         }
@@ -58,7 +68,7 @@ async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
             running.join_next().await
         };
         match ended {
-            Some(Ok(Ok(stream))) => return Ok(stream),
+            Some(Ok(Ok(connected))) => return Ok(connected),
             Some(Ok(Err(error))) if telling(&error) >= telling(&last) => last = error,
             Some(Err(join)) => last = io::Error::other(join),
             Some(Ok(Err(_))) | None => {}
@@ -96,8 +106,7 @@ fn reason(error: &io::Error) -> Reason {
 ///
 /// # Errors
 /// The kernel's, where the socket is already gone.
-pub fn set_options(stream: &TcpStream, keepalive: Duration) -> io::Result<()> {
-    let socket = SockRef::from(stream);
+pub fn set_options(socket: &Socket, keepalive: Duration) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(keepalive).with_interval(keepalive))
 }
@@ -105,7 +114,7 @@ pub fn set_options(stream: &TcpStream, keepalive: Duration) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use socket2::{Domain, Socket, Type};
+    use socket2::{Domain, Type};
     use tokio::net::TcpListener;
 
     /// A place where nobody listens: connections are refused at once.
@@ -131,7 +140,9 @@ mod tests {
 
     async fn reached(addresses: &[SocketAddr], deadline: Duration) -> Result<SocketAddr, Reason> {
         let dialled = within(deadline, addresses).await;
-        dialled.map(|stream| stream.peer_addr().unwrap()).map_err(|refusal| refusal.reason)
+        dialled
+            .map(|(stream, address)| (stream.peer_addr().unwrap() == address).then_some(address).unwrap())
+            .map_err(|refusal| refusal.reason)
     }
 
     #[tokio::test]

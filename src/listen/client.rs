@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::arrival::{Arrived, told};
@@ -18,7 +18,7 @@ use crate::peek::http_head::{HeadReader, RequestTarget};
 use crate::peek::{self, Expected, Fill, PeekLimits, Sighting, Window};
 use crate::policy::rule::AppProtocol;
 use crate::relay::Link;
-use crate::stream::{ClientStream, send};
+use crate::stream::{ClientStream, read_with, send};
 
 /// Said before the bytes of a CONNECT are read.
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
@@ -306,10 +306,9 @@ impl Client {
 /// Reads what somebody still sends, within bounds: everything was said, and should be heard.
 pub(super) async fn linger(stream: &mut (impl AsyncRead + Unpin)) {
     let reading = async {
-        let mut waste = [0; 4096];
         let mut left = LINGER_BYTES;
         while left > 0 {
-            match stream.read(&mut waste).await {
+            match read_with(stream, left, <[u8]>::len).await {
                 Ok(0) | Err(_) => break,
                 Ok(n) => left = left.saturating_sub(n),
             }

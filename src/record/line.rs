@@ -1,32 +1,37 @@
 //! The access line: its fields, and how they look to machines and to people.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// One access record. Absent when unknown; every text from the wire has been escaped.
 #[derive(Debug, Default, Serialize)]
 pub struct Line {
-    pub ts: String,
+    #[serde(serialize_with = "as_text")]
+    pub ts: Stamp,
     pub event: &'static str,
-    pub id: String,
+    #[serde(serialize_with = "as_text")]
+    pub id: Id,
     pub listener: Arc<str>,
-    pub client: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<SocketAddr>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub identity: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub original_dst: Option<String>,
+    pub original_dst: Option<SocketAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
+    pub name: Option<Box<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub name_raw: Option<String>,
+    pub name_raw: Option<Box<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name_source: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sni: Option<String>,
+    pub sni: Option<Box<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -34,11 +39,11 @@ pub struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ja4: Option<String>,
+    pub ja4: Option<Box<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ech: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub method: Option<String>,
+    pub method: Option<Box<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -48,22 +53,55 @@ pub struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stage: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub rule: Option<String>,
+    pub rule: Option<Arc<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pattern: Option<String>,
+    pub pattern: Option<Box<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub nearest: Option<String>,
+    pub nearest: Option<Box<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub fix: Option<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub answers: Vec<String>,
+    pub fix: Option<Box<str>>,
+    #[serde(skip_serializing_if = "<[IpAddr]>::is_empty")]
+    pub answers: Box<[IpAddr]>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub upstream: Option<String>,
+    pub upstream: Option<SocketAddr>,
     pub bytes_up: u64,
     pub bytes_down: u64,
     pub duration_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ending: Option<&'static str>,
+}
+
+/// When a connection began; told as RFC 3339 with microseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Stamp(pub SystemTime);
+
+impl Default for Stamp {
+    fn default() -> Self {
+        Self(SystemTime::UNIX_EPOCH)
+    }
+}
+
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_rfc3339_micros(self.0).fmt(f)
+    }
+}
+
+/// Which run of egret, and which of its connections or requests.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Id {
+    pub run: u32,
+    pub number: u64,
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}-{:x}", self.run, self.number)
+    }
+}
+
+fn as_text<S: Serializer>(value: &impl fmt::Display, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(value)
 }
 
 impl Line {
@@ -83,17 +121,19 @@ impl Line {
     /// One line for a person, with its newline.
     #[must_use]
     pub fn text(&self) -> Vec<u8> {
-        let clock = self.ts.get(11..19).unwrap_or(&self.ts);
+        let stamp = self.ts.to_string();
+        let clock = stamp.get(11..19).unwrap_or(&stamp);
         let port = self.port.map(|p| format!(":{p}")).unwrap_or_default();
         let name = self.name.as_deref().or(self.name_raw.as_deref());
         // An original destination brings its own port.
         let place = match (name, &self.original_dst) {
             (Some(name), _) => format!("{name}{port}"),
-            (None, Some(dst)) => dst.clone(),
+            (None, Some(dst)) => dst.to_string(),
             (None, None) => format!("-{port}"),
         };
         let verdict = self.verdict.unwrap_or("-");
-        let mut out = format!("{clock} {verdict:<5} {} -> {place}", self.client);
+        let client = self.client.map(|client| client.to_string()).unwrap_or_default();
+        let mut out = format!("{clock} {verdict:<5} {client} -> {place}");
         let mut add = |key: &str, value: Option<&str>| {
             if let Some(value) = value {
                 let _ = write!(out, " {key}={value}");
@@ -102,7 +142,7 @@ impl Line {
         add("reason", self.reason);
         add("rule", self.rule.as_deref());
         add("method", self.method.as_deref());
-        add("upstream", self.upstream.as_deref());
+        add("upstream", self.upstream.map(|upstream| upstream.to_string()).as_deref());
         add("ending", self.ending.filter(|e| *e != "refused"));
         if self.verdict == Some("allow") {
             let _ = write!(out, " up={} down={} ms={}", self.bytes_up, self.bytes_down, self.duration_ms);
@@ -123,18 +163,29 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_absent() {
-        let line = Line { ts: "2026-01-02T03:04:05.000006Z".into(), event: "tcp", id: "1-2".into(), ..Line::default() };
+        let line = Line { event: "tcp", client: Some("192.0.2.1:5".parse().unwrap()), ..Line::default() };
         let json: serde_json::Value = serde_json::from_slice(&line.json()).unwrap();
         let keys: Vec<&String> = json.as_object().unwrap().keys().collect();
         assert_eq!(keys, ["bytes_down", "bytes_up", "client", "duration_ms", "event", "id", "listener", "ts"]);
         assert_eq!(line.json().iter().filter(|b| **b == b'\n').count(), 1);
+        let line = Line {
+            ts: Stamp(humantime::parse_rfc3339("2026-01-02T03:04:05.000006Z").unwrap()),
+            id: Id { run: 0xab, number: 31 },
+            client: Some("[2001:db8::1]:5".parse().unwrap()),
+            answers: ["192.0.2.1".parse().unwrap(), "2001:db8::2".parse().unwrap()].into(),
+            ..Line::default()
+        };
+        let json: serde_json::Value = serde_json::from_slice(&line.json()).unwrap();
+        assert_eq!(json["ts"], "2026-01-02T03:04:05.000006Z");
+        assert_eq!(json["id"], "000000ab-1f");
+        assert_eq!((&json["client"], &json["answers"][1]), (&"[2001:db8::1]:5".into(), &"2001:db8::2".into()));
     }
 
     #[test]
     fn people_see_the_reason_and_the_cure() {
         let line = Line {
-            ts: "2026-01-02T03:04:05.000006Z".into(),
-            client: "127.0.0.1:5".into(),
+            ts: Stamp(humantime::parse_rfc3339("2026-01-02T03:04:05.000006Z").unwrap()),
+            client: Some("127.0.0.1:5".parse().unwrap()),
             name: Some("a.example".into()),
             port: Some(443),
             verdict: Some("deny"),

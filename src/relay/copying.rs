@@ -12,12 +12,13 @@ pub(super) async fn one_way(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     flow: Flow<'_>,
-    first: &[u8],
+    first: Vec<u8>,
 ) -> Result<(), Side> {
     if !first.is_empty() {
-        send(&mut to, first).await.map_err(|e| flow.cannot_write(e))?;
+        send(&mut to, &first).await.map_err(|e| flow.cannot_write(e))?;
         flow.moved(first.len());
     }
+    drop(first);
     let mut chunk = vec![0; CHUNK];
     loop {
         let n = from.read(&mut chunk).await.map_err(|e| flow.cannot_read(e))?;

@@ -1,7 +1,7 @@
 //! Between two sockets: what is small passes through a buffer that all directions of a thread share, what is
-//! large through a pipe, uncopied. A direction that waits owns neither.
+//! large through a pipe, uncopied. A direction that waits owns neither, and no room for what is seldom done.
 
-use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
 
@@ -12,15 +12,10 @@ use tokio::net::TcpStream;
 
 use super::pipe::Lent;
 use super::{Flow, Side};
+use crate::stream::with_shared;
 
-/// What one read takes at most.
-const CHUNK: usize = 64 << 10;
 /// A read of this much means that more is on its way.
 const MANY: usize = 16 << 10;
-
-thread_local! {
-    static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
-}
 
 /// How bytes pass best, by what came last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,17 +35,18 @@ enum Step {
     Ended,
 }
 
-pub(super) async fn one_way(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, first: &[u8]) -> Result<(), Side> {
+pub(super) async fn one_way(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, first: Vec<u8>) -> Result<(), Side> {
     if !first.is_empty() {
-        write(to, first).await.map_err(|e| flow.cannot_write(e))?;
+        Box::pin(write(to, &first)).await.map_err(|e| flow.cannot_write(e))?;
         flow.moved(first.len());
     }
+    drop(first);
     let (mut pace, mut can_splice) = (Pace::Chatty, true);
     loop {
-        from.readable().await.map_err(|e| flow.cannot_read(e))?;
+        poll_fn(|cx| from.poll_read_ready(cx)).await.map_err(|e| flow.cannot_read(e))?;
         let lent = if pace == Pace::Busy && can_splice { Lent::take() } else { None };
         if let Some(lent) = lent {
-            match burst(from, to, flow, lent).await? {
+            match Box::pin(burst(from, to, flow, lent)).await? {
                 Burst::Moved(n) if n < MANY => pace = Pace::Chatty,
                 Burst::Moved(_) => {}
                 Burst::Ended => break,
@@ -64,7 +60,7 @@ pub(super) async fn one_way(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, fi
                 pace = if n < MANY { Pace::Chatty } else { Pace::Busy };
             }
             Step::Left(n, left) => {
-                write(to, &left).await.map_err(|e| flow.cannot_write(e))?;
+                Box::pin(write(to, &left)).await.map_err(|e| flow.cannot_write(e))?;
                 flow.moved(n);
                 pace = Pace::Busy;
             }
@@ -74,12 +70,16 @@ pub(super) async fn one_way(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, fi
         tokio::task::consume_budget().await;
     }
     flow.ended()?;
+    if flow.shared.is_last() {
+        // Both sides have finished, and both sockets are closed next.
+        return Ok(());
+    }
     flow.told(SockRef::from(to).shutdown(Shutdown::Write))
 }
 
 /// Reads once into the shared buffer and writes it.
 fn step(from: &TcpStream, to: &TcpStream, flow: Flow<'_>) -> Result<Step, Side> {
-    SHARED.with_borrow_mut(|shared| {
+    with_shared(|shared| {
         let n = match read(from, shared) {
             Ok(0) => return Ok(Step::Ended),
             Ok(n) => n,
@@ -116,7 +116,7 @@ async fn write(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match to.try_write(bytes) {
             Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => to.writable().await?,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => poll_fn(|cx| to.poll_write_ready(cx)).await?,
             Err(e) => return Err(e),
         }
     }
@@ -149,7 +149,7 @@ async fn burst(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, mut lent: Lent)
                     moved += n;
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    to.writable().await.map_err(|e| flow.cannot_write(e))?;
+                    poll_fn(|cx| to.poll_write_ready(cx)).await.map_err(|e| flow.cannot_write(e))?;
                 }
                 Err(e) => return Err(flow.cannot_write(e)),
             }
