@@ -14,9 +14,11 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use crate::config::Adds;
 use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
 use crate::peek::http_head::{AnswerLength, BodyLength, HeadReader, Onward, RequestHead, ResponseHead, is_token_byte};
-use crate::relay::{Meter, Way};
+use crate::relay::{self, Meter, Way};
 use crate::stream::{self, ClientStream, ReadSide, WriteSide, send};
 
+/// From so many bytes on, a body is passed between the sockets without a look.
+const MANY: u64 = 64 << 10;
 /// One read of a body.
 const CHUNK: usize = 32 << 10;
 /// RFC 9112 §7.1 bounds nothing; extensions this long are an attack.
@@ -155,6 +157,17 @@ async fn send_request(
         if body.is_done() {
             return Ok(bytes);
         }
+        if bytes.is_empty()
+            && let Some(left) = body.worth_passing()
+            && let Some(client) = client.tcp()
+        {
+            let passed = relay::pass(client, upstream.as_ref(), Way::Up, left, meter).await.map_err(Halt::Broken)?;
+            if passed < left {
+                return Err(Halt::Broken(Ending::ClientReset));
+            }
+            body.passed();
+            continue;
+        }
         let had = bytes.len();
         bytes.resize(had + CHUNK, 0);
         let read = client.read(bytes.get_mut(had..).unwrap_or_default()).await;
@@ -281,6 +294,20 @@ async fn send_body(
         if body.as_ref().is_some_and(Body::is_done) {
             return Ok(());
         }
+        if held.is_empty()
+            && let Some(left) = body.as_ref().map_or(Some(u64::MAX), Body::worth_passing)
+            && let WriteSide::Left(client) = &*client
+        {
+            let way = (upstream.as_ref(), client.as_ref());
+            let passed = relay::pass(way.0, way.1, Way::Down, left, meter).await.map_err(Halt::Broken)?;
+            match &mut body {
+                None if seen.broken.load(Ordering::Relaxed) => return Err(Halt::Broken(Ending::UpstreamReset)),
+                None => return Ok(()),
+                Some(_) if passed < left => return Err(Halt::Broken(Ending::UpstreamReset)),
+                Some(body) => body.passed(),
+            }
+            continue;
+        }
         held.reserve(CHUNK);
         match upstream.read_buf(held).await.map_err(|_| Halt::Broken(Ending::UpstreamReset))? {
             0 if body.is_none() && !seen.broken.load(Ordering::Relaxed) => return Ok(()),
@@ -344,6 +371,23 @@ impl Body {
 
     const fn of_answer(length: BodyLength) -> Self {
         Self { padded: true, ..Self::new(length) }
+    }
+
+    /// Bytes that need not be looked at, where they are many.
+    fn worth_passing(&self) -> Option<u64> {
+        match self.state {
+            BodyState::Plain { left } | BodyState::Data { left } if left >= MANY => Some(left),
+            _ => None,
+        }
+    }
+
+    /// All of those bytes have gone by.
+    const fn passed(&mut self) {
+        match self.state {
+            BodyState::Plain { .. } => self.state = BodyState::Done,
+            BodyState::Data { .. } => self.state = BodyState::DataEnd,
+            _ => {}
+        }
     }
 
     #[must_use]

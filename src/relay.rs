@@ -128,6 +128,15 @@ async fn through_tls<'a>(
     both(up, down, &wire, flow(Way::Up).meter, idle).await
 }
 
+/// Moves so many bytes between two sockets, or as many as there are until the end of the first; how many they were.
+///
+/// # Errors
+/// The ending of whichever side has failed.
+pub async fn pass(from: &TcpStream, to: &TcpStream, way: Way, most: u64, meter: &Meter) -> Result<u64, Ending> {
+    let shared = Shared::default();
+    direct::pass(from, to, Flow { way, meter, shared: &shared }, most).await.map_err(Side::reset)
+}
+
 /// Runs both directions to the end of the conversation.
 async fn both(
     mut up: Pin<&mut impl Future<Output = Result<(), Side>>>,

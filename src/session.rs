@@ -384,6 +384,6 @@ mod tests {
             size_of::<F>()
         }
         let size = size(serve);
-        assert!(size <= 1440, "a session takes {size} bytes");
+        assert!(size <= 1664, "a session takes {size} bytes");
     }
 }

@@ -153,6 +153,15 @@ pub enum ReadSide<'a> {
 }
 
 impl ReadSide<'_> {
+    /// The socket, where its bytes are the client's own.
+    #[must_use]
+    pub fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Bare(tcp) => Some(tcp.as_ref()),
+            Self::Tls { .. } => None,
+        }
+    }
+
     /// Returns when the socket reports an error, and reads nothing.
     pub async fn gone(&self) {
         match self {

@@ -41,34 +41,7 @@ pub(super) async fn one_way(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, fi
         flow.moved(first.len());
     }
     drop(first);
-    let (mut pace, mut can_splice) = (Pace::Chatty, true);
-    loop {
-        poll_fn(|cx| from.poll_read_ready(cx)).await.map_err(|e| flow.cannot_read(e))?;
-        let lent = if pace == Pace::Busy && can_splice { Lent::take() } else { None };
-        if let Some(lent) = lent {
-            match Box::pin(burst(from, to, flow, lent)).await? {
-                Burst::Moved(n) if n < MANY => pace = Pace::Chatty,
-                Burst::Moved(_) => {}
-                Burst::Ended => break,
-                Burst::Refused => can_splice = false,
-            }
-            continue;
-        }
-        match step(from, to, flow)? {
-            Step::Moved(n) => {
-                flow.moved(n);
-                pace = if n < MANY { Pace::Chatty } else { Pace::Busy };
-            }
-            Step::Left(n, left) => {
-                Box::pin(write(to, &left)).await.map_err(|e| flow.cannot_write(e))?;
-                flow.moved(n);
-                pace = Pace::Busy;
-            }
-            Step::Waits => {}
-            Step::Ended => break,
-        }
-        tokio::task::consume_budget().await;
-    }
+    pass(from, to, flow, u64::MAX).await?;
     flow.ended()?;
     if flow.shared.is_last() {
         // Both sides have finished, and both sockets are closed next.
@@ -77,10 +50,48 @@ pub(super) async fn one_way(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, fi
     flow.told(SockRef::from(to).shutdown(Shutdown::Write))
 }
 
+/// Moves so many bytes, or as many as there are until the end; how many they were.
+pub(super) async fn pass(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, most: u64) -> Result<u64, Side> {
+    let (mut pace, mut can_splice) = (Pace::Chatty, true);
+    let mut left = most;
+    while left > 0 {
+        poll_fn(|cx| from.poll_read_ready(cx)).await.map_err(|e| flow.cannot_read(e))?;
+        let lent = if pace == Pace::Busy && can_splice { Lent::take() } else { None };
+        if let Some(lent) = lent {
+            match Box::pin(burst(from, to, flow, lent, left)).await? {
+                Burst::Moved(n) => {
+                    left -= n;
+                    pace = if n < MANY as u64 { Pace::Chatty } else { Pace::Busy };
+                }
+                Burst::Ended(n) => return Ok(most - (left - n)),
+                Burst::Refused => can_splice = false,
+            }
+            continue;
+        }
+        let moved = match step(from, to, flow, left)? {
+            Step::Moved(n) => n,
+            Step::Left(n, rest) => {
+                Box::pin(write(to, &rest)).await.map_err(|e| flow.cannot_write(e))?;
+                n
+            }
+            Step::Waits => 0,
+            Step::Ended => return Ok(most - left),
+        };
+        if moved > 0 {
+            flow.moved(moved);
+            left -= moved as u64;
+            pace = if moved < MANY { Pace::Chatty } else { Pace::Busy };
+        }
+        tokio::task::consume_budget().await;
+    }
+    Ok(most)
+}
+
 /// Reads once into the shared buffer and writes it.
-fn step(from: &TcpStream, to: &TcpStream, flow: Flow<'_>) -> Result<Step, Side> {
+fn step(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, most: u64) -> Result<Step, Side> {
     with_shared(|shared| {
-        let n = match read(from, shared) {
+        let room = shared.len().min(usize::try_from(most).unwrap_or(usize::MAX));
+        let n = match read(from, shared.get_mut(..room).unwrap_or_default()) {
             Ok(0) => return Ok(Step::Ended),
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Step::Waits),
@@ -125,18 +136,19 @@ async fn write(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
 
 /// What came of a burst.
 enum Burst {
-    Moved(usize),
-    Ended,
+    Moved(u64),
+    /// So many were the last.
+    Ended(u64),
     /// The kernel does not splice these sockets, or has no room for it.
     Refused,
 }
 
-/// Moves all there is, until the socket has no more.
-async fn burst(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, mut lent: Lent) -> Result<Burst, Side> {
+/// Moves all there is, so many bytes at most, until the socket has no more.
+async fn burst(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, mut lent: Lent, most: u64) -> Result<Burst, Side> {
     let mut moved = 0;
-    loop {
-        match lent.fill(from) {
-            Ok(0) => return Ok(Burst::Ended),
+    while moved < most {
+        match lent.fill(from, most - moved) {
+            Ok(0) => return Ok(Burst::Ended(moved)),
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Burst::Moved(moved)),
             Err(e) if is_refusal(&e) => return Ok(Burst::Refused),
@@ -146,7 +158,7 @@ async fn burst(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, mut lent: Lent)
             match lent.drain(to) {
                 Ok(n) => {
                     flow.moved(n);
-                    moved += n;
+                    moved += n as u64;
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     poll_fn(|cx| to.poll_write_ready(cx)).await.map_err(|e| flow.cannot_write(e))?;
@@ -156,6 +168,7 @@ async fn burst(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, mut lent: Lent)
         }
         tokio::task::consume_budget().await;
     }
+    Ok(Burst::Moved(moved))
 }
 
 /// Failures that are about splicing and not about the socket.

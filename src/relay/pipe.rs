@@ -62,9 +62,10 @@ impl Lent {
         self.held == 0
     }
 
-    /// Moves bytes from a socket into the empty pipe: how many, 0 at the socket's end.
-    pub(super) fn fill(&mut self, from: &TcpStream) -> io::Result<usize> {
-        let n = from.try_io(Interest::READABLE, || moved(from, &self.pipe.write, CAPACITY))?;
+    /// Moves bytes from a socket into the empty pipe, so many at most: how many, 0 at the socket's end.
+    pub(super) fn fill(&mut self, from: &TcpStream, most: u64) -> io::Result<usize> {
+        let most = CAPACITY.min(usize::try_from(most).unwrap_or(CAPACITY));
+        let n = from.try_io(Interest::READABLE, || moved(from, &self.pipe.write, most))?;
         self.held += n;
         Ok(n)
     }

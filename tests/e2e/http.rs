@@ -80,6 +80,88 @@ fn socks(egret: &Egret, host: &str) -> TcpStream {
     stream
 }
 
+/// Bytes in which any loss, repetition or exchange shows.
+fn long(len: usize) -> Vec<u8> {
+    let mut state = 7u64;
+    std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    })
+    .take(len)
+    .collect()
+}
+
+#[test]
+fn large_bodies_pass_both_ways_and_the_next_request_follows() {
+    let (dns, ip) = (Dns::start(), own_ip());
+    dns.answer("a.web.test", &[&ip.to_string()]);
+    let body = long(3 << 20);
+    let sent = body.clone();
+    // Reads a request to its end, answers with a body of each framing in turn.
+    let origin = Recorder::answering(ip, HTTP, move |path| match path {
+        "/length" => [format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", sent.len()).as_bytes(), &sent].concat(),
+        "/chunks" => {
+            let mut answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+            for chunk in sent.chunks(1_000_000) {
+                answer.extend([format!("{:x}\r\n", chunk.len()).as_bytes(), chunk, b"\r\n"].concat());
+            }
+            [&answer[..], b"0\r\n\r\n"].concat()
+        }
+        _ => b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi".to_vec(),
+    });
+    let egret = Egret::start(dns.address, (HTTPS, HTTP), &policy(), "limits: { peek: 2s }");
+    let host = format!("a.web.test:{HTTP}");
+    for (way, mut stream, front) in ways_in(&egret, &host) {
+        let chunked: Vec<u8> = body.chunks(700_000).fold(Vec::new(), |mut all, chunk| {
+            all.extend([format!("{:x}\r\n", chunk.len()).as_bytes(), chunk, b"\r\n"].concat());
+            all
+        });
+        let chunked = [&chunked[..], b"0\r\n\r\n"].concat();
+        for (path, framing, content) in [
+            ("/length", format!("Content-Length: {}", body.len()), &body),
+            ("/chunks", "Transfer-Encoding: chunked".to_owned(), &chunked),
+        ] {
+            let head = format!("POST {front}{path} HTTP/1.1\r\nHost: {host}\r\n{framing}\r\n\r\n");
+            // A second request right behind the first one's body.
+            let next = format!("GET {front}/next HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            stream.write_all(&[head.as_bytes(), content, next.as_bytes()].concat()).unwrap();
+            let said = read_head(&mut stream);
+            assert!(said.starts_with("HTTP/1.1 200"), "{way} {path}: {said}");
+            let mut got = Vec::new();
+            if path == "/length" {
+                got.resize(body.len(), 0);
+                stream.read_exact(&mut got).unwrap();
+            } else {
+                loop {
+                    let mut size = Vec::new();
+                    while !size.ends_with(b"\r\n") {
+                        let mut byte = [0];
+                        stream.read_exact(&mut byte).unwrap();
+                        size.push(byte[0]);
+                    }
+                    let size = usize::from_str_radix(String::from_utf8(size).unwrap().trim(), 16).unwrap();
+                    let mut chunk = vec![0; size + 2];
+                    stream.read_exact(&mut chunk).unwrap();
+                    got.extend_from_slice(&chunk[..size]);
+                    if size == 0 {
+                        break;
+                    }
+                }
+            }
+            assert!(got == body, "{way} {path}: the answer's body");
+            assert!(answer(&mut stream).ends_with("hi"), "{way} {path}: the next request");
+        }
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(read_all(&mut stream).is_empty());
+        let received = origin.streams().concat();
+        let count = |needle: &[u8]| received.windows(needle.len()).filter(|window| *window == needle).count();
+        assert!(count(&body) >= 1 && count(&chunked) >= 1, "{way}: the request's bodies");
+        let totals =
+            egret.record(way, |r| r["bytes_up"].as_u64() > Some(3 << 20) && r["bytes_down"].as_u64() > Some(3 << 20));
+        allowed(&totals, "web");
+    }
+}
+
 #[test]
 fn a_tunnel_may_follow_a_request_and_carry_tls() {
     let k = kept();

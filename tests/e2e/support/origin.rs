@@ -80,7 +80,14 @@ impl Recorder {
 
     /// A server of plain HTTP that answers every request of a connection with its path, until it is told to close.
     pub fn serving(ip: IpAddr, port: u16) -> Self {
-        Self::forward_to(ip, port, |mut stream, keep| {
+        Self::answering(ip, port, |path| {
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{path}", path.len()).into_bytes()
+        })
+    }
+
+    /// A server of plain HTTP whose answers follow from the path.
+    pub fn answering(ip: IpAddr, port: u16, says: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> Self {
+        Self::forward_to(ip, port, move |mut stream, keep| {
             let (mut held, mut chunk) = (Vec::new(), [0; 65536]);
             while let Ok(n) = stream.read(&mut chunk) {
                 if n == 0 {
@@ -92,9 +99,12 @@ impl Recorder {
                     let text = String::from_utf8_lossy(&held[..len]).into_owned();
                     let path = text.split(' ').nth(1).unwrap_or_default().to_owned();
                     held.drain(..len);
-                    let body = if text.starts_with("HEAD ") { "" } else { &path };
-                    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", path.len());
-                    if stream.write_all(answer.as_bytes()).is_err() || text.contains("Connection: close\r\n") {
+                    let mut answer = says(&path);
+                    if text.starts_with("HEAD ") {
+                        let head = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
+                        answer.truncate(head + 4);
+                    }
+                    if stream.write_all(&answer).is_err() || text.contains("Connection: close\r\n") {
                         return;
                     }
                 }
