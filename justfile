@@ -19,6 +19,10 @@ test-all:
 bench:
     cargo bench --locked
 
+# egret beside nginx stream, HAProxy and Envoy; needs root. Writes benches/results.
+bench-peers *ARGS:
+    benches/peers/run {{ARGS}}
+
 # A minute of each fuzz target (needs nightly and cargo-fuzz).
 fuzz:
     for target in hello http_head requests proxy_header pattern config; do cargo +nightly fuzz run $target -- -max_total_time=60; done
