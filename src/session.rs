@@ -215,6 +215,8 @@ async fn visit(
     if let Some(sighting) = &claimed.sighting {
         record.sighting(sighting);
     }
+    // What its certificate says is known already.
+    record.identity(&claim.identity);
     client.authenticate(&mut claim, peek_limits).await?;
     record.identity(&claim.identity);
 

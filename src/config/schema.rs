@@ -71,8 +71,8 @@ impl<'a> Walk<'a> {
             );
         }
         if !fits {
-            let unit =
-                if path.starts_with("limits.") || path.starts_with("dns.") { ", such as 5s or 64KiB" } else { "" };
+            let is_quantity = kinds.contains(&"string") && (path.starts_with("limits.") || path.starts_with("dns."));
+            let unit = if is_quantity { ", such as 5s or 64KiB" } else { "" };
             return self.fault(node, path, format!("{} stands here; write {}{unit}", article(kind), expected(&kinds)));
         }
         match &node.value {

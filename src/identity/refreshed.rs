@@ -49,9 +49,9 @@ pub struct Refreshed<F: Files> {
 /// What was seen of the files.
 #[derive(Debug)]
 struct Seen {
-    /// When all of them could be used.
+    /// When they were read last.
     stamps: Vec<Option<Stamp>>,
-    /// What has been told since.
+    /// What was wrong with them then, and has been told; empty where nothing was.
     told: String,
 }
 
@@ -79,9 +79,11 @@ impl<F: Files> Refreshed<F> {
     pub fn refresh(&self, of: &str) {
         let now = stamps(&self.files);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.stamps == now {
+        // It may have been the machine and not the file: what was wrong is tried again.
+        if seen.stamps == now && seen.told.is_empty() {
             return;
         }
+        seen.stamps = now;
         let (made, fault) = self.files.reload(&self.get());
         let is_new = made.is_some();
         if let Some(made) = made {
@@ -91,10 +93,9 @@ impl<F: Files> Refreshed<F> {
         let files = names.join(", ");
         match fault {
             None => {
-                *seen = Seen { stamps: now, told: String::new() };
+                seen.told.clear();
                 tracing::info!(listener = of, %files, "read again");
             }
-            // It may have been the machine and not the file: it is tried again.
             Some(fault) if seen.told != fault.message => {
                 let left = if is_new { "what cannot be used is left out" } else { "what was read before stays" };
                 tracing::warn!(listener = of, %files, error = %fault, "changed; {left}");
@@ -120,4 +121,65 @@ fn stamps(files: &impl Files) -> Vec<Option<Stamp>> {
         Some((meta.dev(), meta.ino(), meta.len(), (meta.mtime(), meta.mtime_nsec()), changed))
     };
     files.paths().into_iter().map(stamp).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    /// A file whose text must not be "bad".
+    struct Text(PathBuf);
+
+    impl Files for Text {
+        type Made = String;
+
+        fn paths(&self) -> Vec<&Path> {
+            vec![&self.0]
+        }
+
+        fn load(&self) -> Result<String, FileFault> {
+            let text = read_regular(&self.0).map_err(|message| FileFault { key: "", message })?;
+            let bad = FileFault { key: "", message: "bad".to_owned() };
+            if text == "bad" { Err(bad) } else { Ok(text) }
+        }
+
+        fn reload(&self, _: &String) -> (Option<String>, Option<FileFault>) {
+            match self.load() {
+                Ok(text) => (Some(text), None),
+                Err(fault) => (Some("nothing".to_owned()), Some(fault)),
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_the_path_leads_to_is_what_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("good"), "good").unwrap();
+        std::fs::write(path("faulty"), "bad").unwrap();
+        let lead_to = |name: &str| {
+            let _ = std::fs::remove_file(path("link"));
+            std::os::unix::fs::symlink(path(name), path("link")).unwrap();
+        };
+        lead_to("good");
+        let files = Refreshed::load(Text(path("link"))).unwrap();
+        let now = || {
+            files.refresh("test");
+            files.get().to_string()
+        };
+        assert_eq!(now(), "good");
+        lead_to("faulty");
+        assert_eq!(now(), "nothing");
+        // Back to the very file that was good before.
+        lead_to("good");
+        assert_eq!(now(), "good");
+        std::fs::remove_file(path("link")).unwrap();
+        assert_eq!(now(), "nothing");
+        lead_to("good");
+        assert_eq!(now(), "good");
+        // A device, or a pipe, is no file, and is not waited for.
+        lead_to("/dev/zero");
+        assert_eq!(now(), "nothing");
+    }
 }

@@ -1,7 +1,7 @@
 //! Users and their passwords: a file of hashes, and the check, which is dear on purpose.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -197,7 +197,7 @@ impl Users {
             return Some(pass);
         }
         let place = Place::of(from);
-        let _own = place.queue.lock().await;
+        let own = Arc::clone(&place.queue).lock_owned().await;
         let turn = TURNS.acquire().await.ok()?;
         // Many may have waited to show the same.
         if let Some(pass) = self.known(&user, &message) {
@@ -211,7 +211,8 @@ impl Users {
                 let tag = hmac::sign(&self.key, &message);
                 self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(user, tag);
             }
-            drop(turn);
+            // Whoever asked may be gone; the next of its address begins when this one has ended.
+            drop((turn, own, place));
             pass
         });
         checked.await.ok().flatten()
@@ -249,6 +250,11 @@ struct Place {
 
 impl Place {
     fn of(from: IpAddr) -> Self {
+        // One client has a whole /64 to choose from (RFC 7934).
+        let from = match from {
+            IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),
+            v4 @ IpAddr::V4(_) => v4,
+        };
         let mut queues = QUEUES.lock().unwrap_or_else(PoisonError::into_inner);
         Self { from, queue: Arc::clone(queues.entry(from).or_default()) }
     }
@@ -387,7 +393,7 @@ mod tests {
             let users = Users::parse(&text).unwrap().0.remembering(&was);
             assert_eq!((users.known.lock().unwrap().len(), users.stand(&pass)), (is_known, stands), "{text}");
         }
-        let own: IpAddr = "::1".parse().unwrap();
+        let own: IpAddr = "::".parse().unwrap();
         assert!(!QUEUES.lock().unwrap().contains_key(&own), "nobody waits, nothing is kept");
     }
 

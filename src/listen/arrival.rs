@@ -103,7 +103,10 @@ fn why(error: &std::io::Error) -> String {
         Some(Error::AlertReceived(Alert::UnknownCA | Alert::BadCertificate | Alert::CertificateUnknown)) => {
             "the client does not trust the proxy's certificate".to_owned()
         }
-        Some(other) => other.to_string().escape_debug().to_string(),
+        Some(other) => match other.to_string() {
+            text if text.contains("UnsupportedCertVersion") => "the client's certificate is of version 1".to_owned(),
+            text => text.escape_debug().to_string(),
+        },
     }
 }
 

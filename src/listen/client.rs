@@ -221,6 +221,8 @@ impl Client {
         };
         let identity = self.identity.with_user(shown.user());
         match tokio::time::timeout_at(until, users.get().admit(shown, self.address.ip())).await {
+            // The file may have changed while it was checked.
+            Ok(Some(pass)) if !users.get().stand(&pass) => failed("there is no such user any more"),
             Ok(Some(pass)) => {
                 self.pass = Some(pass);
                 Ok(identity)
@@ -336,7 +338,10 @@ fn raw_authority(bytes: &[u8]) -> Option<&[u8]> {
     }
     let start = target.windows(3).position(|w| w == b"://").map_or(0, |at| at + 3);
     let authority = target.get(start..)?.split(|b| matches!(b, b'/' | b'?' | b'#')).next()?;
-    (!target.starts_with(b"/") && !authority.is_empty()).then_some(authority)
+    // What is no port may be a password.
+    let mut parts = authority.rsplitn(2, |b| *b == b':');
+    let is_port = parts.next()?.iter().all(u8::is_ascii_digit) || parts.next().is_none() || authority.ends_with(b"]");
+    (!target.starts_with(b"/") && !authority.is_empty() && is_port).then_some(authority)
 }
 
 #[cfg(test)]
@@ -353,6 +358,8 @@ mod tests {
             "GET http://bob:hun/ter2@a.test/ HTTP/1.1\r\n",
             "GET http://bob:hunter2 x@a.test/ HTTP/1.1\r\n",
             "CONNECT bob:hun/ter2@a.test:443 HTTP/1.1\r\n",
+            "CONNECT bob:hunter2 HTTP/1.1\r\n",
+            "GET Basic:aHVudGVyMg== HTTP/1.1\r\n",
             "GET /cb?u=http://token/ HTTP/1.1\r\n",
             "password: hunter2\r\n\r\n",
             "password: hunter2 HTTP\r\n\r\n",

@@ -11,8 +11,8 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::pipe::Lent;
-use super::{Flow, Side};
-use crate::stream::with_shared;
+use super::{Flow, Side, Way};
+use crate::stream::{reset_of, with_shared};
 
 /// A read of this much means that more is on its way.
 const MANY: usize = 16 << 10;
@@ -37,7 +37,7 @@ enum Step {
 
 pub(super) async fn one_way(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, first: Vec<u8>) -> Result<(), Side> {
     if !first.is_empty() {
-        Box::pin(write(to, &first)).await.map_err(|e| flow.cannot_write(e))?;
+        Box::pin(write(from, to, flow, &first)).await?;
         flow.moved(first.len());
     }
     drop(first);
@@ -53,25 +53,23 @@ pub(super) async fn one_way(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, fi
 /// Moves so many bytes, or as many as there are until the end; how many they were.
 pub(super) async fn pass(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, most: u64) -> Result<u64, Side> {
     let (mut pace, mut can_splice) = (Pace::Chatty, true);
-    let mut left = most;
+    let (mut left, mut in_doubt) = (most, false);
     while left > 0 {
         poll_fn(|cx| from.poll_read_ready(cx)).await.map_err(|e| flow.cannot_read(e))?;
-        let lent = if pace == Pace::Busy && can_splice { Lent::take() } else { None };
+        let lent = if pace == Pace::Busy && can_splice && !in_doubt { Lent::take() } else { None };
         if let Some(lent) = lent {
-            match Box::pin(burst(from, to, flow, lent, left)).await? {
-                Burst::Moved(n) => {
-                    left -= n;
-                    pace = if n < MANY as u64 { Pace::Chatty } else { Pace::Busy };
-                }
-                Burst::Ended(n) => return Ok(most - (left - n)),
-                Burst::Refused => can_splice = false,
-            }
+            let Burst { moved, is_refused } = Box::pin(burst(from, to, flow, lent, left)).await?;
+            left -= moved;
+            pace = if moved < MANY as u64 { Pace::Chatty } else { Pace::Busy };
+            can_splice = !is_refused;
+            in_doubt = true;
             continue;
         }
+        in_doubt = false;
         let moved = match step(from, to, flow, left)? {
             Step::Moved(n) => n,
             Step::Left(n, rest) => {
-                Box::pin(write(to, &rest)).await.map_err(|e| flow.cannot_write(e))?;
+                Box::pin(write(from, to, flow, &rest)).await?;
                 n
             }
             Step::Waits => 0,
@@ -123,35 +121,47 @@ fn read(from: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     short.map_or(read, Ok)
 }
 
-async fn write(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+async fn write(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, mut bytes: &[u8]) -> Result<(), Side> {
     while !bytes.is_empty() {
         match to.try_write(bytes) {
             Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => poll_fn(|cx| to.poll_write_ready(cx)).await?,
-            Err(e) => return Err(e),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => room(from, to, flow).await?,
+            Err(e) => return Err(flow.cannot_write(e)),
         }
     }
     Ok(())
 }
 
-/// What came of a burst.
-enum Burst {
-    Moved(u64),
-    /// So many were the last.
-    Ended(u64),
-    /// The kernel does not splice these sockets, or has no room for it.
-    Refused,
+/// Waits until more can be written. A client that has reset meanwhile is noticed: nobody reads from it now. What an
+/// upstream sent before it reset is still delivered.
+async fn room(from: &TcpStream, to: &TcpStream, flow: Flow<'_>) -> Result<(), Side> {
+    let gone = async {
+        match flow.way {
+            Way::Up => reset_of(from).await,
+            Way::Down => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        ready = poll_fn(|cx| to.poll_write_ready(cx)) => ready.map_err(|e| flow.cannot_write(e)),
+        () = gone => Err(flow.cannot_read(io::ErrorKind::ConnectionReset.into())),
+    }
 }
 
-/// Moves all there is, so many bytes at most, until the socket has no more.
+/// What came of a burst.
+struct Burst {
+    moved: u64,
+    /// The kernel does not splice these sockets, or has no room for it.
+    is_refused: bool,
+}
+
+/// Moves all that a pipe takes, so many bytes at most, until it takes no more.
 async fn burst(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, mut lent: Lent, most: u64) -> Result<Burst, Side> {
     let mut moved = 0;
     while moved < most {
         match lent.fill(from, most - moved) {
-            Ok(0) => return Ok(Burst::Ended(moved)),
+            Ok(0) => break,
             Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Burst::Moved(moved)),
-            Err(e) if is_refusal(&e) => return Ok(Burst::Refused),
+            Err(e) if is_refusal(&e) => return Ok(Burst { moved, is_refused: true }),
             Err(e) => return Err(flow.cannot_read(e)),
         }
         while !lent.is_empty() {
@@ -160,15 +170,13 @@ async fn burst(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, mut lent: Lent,
                     flow.moved(n);
                     moved += n as u64;
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    poll_fn(|cx| to.poll_write_ready(cx)).await.map_err(|e| flow.cannot_write(e))?;
-                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => room(from, to, flow).await?,
                 Err(e) => return Err(flow.cannot_write(e)),
             }
         }
         tokio::task::consume_budget().await;
     }
-    Ok(Burst::Moved(moved))
+    Ok(Burst { moved, is_refused: false })
 }
 
 /// Failures that are about splicing and not about the socket.

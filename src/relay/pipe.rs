@@ -62,12 +62,18 @@ impl Lent {
         self.held == 0
     }
 
-    /// Moves bytes from a socket into the empty pipe, so many at most: how many, 0 at the socket's end.
+    /// Moves bytes from a socket into the empty pipe, so many at most, and says how many. None does not mean the end,
+    /// nor that none are there: a splice stops at urgent data (tcp(7)), and only a read tells which it is.
     pub(super) fn fill(&mut self, from: &TcpStream, most: u64) -> io::Result<usize> {
         let most = CAPACITY.min(usize::try_from(most).unwrap_or(CAPACITY));
-        let n = from.try_io(Interest::READABLE, || moved(from, &self.pipe.write, most))?;
-        self.held += n;
-        Ok(n)
+        let filled = from.try_io(Interest::READABLE, || match moved(from, &self.pipe.write, most) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            filled => filled,
+        });
+        match filled {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            filled => filled.inspect(|n| self.held += n),
+        }
     }
 
     /// Moves bytes from the pipe to a socket.

@@ -284,3 +284,43 @@ async fn a_client_that_is_gone_is_noticed_while_the_upstream_is_silent() {
         assert_eq!(task.await.unwrap().0, Ending::ClientReset, "{kind:?}");
     }
 }
+
+/// Urgent data stops a splice without being its end. Telnet and some databases' cancellations use it.
+#[tokio::test]
+async fn urgent_data_is_no_end() {
+    for way in [Way::Up, Way::Down] {
+        let (mut client, mut upstream, task) = relayed(Kind::Bare, LONG).await;
+        upstream.read_exact(&mut [0; 7]).await.unwrap();
+        let (Either::Left(client), upstream) = (&mut client, &mut upstream) else { panic!("a bare client") };
+        let (sends, hears) = if way == Way::Up { (client, upstream) } else { (upstream, client) };
+        let sending = async {
+            sends.write_all(&[1; 1_000_000]).await.unwrap();
+            SockRef::from(&*sends).send_out_of_band(b"!").unwrap();
+            sends.write_all(&[2; 500_000]).await.unwrap();
+            sends.shutdown().await.unwrap();
+        };
+        let mut got = Vec::new();
+        let hearing = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            hears.read_to_end(&mut got).await.unwrap();
+            hears.shutdown().await.unwrap();
+        };
+        tokio::join!(sending, hearing);
+        let count = |byte: u8| got.iter().filter(|b| **b == byte).count();
+        assert_eq!((count(1), count(2)), (1_000_000, 500_000), "{way:?}");
+        assert_eq!(task.await.unwrap().0, Ending::Closed, "{way:?}");
+    }
+}
+
+/// An upstream that reads nothing must not hide that its client has gone.
+#[tokio::test]
+async fn a_client_that_is_gone_is_noticed_while_the_upstream_takes_nothing() {
+    let (mut client, _upstream, task) = relayed(Kind::Bare, LONG).await;
+    // As much as all buffers on the way take.
+    let stuck = tokio::time::timeout(Duration::from_millis(500), client.write_all(&[0; 64 << 20])).await;
+    assert!(stuck.is_err());
+    reset(tcp(&client));
+    drop(client);
+    let ending = tokio::time::timeout(LONG / 4, task).await.expect("the reset is seen").unwrap().0;
+    assert_eq!(ending, Ending::ClientReset);
+}
