@@ -158,10 +158,11 @@ impl Wait<'_> {
     }
 
     async fn send(&mut self, n: usize) -> Result<(), Halt> {
-        let bytes: Vec<u8> = self.held.drain(..n.min(self.held.len())).collect();
+        let bytes = self.held.get(..n).unwrap_or(&self.held);
         if !bytes.is_empty() {
-            self.upstream.write_all(&bytes).await.map_err(|_| Halt::Broken(Ending::UpstreamReset))?;
+            self.upstream.write_all(bytes).await.map_err(|_| Halt::Broken(Ending::UpstreamReset))?;
             self.meter.count(Way::Up, bytes.len());
+            self.held.drain(..n.min(self.held.len()));
         }
         Ok(())
     }

@@ -3,7 +3,6 @@
 //! Follows the published description of JA4 (FoxIO, BSD-3-Clause part). Decides nothing.
 
 use super::client_hello::is_grease;
-use std::fmt::Write as _;
 
 /// What the fingerprint is made of; GREASE values may still be in the lists.
 pub(super) struct Parts<'a> {
@@ -60,7 +59,8 @@ fn hex_list(values: &[u16]) -> String {
         if !out.is_empty() {
             out.push(',');
         }
-        let _ = write!(out, "{value:04x}");
+        // Every hello pays for this: the formatter's paddings would cost more than the digest.
+        out.extend([12, 8, 4, 0].into_iter().filter_map(|shift| char::from_digit(u32::from(value >> shift & 0xf), 16)));
     }
     out
 }
@@ -81,10 +81,7 @@ fn short_hash(text: &str) -> String {
         return "000000000000".into();
     }
     let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
-    digest.as_ref().iter().take(6).fold(String::with_capacity(12), |mut out, byte| {
-        let _ = write!(out, "{byte:02x}");
-        out
-    })
+    data_encoding::HEXLOWER.encode(digest.as_ref().get(..6).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -64,7 +64,7 @@ pub enum NetPort {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sources {
     pub nets: Vec<IpNet>,
-    /// As in an [`Identity`](crate::claim::Identity).
+    /// As in an [`Identity`].
     pub clients: Vec<Box<str>>,
 }
 
