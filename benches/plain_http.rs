@@ -9,7 +9,9 @@
     reason = "a benchmark that cannot set up has nothing to measure"
 )]
 #![allow(clippy::disallowed_methods, reason = "real time: real processes are measured")]
+#![allow(unreachable_pub, reason = "modules of one benchmark")]
 
+mod cost;
 #[path = "../tests/missing/mod.rs"]
 mod missing;
 #[path = "../tests/e2e/support/mod.rs"]
@@ -21,6 +23,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 
+use cost::cpu_of;
 use support::dns::Dns;
 use support::{Egret, Server, connect, have, origin, own_ip, read_head};
 
@@ -133,19 +136,6 @@ fn transfer(to: SocketAddr, way: Way, bytes: u64) {
             assert!(head.starts_with("HTTP/1.1 200"), "{head}");
         }
     }
-}
-
-/// The CPU seconds a process spends, in its own code and in the kernel for it, while something is done.
-fn cpu_of(pid: u32, done: impl FnOnce()) -> f64 {
-    let ticks = || {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-        fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()
-    };
-    let before = ticks();
-    done();
-    // Linux counts these in hundredths of a second on every platform Rust runs on: proc(5), USER_HZ.
-    (ticks() - before) / 100.0
 }
 
 fn most_memory(pid: u32) -> String {

@@ -13,6 +13,8 @@
 #![allow(clippy::disallowed_methods, reason = "real time: real processes are measured")]
 #![allow(unreachable_pub, reason = "modules of one benchmark")]
 
+#[path = "../cost/mod.rs"]
+mod cost;
 mod load;
 #[path = "../../tests/missing/mod.rs"]
 mod missing;

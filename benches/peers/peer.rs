@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
+use crate::cost::cpu_of;
 use crate::load::{self, Mode};
 use crate::support::dns::Dns;
 use crate::support::{eventually, own_ip};
@@ -77,7 +78,7 @@ pub struct Peer {
     pub kind: Kind,
     ip: IpAddr,
     child: Child,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Peer {
@@ -207,9 +208,9 @@ impl Peer {
         let said = fs::File::create(dir.join("said")).unwrap();
         command.stdin(Stdio::null()).stdout(said.try_clone().unwrap()).stderr(said);
         let child = command.spawn().unwrap();
-        let mut peer = Self { kind, ip, child, _folder: folder };
+        let mut peer = Self { kind, ip, child, folder };
         eventually(&format!("{} serves", kind.name()), || {
-            let said = || fs::read_to_string(peer._folder.path().join("said")).unwrap_or_default();
+            let said = || fs::read_to_string(peer.folder.path().join("said")).unwrap_or_default();
             assert!(matches!(peer.child.try_wait(), Ok(None)), "{} has ended: {}", kind.name(), said());
             load::answers(SocketAddr::new(ip, Mode::Echo.port()))
         });
@@ -222,19 +223,7 @@ impl Peer {
 
     /// CPU seconds that the proxy's threads take while something is done.
     pub fn cpu(&self, done: impl FnOnce()) -> f64 {
-        let before = self.on_cpu();
-        done();
-        self.on_cpu() - before
-    }
-
-    /// Nanoseconds on a CPU, of all threads (proc(5), schedstat).
-    fn on_cpu(&self) -> f64 {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
-        let of_task = |task: fs::DirEntry| {
-            let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-            text.split(' ').next().and_then(|first| first.parse::<f64>().ok()).unwrap_or(0.0)
-        };
-        tasks.filter_map(Result::ok).map(of_task).sum::<f64>() / 1e9
+        cpu_of(self.child.id(), done)
     }
 
     /// KiB.

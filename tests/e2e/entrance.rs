@@ -27,7 +27,7 @@ const BALANCED_TLS: u16 = 3132;
 
 struct World {
     _dns: Dns,
-    _nginx: Nginx,
+    nginx: Nginx,
     authority: Authority,
     egret: Egret,
     users: String,
@@ -73,7 +73,7 @@ fn world() -> Option<World> {
         dns.address
     );
     let egret = Egret::run(&config, own);
-    Some(World { _dns: dns, _nginx: nginx, authority, egret, users })
+    Some(World { _dns: dns, nginx, authority, egret, users })
 }
 
 #[test]
@@ -251,7 +251,7 @@ fn curl_speaks_tls_to_the_proxy() {
     let proxy = format!("https://{}", w.at(TLS));
     let big = w.authority.path("big");
     std::fs::write(&big, vec![7; 20 << 20]).unwrap();
-    std::fs::copy(&big, w._nginx.root.path().join("big")).unwrap();
+    std::fs::copy(&big, w.nginx.root.path().join("big")).unwrap();
     let through = |more: &[&str]| {
         let all = ["--cacert", &ca, "--proxy-cacert", &ca, "-x", &proxy, "-U", "alice:correct horse"];
         curl(&[&all[..], more].concat())

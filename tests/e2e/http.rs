@@ -91,6 +91,12 @@ fn long(len: usize) -> Vec<u8> {
     .collect()
 }
 
+/// A body in chunks of this size (RFC 9112 §7.1).
+fn in_chunks(body: &[u8], size: usize) -> Vec<u8> {
+    let chunk = |chunk: &[u8]| [format!("{:x}\r\n", chunk.len()).as_bytes(), chunk, b"\r\n"].concat();
+    body.chunks(size).chain([&b""[..]]).flat_map(chunk).collect()
+}
+
 #[test]
 fn large_bodies_pass_both_ways_and_the_next_request_follows() {
     let (dns, ip) = (Dns::start(), own_ip());
@@ -101,22 +107,14 @@ fn large_bodies_pass_both_ways_and_the_next_request_follows() {
     let origin = Recorder::answering(ip, HTTP, move |path| match path {
         "/length" => [format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", sent.len()).as_bytes(), &sent].concat(),
         "/chunks" => {
-            let mut answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
-            for chunk in sent.chunks(1_000_000) {
-                answer.extend([format!("{:x}\r\n", chunk.len()).as_bytes(), chunk, b"\r\n"].concat());
-            }
-            [&answer[..], b"0\r\n\r\n"].concat()
+            [&b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"[..], &in_chunks(&sent, 1_000_000)].concat()
         }
         _ => b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi".to_vec(),
     });
     let egret = Egret::start(dns.address, (HTTPS, HTTP), &policy(), "limits: { peek: 2s }");
     let host = format!("a.web.test:{HTTP}");
     for (way, mut stream, front) in ways_in(&egret, &host) {
-        let chunked: Vec<u8> = body.chunks(700_000).fold(Vec::new(), |mut all, chunk| {
-            all.extend([format!("{:x}\r\n", chunk.len()).as_bytes(), chunk, b"\r\n"].concat());
-            all
-        });
-        let chunked = [&chunked[..], b"0\r\n\r\n"].concat();
+        let chunked = in_chunks(&body, 700_000);
         for (path, framing, content) in [
             ("/length", format!("Content-Length: {}", body.len()), &body),
             ("/chunks", "Transfer-Encoding: chunked".to_owned(), &chunked),
