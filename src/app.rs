@@ -15,7 +15,6 @@ use crate::admin::{self, Told};
 use crate::config::{Limits, ListenerKind, ListenerSettings, Settings};
 use crate::dns::{Resolver, UpstreamError};
 use crate::drain::Drain;
-use crate::identity::FileFault;
 use crate::keeper;
 use crate::listen::{self, Door, Entrance};
 use crate::metrics::Metrics;
@@ -54,8 +53,6 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
-    #[error("cannot use a listener's files: {0}")]
-    Files(#[from] FileFault),
     #[error("cannot read this machine's own addresses, which no name may lead to: {0}")]
     Interfaces(#[source] io::Error),
     #[error("cannot start the runtime: {0}")]
@@ -90,7 +87,7 @@ impl App {
             .listeners
             .iter()
             .map(|settings| {
-                let entrance = Entrance::new(settings)?;
+                let entrance = Entrance::new(settings);
                 Ok((bind_to(settings.bind, limits.keepalive, &entrance.name)?, Arc::new(entrance)))
             })
             .collect::<Result<Vec<_>, StartError>>()?;
@@ -219,8 +216,7 @@ impl Screen {
         let forward = settings.listeners.iter().find(open).map(|l| {
             let scheme = if l.tls.is_some() { "https" } else { "http" };
             let user = l.users.as_ref().map(|_| " -U NAME:PASSWORD").unwrap_or_default();
-            let certified = l.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-            let certificate = if certified { " --proxy-cert FILE --proxy-key FILE" } else { "" };
+            let certificate = if l.certifies() { " --proxy-cert FILE --proxy-key FILE" } else { "" };
             (scheme, l.bind, format!("{user}{certificate}"))
         });
         Self {

@@ -13,7 +13,6 @@ mod schema;
 mod tags;
 
 use std::fmt;
-use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,15 +23,13 @@ use ipnet::{IpNet, Ipv6Net};
 pub use document::Place;
 pub use schema::schema;
 
-use crate::identity::{TlsFiles, UsersFile};
+use crate::files::read_bounded;
+use crate::identity::{Refreshed, TlsFiles, UsersFile};
 use crate::name::HostName;
 use crate::policy::rule::{AppProtocol, AppRule, NetRule};
 
 /// The configuration in the binary: a forward proxy for this machine with the AKS rules.
 pub const DEFAULT: &str = include_str!("../config/default.yaml");
-
-/// A larger file holds a list that belongs into `fqdns_file`.
-const MAX_FILE: u64 = 64 << 20;
 
 /// Checked settings.
 #[derive(Debug)]
@@ -80,14 +77,14 @@ pub struct Origin {
     pub inline: usize,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ListenerSettings {
     pub bind: SocketAddr,
     pub kind: ListenerKind,
     /// Who must say whose connections they bring; `None`: nobody may.
     pub proxies: Option<Vec<IpNet>>,
-    pub tls: Option<TlsFiles>,
-    pub users: Option<UsersFile>,
+    pub tls: Option<Arc<Refreshed<TlsFiles>>>,
+    pub users: Option<Arc<Refreshed<UsersFile>>>,
     pub adds: Adds,
 }
 
@@ -103,7 +100,13 @@ impl ListenerSettings {
     /// Whether clients must show who they are.
     #[must_use]
     pub fn identifies(&self) -> bool {
-        self.users.is_some() || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
+        self.users.is_some() || self.certifies()
+    }
+
+    /// Whether clients must show a certificate.
+    #[must_use]
+    pub fn certifies(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.files().client_ca.is_some())
     }
 }
 
@@ -295,22 +298,6 @@ impl Settings {
             ConfigError { file: file.to_owned(), faults }
         })
     }
-}
-
-/// A text file with a bound, or the sentence that says why not.
-pub(crate) fn read_bounded(path: &Path) -> Result<String, String> {
-    let name = path.display();
-    let cannot = |e: std::io::Error| format!("cannot read {name}: {e}");
-    let mut bytes = Vec::new();
-    // What it says of its length is not asked: some files have none, and no end.
-    std::fs::File::open(path).map_err(cannot)?.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(cannot)?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(format!("{name} has more than {MAX_FILE} bytes, which are the most"));
-    }
-    if bytes.starts_with(&[0x1f, 0x8b]) {
-        return Err(format!("{name} is compressed; unpack it"));
-    }
-    String::from_utf8(bytes).map_err(|e| format!("{name} is not UTF-8 at byte {}", e.utf8_error().valid_up_to()))
 }
 
 #[cfg(test)]

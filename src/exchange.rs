@@ -53,8 +53,6 @@ pub struct Outgoing<'a> {
     pub head: &'a RequestHead,
     /// The head, and whatever of the body and of later requests came with it.
     pub raw: &'a [u8],
-    /// Whether another request may follow on the client's connection.
-    pub may_stay: bool,
     /// Whether the client may go on in the protocol it asked for.
     pub may_switch: bool,
     /// Fields to add to the request, each with its CRLF.
@@ -184,7 +182,7 @@ impl Outgoing<'_> {
     fn onward(self) -> Onward {
         match self.head.upgrade {
             Some(_) if self.may_switch => Onward::Switch,
-            _ if self.may_stay && self.head.stays() => Onward::Stay,
+            _ if self.head.stays() => Onward::Stay,
             _ => Onward::Close,
         }
     }
@@ -239,7 +237,7 @@ async fn send_answer(
     };
     let upstream_stays = asked == Onward::Stay && head.stays() && matches!(length, AnswerLength::Framed(_));
     // The client stays where its request says so and the answer has an end of its own.
-    let client_stays = request.may_stay && request.head.stays() && matches!(length, AnswerLength::Framed(_));
+    let client_stays = request.head.stays() && matches!(length, AnswerLength::Framed(_));
     let onward = if client_stays { Onward::Stay } else { Onward::Close };
     seen.answer.store(true, Ordering::Relaxed);
     write(&mut client, &head.for_client(&held, request.adds.via(head.is_http_10), onward), Way::Down, meter).await?;
@@ -298,8 +296,8 @@ async fn send_body(
             && let Some(left) = body.as_ref().map_or(Some(u64::MAX), Body::worth_passing)
             && let WriteSide::Left(client) = &*client
         {
-            let way = (upstream.as_ref(), client.as_ref());
-            let passed = relay::pass(way.0, way.1, Way::Down, left, meter).await.map_err(Halt::Broken)?;
+            let passed = relay::pass(upstream.as_ref(), client.as_ref(), Way::Down, left, meter).await;
+            let passed = passed.map_err(Halt::Broken)?;
             match &mut body {
                 None if seen.broken.load(Ordering::Relaxed) => return Err(Halt::Broken(Ending::UpstreamReset)),
                 None => return Ok(()),

@@ -94,11 +94,6 @@ impl Record {
         Arc::clone(&self.meter)
     }
 
-    #[must_use]
-    pub fn meter_ref(&self) -> &Meter {
-        &self.meter
-    }
-
     /// Whose connection it is, where that is not the peer.
     pub fn client(&mut self, client: ClientAddr) {
         self.line.client = Some(client.socket());

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::claim::{Claim, ClientAddr, Identity, Via};
-use crate::config::{Adds, Limits};
+use crate::config::Limits;
 use crate::dns::Resolver;
 use crate::drain::Guest;
 use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
@@ -84,9 +84,9 @@ struct Tunnel {
 
 impl Tunnel {
     async fn relay(&mut self, idle: Duration) -> Ending {
-        let up = std::mem::take(&mut self.up);
-        let Self { client, upstream, record, .. } = self;
-        let ending = relay::run(&mut client.stream, &mut upstream.stream, up, idle, record.meter_ref()).await;
+        let (up, meter) = (std::mem::take(&mut self.up), self.record.meter());
+        let Self { client, upstream, .. } = self;
+        let ending = relay::run(&mut client.stream, &mut upstream.stream, up, idle, &meter).await;
         if ending == Ending::Closed {
             upstream.end();
             client.end();
@@ -163,7 +163,7 @@ async fn tell(
     let (mut standing, mut before) = (None, None);
     loop {
         let house = &house;
-        match visit(&mut client, entrance.adds, house, limits, &mut record, &mut standing, &mut before).await {
+        match visit(&mut client, house, limits, &mut record, &mut standing, &mut before).await {
             Ok(Visit::Relay { upstream, up }) => {
                 return Some(Box::new(Tunnel { client: client.link, upstream, up, record, _ticket: ticket }));
             }
@@ -200,7 +200,6 @@ async fn tell(
 /// `standing` the upstream that answered it.
 async fn visit(
     client: &mut Client,
-    adds: Adds,
     house: &House,
     peek_limits: PeekLimits,
     record: &mut Record,
@@ -247,7 +246,7 @@ async fn visit(
         }
     };
     if let Some(Sighting::Http(request)) = sighting {
-        let answered = requested(client, adds, &claim, &clearance, &request, seen, house, record, standing).await?;
+        let answered = requested(client, &claim, &clearance, &request, seen, house, record, standing).await?;
         *before = Some(claim);
         return Ok(answered);
     }
@@ -278,7 +277,6 @@ async fn visit(
 #[allow(clippy::too_many_arguments, reason = "everything that is known of one request")]
 async fn requested(
     client: &mut Client,
-    adds: Adds,
     claim: &Claim,
     clearance: &Clearance,
     request: &RequestHead,
@@ -307,8 +305,9 @@ async fn requested(
     let raw = client.window.take();
     let meter = record.meter();
     meter.touch();
+    let adds = client.adds();
     let fields = adds.to_request(client.address, request.is_http_10());
-    let outgoing = Outgoing { head: request, raw: &raw, may_stay: true, may_switch: seen, fields: &fields, adds };
+    let outgoing = Outgoing { head: request, raw: &raw, may_switch: seen, fields: &fields, adds };
     let limits = ExchangeLimits { head, idle };
     let client_stream = &mut client.link.stream;
     let mut result = exchange::run(client_stream, &mut upstream.link.stream, outgoing, limits, &meter).await;

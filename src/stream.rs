@@ -111,7 +111,7 @@ thread_local! {
 }
 
 /// The most that one read through the shared buffer brings.
-pub const SHARED_SIZE: usize = 64 << 10;
+const SHARED_SIZE: usize = 64 << 10;
 
 /// Lends the thread's buffer.
 pub fn with_shared<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {

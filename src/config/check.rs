@@ -4,6 +4,7 @@
 use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -11,9 +12,10 @@ use ipnet::IpNet;
 use super::document::{self, Node};
 use super::{
     Adds, DnsSettings, DnsTransport, DnsUpstream, Fault, Limits, ListenerKind, ListenerSettings, LogAccess, LogFormat,
-    LogOutput, LogSettings, Settings, file, lint, read_bounded, rules, schema,
+    LogOutput, LogSettings, Settings, file, lint, rules, schema,
 };
-use crate::identity::{Files, TlsFiles, UsersFile};
+use crate::files::read_bounded;
+use crate::identity::{Files, Refreshed, TlsFiles, UsersFile};
 use crate::name::HostName;
 use crate::policy::pattern::Pattern;
 use crate::policy::prefixes::prefix;
@@ -178,8 +180,8 @@ fn listeners(out: &mut Findings<'_>, written: &file::File) -> Vec<(ListenerSetti
             .as_ref()
             .filter(|_| is_forward)
             .map(|written| UsersFile(out.folder.join(&written.users_file)));
-        readable_files(out, &format!("{path}.tls"), tls.as_ref());
-        readable_files(out, &format!("{path}.auth"), users.as_ref());
+        let tls = tls.and_then(|files| loaded(out, &format!("{path}.tls"), files));
+        let users = users.and_then(|file| loaded(out, &format!("{path}.auth"), file));
         let adds = |header| listener.add_headers.contains(&header);
         let adds = Adds { via: adds(file::Header::Via), forwarded_for: adds(file::Header::XForwardedFor) };
         if let Some(bind) = bind {
@@ -208,12 +210,13 @@ fn proxies(out: &mut Findings<'_>, path: &str, written: &file::ProxyProtocol) ->
     from
 }
 
-/// Files that a listener needs can be used.
-fn readable_files<F: Files>(out: &mut Findings<'_>, path: &str, files: Option<&F>) {
-    if let Some(fault) = files.and_then(|files| files.load().err()) {
+/// The files that a listener needs, or their fault noted.
+fn loaded<F: Files>(out: &mut Findings<'_>, path: &str, files: F) -> Option<Arc<Refreshed<F>>> {
+    let loaded = Refreshed::load(files).map_err(|fault| {
         let key = if fault.key.is_empty() { path.to_owned() } else { format!("{path}.{}", fault.key) };
         out.fault(&key, fault.message);
-    }
+    });
+    loaded.ok().map(Arc::new)
 }
 
 fn service(out: &mut Findings<'_>, path: &str, bind: Option<&file::Lenient<file::Bind>>) -> Option<SocketAddr> {

@@ -11,7 +11,6 @@ use names::{DOH, FRONTS, REGIONAL, SHARED};
 
 use super::check::Findings;
 use super::{ListenerKind, ListenerSettings, Origin, Rules};
-use crate::identity::{Files as _, Users};
 use crate::name::HostName;
 use crate::policy::guard::opens_all_of;
 use crate::policy::hosts::HostIndex;
@@ -295,8 +294,8 @@ fn anybody_asks(out: &mut Findings<'_>, apps: &[AppPlace<'_>], listeners: &[List
 
 /// Who clients are: asked where rules want to know it, and not in the clear.
 fn who_asks(out: &mut Findings<'_>, rules: &Rules, listeners: &[ListenerSettings]) {
-    let users: Vec<Users> = listeners.iter().filter_map(|listener| listener.users.as_ref()?.load().ok()).collect();
-    let certified = listeners.iter().any(|listener| listener.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()));
+    let users: Vec<_> = listeners.iter().filter_map(|listener| Some(listener.users.as_ref()?.get())).collect();
+    let certified = listeners.iter().any(ListenerSettings::certifies);
     let apps = rules.apps.iter().map(|rule| &rule.sources).zip(&rules.origins.apps);
     let nets = rules.nets.iter().map(|rule| &rule.sources).zip(&rules.origins.nets);
     for (sources, origin) in apps.chain(nets) {

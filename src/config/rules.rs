@@ -8,7 +8,8 @@ use ipnet::{IpNet, Ipv6Net};
 
 use super::check::Findings;
 use super::tags::ServiceTags;
-use super::{Origin, Rules, bundle, file, read_bounded};
+use super::{Origin, Rules, bundle, file};
+use crate::files::read_bounded;
 use crate::peek::http_head::is_token_byte;
 use crate::policy::paths::PathPattern;
 use crate::policy::pattern::Pattern;

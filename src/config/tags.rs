@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::read_bounded;
 use crate::bundle;
+use crate::files::read_bounded;
 use crate::likeness::closest;
 use crate::policy::prefixes::prefix;
 

@@ -4,8 +4,6 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use crate::config::read_bounded;
-
 /// Files that something is made of.
 pub trait Files {
     type Made;
@@ -20,8 +18,7 @@ pub trait Files {
     fn load(&self) -> Result<Self::Made, FileFault>;
 
     /// Reads them again after a change: what takes the place of what was, if anything, and what is wrong.
-    fn reload(&self, was: &Self::Made) -> (Option<Self::Made>, Option<FileFault>) {
-        let _ = was;
+    fn reload(&self, _was: &Self::Made) -> (Option<Self::Made>, Option<FileFault>) {
         match self.load() {
             Ok(made) => (Some(made), None),
             Err(fault) => (None, Some(fault)),
@@ -71,6 +68,11 @@ impl<F: Files> Refreshed<F> {
     }
 
     #[must_use]
+    pub const fn files(&self) -> &F {
+        &self.files
+    }
+
+    #[must_use]
     pub fn get(&self) -> Arc<F::Made> {
         Arc::clone(&self.made.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -106,14 +108,6 @@ impl<F: Files> Refreshed<F> {
     }
 }
 
-/// A file's text. Pipes and devices, which could be waited for without end, are none.
-pub(super) fn read_regular(path: &Path) -> Result<String, String> {
-    match std::fs::metadata(path) {
-        Ok(meta) if !meta.is_file() => Err(format!("{} is no file; write the name of one", path.display())),
-        _ => read_bounded(path),
-    }
-}
-
 fn stamps(files: &impl Files) -> Vec<Option<Stamp>> {
     let stamp = |path: &Path| {
         let meta = std::fs::metadata(path).ok()?;
@@ -126,6 +120,7 @@ fn stamps(files: &impl Files) -> Vec<Option<Stamp>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::read_regular;
     use std::path::PathBuf;
 
     /// A file whose text must not be "bad".

@@ -8,7 +8,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 
-use super::refreshed::{FileFault, Files, read_regular};
+use super::refreshed::{FileFault, Files};
+use crate::files::read_regular;
 
 /// The files of a listener that speaks TLS, all PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]

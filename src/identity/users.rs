@@ -10,7 +10,8 @@ use argon2::{Argon2, PasswordHash, PasswordVerifier as _};
 use ring::hmac;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 
-use super::refreshed::{FileFault, Files, read_regular};
+use super::refreshed::{FileFault, Files};
+use crate::files::read_regular;
 
 /// RFC 1929 §2: a name's length is one byte.
 const MAX_NAME: usize = 255;

@@ -11,7 +11,7 @@ use super::entrance::Entrance;
 use super::refusal::Speech;
 use super::socks5;
 use crate::claim::{Claim, ClientAddr, Identity, Target, Via};
-use crate::config::ListenerKind;
+use crate::config::{Adds, ListenerKind};
 use crate::ending::{Reason, Refusal, Stage};
 use crate::identity::{Credentials, Pass};
 use crate::peek::http_head::{HeadReader, RequestTarget};
@@ -92,6 +92,12 @@ impl Client {
                 _ => Err(Refusal::new(Reason::BadRequest, Stage::Claim)),
             },
         }
+    }
+
+    /// What its requests and their answers are told of the way.
+    #[must_use]
+    pub fn adds(&self) -> Adds {
+        self.entrance.adds
     }
 
     /// Waits for the first byte of another request. Whoever closes, resets or stays silent has none.

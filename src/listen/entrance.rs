@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::claim::ClientAddr;
 use crate::config::{Adds, ListenerKind, ListenerSettings};
-use crate::identity::{FileFault, Refreshed, TlsFiles, UsersFile};
+use crate::identity::{Refreshed, TlsFiles, UsersFile};
 
 /// A listener, but for its socket.
 #[derive(Debug)]
@@ -17,26 +17,16 @@ pub struct Entrance {
     pub kind: ListenerKind,
     /// Who must say whose connection it is; `None`: nobody may.
     pub proxies: Option<Vec<IpNet>>,
-    pub tls: Option<Refreshed<TlsFiles>>,
-    pub users: Option<Refreshed<UsersFile>>,
+    pub tls: Option<Arc<Refreshed<TlsFiles>>>,
+    pub users: Option<Arc<Refreshed<UsersFile>>>,
     pub adds: Adds,
 }
 
 impl Entrance {
-    /// Reads the files that the settings name.
-    ///
-    /// # Errors
-    /// The first one that cannot be used.
-    pub fn new(settings: &ListenerSettings) -> Result<Self, FileFault> {
-        let ListenerSettings { bind, kind, proxies, tls, users, adds } = settings;
-        Ok(Self {
-            name: format!("{}:{bind}", kind.as_str()).into(),
-            kind: *kind,
-            proxies: proxies.clone(),
-            tls: tls.clone().map(Refreshed::load).transpose()?,
-            users: users.clone().map(Refreshed::load).transpose()?,
-            adds: *adds,
-        })
+    #[must_use]
+    pub fn new(settings: &ListenerSettings) -> Self {
+        let ListenerSettings { bind, kind, proxies, tls, users, adds } = settings.clone();
+        Self { name: format!("{}:{bind}", kind.as_str()).into(), kind, proxies, tls, users, adds }
     }
 
     /// Reads the files again that have changed.

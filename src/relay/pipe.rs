@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use super::MOST_PIPES;
 
 /// What one pipe holds. More would save system calls; unprivileged users get 64 MiB for all of theirs.
-pub(super) const CAPACITY: usize = 256 << 10;
+const CAPACITY: usize = 256 << 10;
 
 static POOL: Mutex<Pool> = Mutex::new(Pool { idle: Vec::new(), all: 0 });
 

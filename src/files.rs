@@ -1,0 +1,31 @@
+//! Text files that somebody else names: bounded, and with a sentence for what is wrong with them.
+
+use std::io::Read as _;
+use std::path::Path;
+
+/// A larger file holds a list that belongs into `fqdns_file`.
+const MAX_FILE: u64 = 64 << 20;
+
+/// A text file with a bound, or the sentence that says why not.
+pub(crate) fn read_bounded(path: &Path) -> Result<String, String> {
+    let name = path.display();
+    let cannot = |e: std::io::Error| format!("cannot read {name}: {e}");
+    let mut bytes = Vec::new();
+    // What it says of its length is not asked: some files have none, and no end.
+    std::fs::File::open(path).map_err(cannot)?.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(cannot)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(format!("{name} has more than {MAX_FILE} bytes, which are the most"));
+    }
+    if bytes.starts_with(&[0x1f, 0x8b]) {
+        return Err(format!("{name} is compressed; unpack it"));
+    }
+    String::from_utf8(bytes).map_err(|e| format!("{name} is not UTF-8 at byte {}", e.utf8_error().valid_up_to()))
+}
+
+/// A file's text. Pipes and devices, which could be waited for without end, are none.
+pub(crate) fn read_regular(path: &Path) -> Result<String, String> {
+    match std::fs::metadata(path) {
+        Ok(meta) if !meta.is_file() => Err(format!("{} is no file; write the name of one", path.display())),
+        _ => read_bounded(path),
+    }
+}
