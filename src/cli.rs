@@ -1,6 +1,7 @@
 //! The commands: what is asked on the command line, and what is printed for it.
 
 mod bundle;
+mod cluster;
 mod init;
 
 use std::io::Write as _;

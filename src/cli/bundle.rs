@@ -7,7 +7,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use super::CommandError;
-use crate::bundle::{self, Asked, Bundle, Change, Choice, Closed, Level, OneOrMany, Opening, Row, Why};
+use super::cluster::Cluster;
+use crate::bundle::{self, Asked, Bundle, Change, Choice, Closed, Level, Opening, Row, Why};
 
 /// Where nodes reach egret, as long as nobody has said it.
 const SOMEWHERE: &str = "http://egret:3128";
@@ -79,36 +80,14 @@ struct Wishes {
     /// The region, or any
     #[arg(long, default_value = "any")]
     location: String,
-    /// What the cluster uses, as `bundle list` prints it
-    #[arg(long, value_name = "F,…", value_delimiter = ',')]
-    features: Vec<String>,
+    #[command(flatten)]
+    cluster: Cluster,
     /// A date, or latest
     #[arg(long, default_value = "latest")]
     edition: String,
-    /// The nodes': ubuntu, azurelinux, windows
-    #[arg(long, value_name = "OS,…", value_delimiter = ',')]
-    os: Vec<String>,
-    /// The cluster's API server: FQDN, address or CIDR
-    #[arg(long, value_name = "X,…", value_delimiter = ',')]
-    api_server: Vec<String>,
-    /// The network's own DNS servers
-    #[arg(long, value_name = "IP,…", value_delimiter = ',')]
-    dns_servers: Vec<String>,
     /// Where the old tunnel leads, if not to the API server
     #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
     region_cidrs: Vec<String>,
-    /// Container registries of your own
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
-    registries: Vec<String>,
-    /// Key vaults of your own
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
-    key_vaults: Vec<String>,
-    /// The API server is inside the network
-    #[arg(long)]
-    private_cluster: bool,
-    /// A network isolated cluster: nothing but the features named
-    #[arg(long)]
-    network_isolated: bool,
     /// false opens the old tunnel
     #[arg(long, value_name = "BOOL")]
     konnectivity: Option<bool>,
@@ -240,21 +219,13 @@ impl Wishes {
         Asked {
             cloud: Some(self.cloud.clone()),
             edition: Some(self.edition.clone()),
-            features: self.features.clone(),
             include_recommended: self.include_recommended,
-            os: OneOrMany::Many(self.os.clone()),
-            api_server: OneOrMany::Many(self.api_server.clone()),
-            dns_servers: self.dns_servers.clone(),
-            registries: self.registries.clone(),
-            key_vaults: self.key_vaults.clone(),
-            private_cluster: self.private_cluster.then_some(true),
-            network_isolated: self.network_isolated.then_some(true),
             konnectivity: self.konnectivity,
             nodes_after_march_2021: Some(self.nodes_after_march_2021),
             region_cidrs: self.region_cidrs.clone(),
             monitor_by_tag: Some(self.monitor_by_tag),
             any_destination: self.any_destination.clone(),
-            ..Asked::of(&self.bundle, &self.location)
+            ..self.cluster.asked(&self.bundle, &self.location)
         }
     }
 }

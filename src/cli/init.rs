@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use ipnet::Ipv4Net;
 
+use super::cluster::Cluster;
 use super::{CommandError, complain};
-use crate::bundle::{self, Asked, Choice, Level, OneOrMany};
+use crate::bundle::{self, Asked, Choice, Level};
 use crate::config::Settings;
 use crate::policy::prefixes::prefix;
 
@@ -33,30 +34,8 @@ pub(super) struct Aks {
     /// The subnets of nodes and pods, the nodes' first
     #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
     subnets: Vec<String>,
-    /// The API server's FQDN, once it is known
-    #[arg(long, value_name = "FQDN,…", value_delimiter = ',')]
-    api_server: Vec<String>,
-    /// What the cluster uses; `egret bundle list` prints what there is
-    #[arg(long, value_name = "F,…", value_delimiter = ',')]
-    features: Vec<String>,
-    /// Container registries of your own
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
-    registries: Vec<String>,
-    /// Key vaults of your own
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
-    key_vaults: Vec<String>,
-    /// The network's own DNS servers
-    #[arg(long, value_name = "IP,…", value_delimiter = ',')]
-    dns_servers: Vec<String>,
-    /// The nodes': ubuntu, azurelinux, windows
-    #[arg(long, value_name = "OS,…", value_delimiter = ',')]
-    os: Vec<String>,
-    /// The API server is inside the network
-    #[arg(long)]
-    private_cluster: bool,
-    /// A network isolated cluster: private, and nothing but the features named
-    #[arg(long)]
-    network_isolated: bool,
+    #[command(flatten)]
+    cluster: Cluster,
     /// egret's own address in the network, in a subnet of its own
     #[arg(long, value_name = "IP", default_value = "10.225.0.4")]
     address: Ipv4Addr,
@@ -118,42 +97,32 @@ impl Aks {
         if self.subnets.is_empty() {
             self.subnets = list(question("Subnets of nodes and pods, such as 10.224.0.0/16")?);
         }
-        if self.api_server.is_empty() {
-            self.api_server = list(question("The API server's FQDN (empty: not known yet)")?);
+        if self.cluster.api_server.is_empty() {
+            self.cluster.api_server = list(question("The API server's FQDN (empty: not known yet)")?);
         }
-        if self.features.is_empty() {
-            self.features = list(question("Features, as `egret bundle list` prints them (empty: none)")?);
+        if self.cluster.features.is_empty() {
+            self.cluster.features = list(question("Features, as `egret bundle list` prints them (empty: none)")?);
         }
-        if self.registries.is_empty() {
-            self.registries = list(question("Your own container registries (empty: none)")?);
+        if self.cluster.registries.is_empty() {
+            self.cluster.registries = list(question("Your own container registries (empty: none)")?);
         }
         Ok(())
     }
 
     fn asked(&self) -> Asked {
-        Asked {
-            cloud: self.cloud.clone(),
-            features: self.features.clone(),
-            os: OneOrMany::Many(self.os.clone()),
-            api_server: OneOrMany::Many(self.api_server.clone()),
-            dns_servers: self.dns_servers.clone(),
-            registries: self.registries.clone(),
-            key_vaults: self.key_vaults.clone(),
-            private_cluster: self.private_cluster.then_some(true),
-            network_isolated: self.network_isolated.then_some(true),
-            addresses: self.addresses(),
-            ..Asked::of("aks", self.location.as_deref().unwrap_or_default())
-        }
+        let addresses = self.addresses();
+        let location = self.location.as_deref().unwrap_or_default();
+        Asked { cloud: self.cloud.clone(), addresses, ..self.cluster.asked("aks", location) }
     }
 
     /// A private API server's name leads inside.
     fn addresses(&self) -> Option<Vec<String>> {
-        let inside = self.is_private() && !self.api_server.is_empty();
+        let inside = self.is_private() && !self.cluster.api_server.is_empty();
         inside.then(|| std::iter::once("public".to_owned()).chain(self.subnets.iter().cloned()).collect())
     }
 
     const fn is_private(&self) -> bool {
-        self.private_cluster || self.network_isolated
+        self.cluster.private_cluster || self.cluster.network_isolated
     }
 
     /// The network's shape, checked.
@@ -185,7 +154,7 @@ impl Aks {
         }
         let mut hints = Vec::new();
         let in_services = |ip: &str| ip.parse().is_ok_and(|ip: Ipv4Addr| SERVICES.contains(&ip));
-        let taken = self.dns_servers.iter().find(|ip| in_services(ip)).cloned();
+        let taken = self.cluster.dns_servers.iter().find(|ip| in_services(ip)).cloned();
         let taken = taken.or_else(|| {
             subnets.iter().find(|net| SERVICES.contains(*net) || net.contains(&SERVICES)).map(Ipv4Net::to_string)
         });
@@ -211,7 +180,11 @@ impl Plan<'_> {
         let aks = self.aks;
         let list = |words: &[String]| format!("{words:?}");
         let location = self.choice.location.as_deref().unwrap_or("any");
-        let upstreams = if aks.dns_servers.is_empty() { &["168.63.129.16".to_owned()][..] } else { &aks.dns_servers };
+        let upstreams = if aks.cluster.dns_servers.is_empty() {
+            &["168.63.129.16".to_owned()][..]
+        } else {
+            &aks.cluster.dns_servers
+        };
         let subnets: Vec<String> = self.subnets.iter().map(Ipv4Net::to_string).collect();
         let mut bundle = String::new();
         let mut put = |key: &str, value: String, why: &str| {
@@ -220,26 +193,26 @@ impl Plan<'_> {
         put("cloud", self.choice.cloud_name.to_owned(), "global, china or usgov");
         put("location", location.to_owned(), "fills the region into names and service tags");
         put("sources", list(&subnets), "nobody else is let out");
-        if aks.network_isolated {
+        if aks.cluster.network_isolated {
             put("network_isolated", "true".to_owned(), "private, and nothing but the features below");
-        } else if aks.private_cluster {
+        } else if aks.cluster.private_cluster {
             put("private_cluster", "true".to_owned(), "the API server is inside the network");
         }
-        if !aks.api_server.is_empty() {
-            put("api_server", list(&aks.api_server), "yours, instead of every tenant's");
+        if !aks.cluster.api_server.is_empty() {
+            put("api_server", list(&aks.cluster.api_server), "yours, instead of every tenant's");
         } else if !aks.is_private() {
             put("api_server", "[]".to_owned(), "once it is known: opens yours instead of every tenant's");
         }
         if let Some(addresses) = aks.addresses() {
             put("addresses", list(&addresses), "where the names may lead: the API server's is inside");
         }
-        if !aks.os.is_empty() {
-            put("os", list(&aks.os), "the nodes'");
+        if !aks.cluster.os.is_empty() {
+            put("os", list(&aks.cluster.os), "the nodes'");
         }
-        put("features", list(&aks.features), "`egret bundle list` prints what there is");
-        put("registries", list(&aks.registries), "NAME of Azure's, or an FQDN");
-        put("key_vaults", list(&aks.key_vaults), "yours, instead of every tenant's");
-        put("dns_servers", list(&aks.dns_servers), "the network's own; none: Azure's, which needs no rule");
+        put("features", list(&aks.cluster.features), "`egret bundle list` prints what there is");
+        put("registries", list(&aks.cluster.registries), "NAME of Azure's, or an FQDN");
+        put("key_vaults", list(&aks.cluster.key_vaults), "yours, instead of every tenant's");
+        put("dns_servers", list(&aks.cluster.dns_servers), "the network's own; none: Azure's, which needs no rule");
         format!(
             r#"# egret for an AKS cluster in {location}.
 # `egret check --config FILE` holds it against the format, `egret explain --config FILE https://NAME` says what
@@ -326,10 +299,10 @@ az network route-table route create --resource-group $GROUP --route-table-name a
                 "az network vnet subnet update --resource-group $GROUP --vnet-name $VNET --name aks-{n} --route-table aks-routes"
             );
         }
-        if aks.dns_servers.is_empty() {
+        if aks.cluster.dns_servers.is_empty() {
             out.push_str("\n# 4. DNS: Azure's own resolver answers the nodes; nothing to do.\n");
         } else {
-            let servers = aks.dns_servers.join(" ");
+            let servers = aks.cluster.dns_servers.join(" ");
             let _ = writeln!(
                 out,
                 "\n# 4. DNS: the network asks its own servers; nodes take them when they start. They must be reached from this\n#    network (peering), and forward what they do not know, private zones among it, to 168.63.129.16.\naz network vnet update --resource-group $GROUP --name $VNET --dns-servers {servers}"
@@ -345,7 +318,7 @@ az network route-table route create --resource-group $GROUP --route-table-name a
         if self.subnets.len() > 1 {
             flags.push_str(" --pod-subnet-id $POD_SUBNET_ID");
         }
-        flags.push_str(match (aks.network_isolated, aks.private_cluster) {
+        flags.push_str(match (aks.cluster.network_isolated, aks.cluster.private_cluster) {
             (true, _) => " --outbound-type none --bootstrap-artifact-source Cache --enable-private-cluster",
             (false, true) => " --outbound-type userDefinedRouting --enable-private-cluster",
             (false, false) => {
@@ -362,7 +335,7 @@ az network route-table route create --resource-group $GROUP --route-table-name a
         if !addons.is_empty() {
             let _ = write!(flags, " --enable-addons {}", addons.join(","));
         }
-        if let Some(registry) = aks.registries.iter().find(|name| !name.contains('.')) {
+        if let Some(registry) = aks.cluster.registries.iter().find(|name| !name.contains('.')) {
             let _ = write!(flags, " --attach-acr {registry}");
         }
         let pods = if self.subnets.len() > 1 {
