@@ -51,7 +51,8 @@ impl Host {
     /// # Errors
     /// [`NameFault`] for anything that is neither; at most 253 bytes are looked at.
     pub fn from_wire(bytes: &[u8]) -> Result<Self, NameFault> {
-        let bytes = bytes.strip_suffix(b".").unwrap_or(bytes);
+        // The root's dot belongs to a name; behind brackets (RFC 3986 §3.2.2) two readers would not agree on it.
+        let bytes = bytes.strip_suffix(b".").filter(|rest| !rest.ends_with(b"]")).unwrap_or(bytes);
         if bytes.is_empty() {
             return Err(NameFault::Empty);
         }
@@ -262,5 +263,15 @@ mod tests {
     fn suffixes_start_at_labels() {
         let name = HostName::from_wire(b"a.b.c").unwrap();
         assert_eq!(name.suffixes().collect::<Vec<_>>(), ["a.b.c", "b.c", "c"]);
+    }
+
+    #[test]
+    fn no_dot_follows_brackets() {
+        let v6: IpAddr = "2001:db8::1".parse().unwrap();
+        assert_eq!(Host::from_wire(b"[2001:db8::1]"), Ok(Host::Address(v6)));
+        assert!(Host::from_wire(b"[2001:db8::1].").is_err());
+        assert!(Host::from_wire(b"[2001:db8::1.]").is_err());
+        assert_eq!(Host::from_wire(b"a.example.").unwrap().to_string(), "a.example");
+        assert_eq!(Host::from_wire(b"192.0.2.1.").unwrap().to_string(), "192.0.2.1");
     }
 }

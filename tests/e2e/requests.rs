@@ -82,6 +82,7 @@ const TABLE: &[(&str, &str)] = &[
     ("GET {F}/ HTTP/1.1\r\nHost: .web.test\r\n\r\n", "bad_host"),
     ("GET {F}/ HTTP/1.1\r\nHost: [a.web.test]\r\n\r\n", "bad_host"),
     ("GET {F}/ HTTP/1.1\r\nHost: [::1\r\n\r\n", "bad_host"),
+    ("GET {F}/ HTTP/1.1\r\nHost: [::1].\r\n\r\n", "bad_host"),
     ("GET {F}/ HTTP/1.1\r\nHost: a%2eweb.test\r\n\r\n", "bad_host"),
     ("GET {F}/ HTTP/1.1\r\nHost: \u{e4}.web.test\r\n\r\n", "bad_host"),
     ("GET {F}/ HTTP/1.1\r\nHost: a.web.test\\evil.test\r\n\r\n", "bad_host"),
