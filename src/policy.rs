@@ -219,7 +219,8 @@ impl Policy {
     /// Compiles checked rules.
     #[must_use]
     pub fn compile(apps: Vec<AppRule>, nets: Vec<NetRule>, nat64: Option<Ipv6Net>, own: Arc<OwnAddresses>) -> Self {
-        let mut app_hosts = HostIndex::default();
+        let written = || apps.iter().flat_map(|rule| &rule.fqdns).map(|pattern| pattern.as_str().len());
+        let mut app_hosts = HostIndex::with_capacity(written().count(), written().sum());
         let mut ports: HashMap<u16, Expected> = HashMap::new();
         let mut apps = apps;
         for (id, rule) in (0..).zip(&mut apps) {
@@ -249,15 +250,14 @@ impl Policy {
     pub fn size(&self) -> (usize, usize) {
         let decides =
             |pattern: &u32| self.apps.get(self.app_hosts.rule(*pattern) as usize).is_some_and(AppRule::decides);
-        let last = u32::try_from(self.app_hosts.len()).unwrap_or(u32::MAX);
         let rules = self.apps.iter().filter(|rule| rule.decides()).count() + self.nets.len();
-        (rules, (0..last).filter(decides).count() + self.net_hosts.len())
+        (rules, self.app_hosts.ids().filter(decides).count() + self.net_hosts.len())
     }
 
     /// A name and port that any client may reach by TLS, for the start-up screen.
     #[must_use]
     pub fn example(&self) -> Option<(&str, u16)> {
-        (0..u32::try_from(self.app_hosts.len()).ok()?).find_map(|pattern| {
+        self.app_hosts.ids().find_map(|pattern| {
             let rule = self.apps.get(self.app_hosts.rule(pattern) as usize)?;
             let text = self.app_hosts.text(pattern);
             let plain = !text.starts_with('.') && !text.contains(['*', '?', '[', '{']);

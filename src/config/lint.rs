@@ -79,7 +79,7 @@ impl AppPlace<'_> {
 /// Every pattern of every rule that allows or denies, with its place.
 struct Index<'a> {
     hosts: HostIndex,
-    /// Rule and pattern of each id.
+    /// Rule and pattern.
     places: Vec<(usize, usize)>,
     /// Where each text stands first in a rule.
     twins: HashMap<&'a str, Vec<(usize, usize)>>,
@@ -96,7 +96,9 @@ impl<'a> Index<'a> {
                     continue;
                 }
                 twins.push((rule, at));
-                index.hosts.add(pattern, 0);
+                // In place of a rule: where the pattern stands in the configuration.
+                let place = u32::try_from(index.places.len()).unwrap_or(u32::MAX);
+                index.hosts.add(pattern, place);
                 index.places.push((rule, at));
             }
         }
@@ -104,7 +106,7 @@ impl<'a> Index<'a> {
     }
 
     fn place(&self, id: u32) -> Option<(usize, usize)> {
-        self.places.get(id as usize).copied()
+        self.places.get(self.hosts.rule(id) as usize).copied()
     }
 
     /// Patterns that match whatever this one does, a bounded number of them.

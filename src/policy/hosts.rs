@@ -1,93 +1,144 @@
 //! The compiled host matcher: a few hash probes per name, at ten patterns and at a million.
 //!
 //! ```text
-//! name     a.b.example.com
-//! probes   a.b.example.com   exact here; `.a.b.example.com` too
-//!            b.example.com   under here, and globs whose literal ending is this
-//!              example.com   ...
+//! name     a.b.example.com          table    literal ending -> the first record that has it
+//! probes   a.b.example.com          record   rule | next | length | where the ending begins | text
+//!            b.example.com          chain    records of one ending, by `next`
+//!              example.com          crowd    many globs of one ending, found by the letters they insist on
 //!                      com
 //! ```
 //!
-//! A key is a literal ending that begins at a label. Bytes are always compared: names are chosen by
-//! attackers, hashes are not proof. Returns every pattern that matches; which rule wins is policy's.
+//! An ending begins at a label. Records lie end to end in one arena, so that a name that is listed touches two
+//! or three cache lines. Bytes are always compared: names are chosen by attackers, hashes are not proof. Returns
+//! every pattern that matches; which rule wins is policy's.
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
 
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
-use std::hash::BuildHasher;
+use hashbrown::hash_table::Entry;
 
-use super::pattern::{Labels, Pattern, Shape};
+use super::pattern::{self, Pattern, Piece, Rich, Shape};
 use crate::name::HostName;
 
-/// Index of a pattern, in the order they were added.
+/// A pattern of one index; a later one is greater.
 pub type PatternId = u32;
 
-const NONE: u32 = u32::MAX;
+const NONE: PatternId = u32::MAX;
+/// Rule, next, length and ending of a record, in this order.
+const HEADER: usize = 12;
+/// In a record's length: the pattern has a label for globset.
+const IS_RICH: u16 = 1 << 15;
+/// In a record's length: no pattern, the place of a crowd.
+const IS_CROWD: u16 = 1 << 14;
+const LENGTH: u16 = IS_CROWD - 1;
+/// Globs of one ending that are tried one after the other; more become a crowd, which tests shall meet often.
+const FEW: usize = if cfg!(test) { 2 } else { 16 };
 
 /// Built once, then only read.
 #[derive(Debug, Default)]
 pub struct HostIndex {
-    /// Every pattern's text, end to end; keys are pieces of it.
-    text: String,
-    patterns: Vec<Entry>,
-    table: HashTable<Key>,
-    globs: Vec<Vec<(PatternId, Labels)>>,
+    arena: Vec<u8>,
+    /// Heads of chains, by their endings.
+    table: HashTable<PatternId>,
+    /// A bit for each length that an ending has: most parents of a name need no probe.
+    lengths: [u64; 4],
     any: Vec<PatternId>,
+    crowds: Vec<Crowd>,
+    rich: HashMap<PatternId, Box<Rich>>,
+    len: usize,
     hasher: RandomState,
 }
 
-/// Where a pattern's text is, and the rule it belongs to.
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    start: u32,
-    len: u16,
-    rule: u32,
-    /// The next pattern of the same list, or [`NONE`].
-    next: PatternId,
-}
-
-/// The lists behind one literal ending; each is [`NONE`] or the head of a chain.
-#[derive(Clone, Copy, Debug)]
-struct Key {
-    start: u32,
-    len: u16,
-    exact: PatternId,
-    under: PatternId,
-    bare_and_under: PatternId,
-    globs: u32,
-}
-
-/// Which list of a key a pattern hangs in.
+/// One entry of the arena.
 #[derive(Clone, Copy)]
-enum List {
-    Exact,
-    Under,
-    BareAndUnder,
+struct Record<'a> {
+    rule: u32,
+    next: PatternId,
+    flags: u16,
+    text: &'a [u8],
+    /// Where the literal ending begins in the text.
+    ending: usize,
+}
+
+/// What a pattern asks of the labels before its ending.
+enum Front<'a> {
+    /// Nothing, there are none.
+    None,
+    /// One or more.
+    Some,
+    /// Any number.
+    Any,
+    Glob(&'a [u8]),
+    Crowd(usize),
+}
+
+/// The globs of one ending, by a piece of a label that they insist on.
+#[derive(Debug)]
+struct Crowd {
+    /// Where pieces stand, and which lengths (a bit each) they have there.
+    places: Vec<(Place, u64)>,
+    members: HashTable<Member>,
+    /// The head of those that insist on nothing.
+    loose: PatternId,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Place {
+    /// Labels between it and the ending.
+    depth: u8,
+    at_end: bool,
+}
+
+/// The head of a chain of globs that insist on the same piece at the same place.
+#[derive(Clone, Copy, Debug)]
+struct Member {
+    head: PatternId,
+    /// Where the piece is in the arena.
+    start: u32,
+    len: u8,
+    place: Place,
 }
 
 impl HostIndex {
+    /// With room for so many patterns that have so many bytes together.
+    #[must_use]
+    pub fn with_capacity(patterns: usize, bytes: usize) -> Self {
+        Self {
+            arena: Vec::with_capacity(patterns * HEADER + bytes),
+            table: HashTable::with_capacity(patterns),
+            ..Self::default()
+        }
+    }
+
     /// Adds a pattern for a rule.
     ///
     /// # Panics
     /// Past four billion bytes of patterns; a configuration file may have 64 MiB, and a pattern 1024 bytes.
     pub fn add(&mut self, pattern: &Pattern, rule: u32) -> PatternId {
-        let id = u32::try_from(self.patterns.len()).expect("fewer patterns than 2^32");
-        let start = u32::try_from(self.text.len()).expect("fewer pattern bytes than 2^32");
-        let text = pattern.as_str();
-        let len = u16::try_from(text.len()).expect("a pattern is shorter than 2^16");
-        self.text.push_str(text);
-        self.patterns.push(Entry { start, len, rule, next: NONE });
-        match pattern.shape() {
-            Shape::Any => self.any.push(id),
-            Shape::Exact => self.hang(id, start, len, List::Exact),
-            Shape::Under { bare_too: true } => self.hang(id, start + 1, len - 1, List::BareAndUnder),
-            Shape::Under { bare_too: false } => self.hang(id, start + 2, len - 2, List::Under),
-            Shape::Glob(labels) => {
-                let suffix = u16::try_from(labels.suffix.len()).expect("shorter than its pattern");
-                let bucket = self.glob_bucket(start + u32::from(len - suffix), suffix);
-                if let Some(bucket) = self.globs.get_mut(bucket) {
-                    bucket.push((id, labels.clone()));
+        let (text, shape) = (pattern.as_str(), pattern.shape());
+        let ending = match shape {
+            Shape::Any | Shape::Exact => 0,
+            Shape::Under { bare_too } => {
+                if *bare_too {
+                    1
+                } else {
+                    2
                 }
             }
+            Shape::Glob(glob) => glob.ending,
+        };
+        let rich = match shape {
+            Shape::Glob(glob) => glob.rich.as_ref(),
+            _ => None,
+        };
+        let id = self.push(rule, if rich.is_some() { IS_RICH } else { 0 }, text.as_bytes(), ending);
+        self.len += 1;
+        rich.into_iter().for_each(|rich| drop(self.rich.insert(id, rich.clone())));
+        match shape {
+            Shape::Any => self.any.push(id),
+            Shape::Exact | Shape::Under { .. } | Shape::Glob(_) => self.hang(id),
         }
         id
     }
@@ -95,40 +146,55 @@ impl HostIndex {
     /// Number of patterns.
     #[must_use]
     pub const fn len(&self) -> usize {
-        self.patterns.len()
+        self.len
     }
 
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.patterns.is_empty()
+        self.len == 0
+    }
+
+    /// Every pattern, in the order they were added.
+    pub fn ids(&self) -> impl Iterator<Item = PatternId> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            loop {
+                let (id, record) = (at, self.record(at)?);
+                at += u32::try_from(HEADER + record.text.len()).ok()?;
+                if record.flags & IS_CROWD == 0 {
+                    return Some(id);
+                }
+            }
+        })
     }
 
     #[must_use]
     pub fn text(&self, id: PatternId) -> &str {
-        self.entry(id).map_or("", |e| self.slice(e.start, e.len))
+        self.record(id).map_or("", |record| text_of(record.text))
     }
 
     #[must_use]
     pub fn rule(&self, id: PatternId) -> u32 {
-        self.entry(id).map_or(NONE, |e| e.rule)
+        self.record(id).map_or(NONE, |record| record.rule)
     }
 
     /// Calls `hit` with every pattern that matches the name, in no particular order.
     pub fn matches(&self, name: &HostName, mut hit: impl FnMut(PatternId)) {
         self.any.iter().for_each(|id| hit(*id));
         let whole = name.as_str();
-        for (depth, suffix) in name.suffixes().enumerate() {
-            let Some(key) = self.key(suffix) else { continue };
-            self.walk(key.bare_and_under, &mut hit);
-            if depth == 0 {
-                self.walk(key.exact, &mut hit);
-                continue;
-            }
-            self.walk(key.under, &mut hit);
+        for suffix in name.suffixes() {
             // Without the dot before the suffix.
-            let front = whole.get(..whole.len() - suffix.len() - 1).unwrap_or_default();
-            let bucket = self.globs.get(key.globs as usize).map_or(&[][..], Vec::as_slice);
-            bucket.iter().filter(|(_, labels)| labels.fit(front)).for_each(|(id, _)| hit(*id));
+            let front = whole.len().checked_sub(suffix.len() + 1).and_then(|end| whole.get(..end));
+            for (id, record) in self.chain(self.head(suffix)) {
+                match (record.front(), front) {
+                    (Front::None, None) | (Front::Some, Some(_)) | (Front::Any, _) => hit(id),
+                    (Front::Glob(glob), Some(front)) if self.fits(id, record.flags, glob, front) => hit(id),
+                    (Front::Crowd(at), Some(front)) => {
+                        self.crowds.get(at).into_iter().for_each(|crowd| self.ask(crowd, front, &mut hit));
+                    }
+                    _ => {}
+                }
+            }
         }
     }
 
@@ -141,10 +207,14 @@ impl HostIndex {
         let Some(ending) = pattern.ending() else { return };
         let starts = std::iter::once(0).chain(ending.match_indices('.').map(|(dot, _)| dot + 1));
         for start in starts {
-            let Some(key) = ending.get(start..).and_then(|suffix| self.key(suffix)) else { continue };
-            self.walk(key.bare_and_under, &mut hit);
-            if start > 0 || !matches!(pattern.shape(), Shape::Under { bare_too: true }) {
-                self.walk(key.under, &mut hit);
+            let head = ending.get(start..).map_or(NONE, |suffix| self.head(suffix));
+            let has_bare = start == 0 && matches!(pattern.shape(), Shape::Under { bare_too: true });
+            for (id, record) in self.chain(head) {
+                match record.front() {
+                    Front::Any => hit(id),
+                    Front::Some if !has_bare => hit(id),
+                    _ => {}
+                }
             }
         }
     }
@@ -152,73 +222,224 @@ impl HostIndex {
     /// Patterns that hang at or above the name without matching it: the material of `nearest`.
     pub(super) fn near(&self, name: &HostName, mut hit: impl FnMut(PatternId)) {
         for (depth, suffix) in name.suffixes().enumerate() {
-            let Some(key) = self.key(suffix) else { continue };
-            self.walk(if depth == 0 { key.under } else { key.exact }, &mut hit);
-            self.globs.get(key.globs as usize).into_iter().flatten().for_each(|(id, _)| hit(*id));
+            for (id, record) in self.chain(self.head(suffix)) {
+                match record.front() {
+                    Front::Some if depth == 0 => hit(id),
+                    Front::None if depth > 0 => hit(id),
+                    Front::Glob(_) => hit(id),
+                    // One of them is as near as another.
+                    Front::Crowd(at) => {
+                        let any = self.crowds.get(at).and_then(|crowd| crowd.members.iter().next());
+                        any.into_iter().for_each(|member| hit(member.head));
+                    }
+                    _ => {}
+                }
+            }
         }
     }
 
-    fn walk(&self, head: PatternId, hit: &mut impl FnMut(PatternId)) {
+    fn record(&self, id: PatternId) -> Option<Record<'_>> {
+        record(&self.arena, id)
+    }
+
+    fn chain(&self, head: PatternId) -> impl Iterator<Item = (PatternId, Record<'_>)> {
         let mut at = head;
-        while let Some(entry) = self.entry(at) {
-            hit(at);
-            at = entry.next;
+        std::iter::from_fn(move || {
+            let (id, record) = (at, self.record(at)?);
+            at = record.next;
+            Some((id, record))
+        })
+    }
+
+    fn head(&self, ending: &str) -> PatternId {
+        let ending = ending.as_bytes();
+        if self.lengths.get(ending.len() / 64).is_none_or(|bits| bits & (1 << (ending.len() % 64)) == 0) {
+            return NONE;
         }
+        let is_it = |id: &PatternId| self.record(*id).is_some_and(|record| record.ending() == ending);
+        self.table.find(self.hasher.hash_one(ending), is_it).copied().unwrap_or(NONE)
     }
 
-    fn entry(&self, id: PatternId) -> Option<&Entry> {
-        self.patterns.get(id as usize)
+    fn fits(&self, id: PatternId, flags: u16, glob: &[u8], front: &str) -> bool {
+        let rich = if flags & IS_RICH == 0 { None } else { self.rich.get(&id).map(|rich| &**rich) };
+        pattern::fits(text_of(glob), rich, front)
     }
 
-    fn slice(&self, start: u32, len: u16) -> &str {
-        slice(&self.text, start, len)
-    }
-
-    fn key(&self, suffix: &str) -> Option<&Key> {
-        let hash = self.hasher.hash_one(suffix);
-        self.table.find(hash, |key| self.slice(key.start, key.len) == suffix)
-    }
-
-    fn hang(&mut self, id: PatternId, start: u32, len: u16, list: List) {
-        let key = Self::slot(&mut self.table, &self.text, &self.hasher, start, len);
-        let head = match list {
-            List::Exact => &mut key.exact,
-            List::Under => &mut key.under,
-            List::BareAndUnder => &mut key.bare_and_under,
+    /// The globs of a crowd that fit, by the pieces that the labels in front begin and end with.
+    fn ask(&self, crowd: &Crowd, front: &str, hit: &mut impl FnMut(PatternId)) {
+        let mut walk = |head| {
+            for (id, record) in self.chain(head) {
+                if let Front::Glob(glob) = record.front()
+                    && self.fits(id, record.flags, glob, front)
+                {
+                    hit(id);
+                }
+            }
         };
-        let next = std::mem::replace(head, id);
-        if let Some(entry) = self.patterns.get_mut(id as usize) {
-            entry.next = next;
+        walk(crowd.loose);
+        for (place, lengths) in &crowd.places {
+            let Some(label) = front.rsplit('.').nth(usize::from(place.depth)) else { continue };
+            for len in (1..=label.len()).filter(|len| lengths & (1 << len) != 0) {
+                let piece = if place.at_end { label.get(label.len() - len..) } else { label.get(..len) };
+                let Some(piece) = piece.map(str::as_bytes) else { continue };
+                let is_it = |member: &Member| member.place == *place && member.piece(&self.arena) == piece;
+                let found = crowd.members.find(self.hasher.hash_one((place, piece)), is_it);
+                found.into_iter().for_each(|member| walk(member.head));
+            }
         }
     }
 
-    fn glob_bucket(&mut self, start: u32, len: u16) -> usize {
-        let fresh = u32::try_from(self.globs.len()).expect("fewer buckets than patterns");
-        let key = Self::slot(&mut self.table, &self.text, &self.hasher, start, len);
-        if key.globs == NONE {
-            key.globs = fresh;
-            self.globs.push(Vec::new());
-        }
-        key.globs as usize
+    fn push(&mut self, rule: u32, flags: u16, text: &[u8], ending: usize) -> PatternId {
+        let id = u32::try_from(self.arena.len()).ok().filter(|id| *id < NONE).expect("fewer pattern bytes than 2^32");
+        let length = u16::try_from(text.len()).ok().filter(|len| *len <= LENGTH).expect("a pattern is short");
+        let ending = u16::try_from(ending).expect("an ending begins inside its pattern");
+        self.arena.extend_from_slice(&rule.to_le_bytes());
+        self.arena.extend_from_slice(&NONE.to_le_bytes());
+        self.arena.extend_from_slice(&(length | flags).to_le_bytes());
+        self.arena.extend_from_slice(&ending.to_le_bytes());
+        self.arena.extend_from_slice(text);
+        id
     }
 
-    fn slot<'a>(table: &'a mut HashTable<Key>, text: &str, hasher: &RandomState, start: u32, len: u16) -> &'a mut Key {
-        let wanted = slice(text, start, len);
-        let fresh = Key { start, len, exact: NONE, under: NONE, bare_and_under: NONE, globs: NONE };
-        table
-            .entry(
-                hasher.hash_one(wanted),
-                |key| slice(text, key.start, key.len) == wanted,
-                |key| hasher.hash_one(slice(text, key.start, key.len)),
-            )
-            .or_insert(fresh)
-            .into_mut()
+    fn set_next(&mut self, id: PatternId, next: PatternId) {
+        let at = id as usize + 4;
+        if let Some(field) = self.arena.get_mut(at..at + 4) {
+            field.copy_from_slice(&next.to_le_bytes());
+        }
+    }
+
+    /// The head of the chain that a record belongs to; `None` where the record has become it.
+    fn anchor(&mut self, id: PatternId) -> Option<PatternId> {
+        let (arena, hasher) = (&self.arena, &self.hasher);
+        let ending = |id: &PatternId| record(arena, *id).map_or(&[][..], |record| record.ending());
+        let wanted = ending(&id);
+        match self.table.entry(hasher.hash_one(wanted), |at| ending(at) == wanted, |at| hasher.hash_one(ending(at))) {
+            Entry::Occupied(slot) => Some(*slot.get()),
+            Entry::Vacant(slot) => {
+                slot.insert(id);
+                if let Some(bits) = self.lengths.get_mut(wanted.len() / 64) {
+                    *bits |= 1 << (wanted.len() % 64);
+                }
+                None
+            }
+        }
+    }
+
+    /// Hangs a record into the chain of its ending. The first one stays the head, and a crowd stands behind it.
+    fn hang(&mut self, id: PatternId) {
+        let Some(head) = self.anchor(id) else { return };
+        let is_glob = |record: &Record<'_>| matches!(record.front(), Front::Glob(_));
+        let crowd = self.chain(head).nth(1).and_then(|(place, record)| match record.front() {
+            Front::Crowd(at) => Some((place, at)),
+            _ => None,
+        });
+        if !self.record(id).is_some_and(|record| is_glob(&record)) {
+            return self.link(crowd.map_or(head, |(place, _)| place), id);
+        }
+        if let Some((_, crowd)) = crowd {
+            return self.join(crowd, id);
+        }
+        self.link(head, id);
+        let (globs, others): (Vec<_>, Vec<_>) = self.chain(head).skip(1).partition(|(_, record)| is_glob(record));
+        if globs.len() <= FEW {
+            return;
+        }
+        let (globs, others): (Vec<_>, Vec<_>) =
+            (globs.into_iter().map(|(id, _)| id).collect(), others.into_iter().map(|(id, _)| id).collect());
+        let crowd = self.crowds.len();
+        self.crowds.push(Crowd::default());
+        let place = self.push(u32::try_from(crowd).expect("fewer crowds than patterns"), IS_CROWD, &[], 0);
+        self.set_next(head, place);
+        others.into_iter().for_each(|id| self.link(place, id));
+        globs.into_iter().for_each(|id| self.join(crowd, id));
+    }
+
+    /// Puts a record behind another one of its chain.
+    fn link(&mut self, before: PatternId, id: PatternId) {
+        let next = self.record(before).map_or(NONE, |record| record.next);
+        self.set_next(id, next);
+        self.set_next(before, id);
+    }
+
+    fn join(&mut self, crowd: usize, id: PatternId) {
+        let arena = &self.arena;
+        let Some(crowd) = self.crowds.get_mut(crowd) else { return };
+        let piece = record(arena, id).and_then(|record| match record.front() {
+            Front::Glob(glob) => pattern::piece(text_of(glob)),
+            _ => None,
+        });
+        let next = match piece {
+            None => std::mem::replace(&mut crowd.loose, id),
+            Some(Piece { depth, at_end, start, len }) => {
+                let place = Place { depth, at_end };
+                match crowd.places.iter_mut().find(|(known, _)| *known == place) {
+                    Some((_, lengths)) => *lengths |= 1 << len,
+                    None => crowd.places.push((place, 1 << len)),
+                }
+                let start = id + u32::try_from(HEADER + start).expect("a pattern is short");
+                let member = Member { head: id, start, len, place };
+                let hash = |member: &Member| self.hasher.hash_one((member.place, member.piece(arena)));
+                let is_it = |other: &Member| other.place == place && other.piece(arena) == member.piece(arena);
+                match crowd.members.entry(hash(&member), is_it, hash) {
+                    Entry::Occupied(mut slot) => std::mem::replace(&mut slot.get_mut().head, id),
+                    Entry::Vacant(slot) => {
+                        slot.insert(member);
+                        NONE
+                    }
+                }
+            }
+        };
+        self.set_next(id, next);
     }
 }
 
-fn slice(text: &str, start: u32, len: u16) -> &str {
-    let start = start as usize;
-    text.get(start..start + usize::from(len)).unwrap_or_default()
+impl Default for Crowd {
+    fn default() -> Self {
+        Self { places: Vec::new(), members: HashTable::new(), loose: NONE }
+    }
+}
+
+impl Member {
+    fn piece<'a>(&self, arena: &'a [u8]) -> &'a [u8] {
+        let start = self.start as usize;
+        arena.get(start..start + usize::from(self.len)).unwrap_or_default()
+    }
+}
+
+impl<'a> Record<'a> {
+    fn ending(&self) -> &'a [u8] {
+        self.text.get(self.ending..).unwrap_or_default()
+    }
+
+    fn front(&self) -> Front<'a> {
+        if self.flags & IS_CROWD != 0 {
+            return Front::Crowd(self.rule as usize);
+        }
+        match (self.ending, self.text) {
+            (0, _) => Front::None,
+            (1, _) => Front::Any,
+            (2, [b'*', ..]) => Front::Some,
+            (ending, text) => Front::Glob(text.get(..ending - 1).unwrap_or_default()),
+        }
+    }
+}
+
+fn record(arena: &[u8], id: PatternId) -> Option<Record<'_>> {
+    let (header, rest) = arena.get(id as usize..)?.split_first_chunk::<HEADER>()?;
+    let [r0, r1, r2, r3, n0, n1, n2, n3, l0, l1, e0, e1] = *header;
+    let flags = u16::from_le_bytes([l0, l1]);
+    Some(Record {
+        rule: u32::from_le_bytes([r0, r1, r2, r3]),
+        next: u32::from_le_bytes([n0, n1, n2, n3]),
+        flags,
+        text: rest.get(..usize::from(flags & LENGTH))?,
+        ending: usize::from(u16::from_le_bytes([e0, e1])),
+    })
+}
+
+/// Patterns are ASCII.
+fn text_of(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -229,8 +450,8 @@ mod tests {
 
     fn index(patterns: &[&str]) -> HostIndex {
         let mut index = HostIndex::default();
-        for pattern in patterns {
-            index.add(&Pattern::parse(pattern).unwrap(), 0);
+        for (rule, pattern) in (0..).zip(patterns) {
+            index.add(&Pattern::parse(pattern).unwrap(), rule);
         }
         index
     }
@@ -313,7 +534,7 @@ mod tests {
     fn every_rule_that_matches_is_returned() {
         let index = index(&["*", "a.b.example", "*.b.example", ".b.example", "*.example", "a.*.example", "b.example"]);
         let mut hits = Vec::new();
-        index.matches(&HostName::from_wire(b"a.b.example").unwrap(), |id| hits.push(id));
+        index.matches(&HostName::from_wire(b"a.b.example").unwrap(), |id| hits.push(index.rule(id)));
         hits.sort_unstable();
         assert_eq!(hits, [0, 1, 2, 3, 4, 5]);
     }
@@ -346,13 +567,17 @@ mod tests {
         ) {
             let patterns: Vec<Pattern> = patterns.iter().filter_map(|p| Pattern::parse(p).ok()).collect();
             let mut index = HostIndex::default();
-            for pattern in &patterns {
-                index.add(pattern, 0);
+            for (rule, pattern) in (0..).zip(&patterns) {
+                index.add(pattern, rule);
             }
+            prop_assert_eq!(
+                index.ids().map(|id| index.text(id)).collect::<Vec<_>>(),
+                patterns.iter().map(Pattern::as_str).collect::<Vec<_>>()
+            );
             for labels in names {
                 let name = HostName::from_wire(labels.join(".").as_bytes()).unwrap();
                 let mut hits = Vec::new();
-                index.matches(&name, |id| hits.push(id as usize));
+                index.matches(&name, |id| hits.push(index.rule(id) as usize));
                 hits.sort_unstable();
                 let naive: Vec<usize> = (0..patterns.len()).filter(|i| naive::matches(&patterns[*i], &name)).collect();
                 prop_assert_eq!(&hits, &naive, "{} against {:?}", name, patterns.iter().map(Pattern::as_str).collect::<Vec<_>>());

@@ -2,6 +2,7 @@
 //!
 //! Runs only for refusals, on a bounded number of patterns, so that a flood of them stays cheap.
 
+use std::cmp::Reverse;
 use std::net::IpAddr;
 
 use super::rule::{Action, AppProtocol, NetPort};
@@ -12,7 +13,7 @@ use crate::likeness::typos;
 use crate::name::HostName;
 
 /// Patterns compared letter by letter when nothing hangs near the name; more would make refusals dear.
-const MAX_COMPARED: u32 = 1024;
+const MAX_COMPARED: usize = 1024;
 
 impl Policy {
     pub(super) fn name_hint(&self, name: &HostName, evidence: &Evidence<'_>) -> Hint {
@@ -46,8 +47,7 @@ impl Policy {
 
     /// The pattern with the fewest letters that differ, or else with the longest ending in common.
     fn spelled_alike(&self, name: &HostName) -> Option<(u32, &'static str)> {
-        let last = u32::try_from(self.app_hosts.len()).unwrap_or(u32::MAX).min(MAX_COMPARED);
-        let allowed = || (0..last).filter(|pattern| self.allows(*pattern));
+        let allowed = || self.app_hosts.ids().take(MAX_COMPARED).filter(|pattern| self.allows(*pattern));
         let alike = allowed()
             .filter_map(|pattern| typos(self.app_hosts.text(pattern), name.as_str()).map(|n| (n, pattern)))
             .min();
@@ -59,7 +59,9 @@ impl Policy {
             text.zip(name.as_str().bytes().rev()).take_while(|(a, b)| a == b).count()
         };
         // The first of equals: `max_by_key` alone would take the last.
-        allowed().rev().max_by_key(ending).map(|pattern| (pattern, ", which is another name"))
+        allowed()
+            .max_by_key(|pattern| (ending(pattern), Reverse(*pattern)))
+            .map(|pattern| (pattern, ", which is another name"))
     }
 
     fn allows(&self, pattern: u32) -> bool {

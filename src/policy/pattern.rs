@@ -13,7 +13,7 @@
 
 use globset::{GlobBuilder, GlobMatcher};
 
-use crate::name::{HostName, MAX_NAME, NameFault};
+use crate::name::{HostName, MAX_LABEL, MAX_NAME, NameFault};
 
 /// A pattern that means something.
 #[derive(Clone, Debug)]
@@ -31,27 +31,30 @@ pub(super) enum Shape {
     Under {
         bare_too: bool,
     },
-    Glob(Labels),
+    Glob(Glob),
 }
 
-/// A pattern with wild labels, split at its longest literal ending.
+/// A pattern with wild labels before its longest literal ending.
 #[derive(Clone, Debug)]
-pub(super) struct Labels {
-    /// The literal labels at the end, which the index is keyed by.
-    pub(super) suffix: Box<str>,
-    /// What stands before the suffix, from right to left.
-    pub(super) wild: Box<[Label]>,
-    /// A leading `*.`: one or more labels more.
-    pub(super) leading: bool,
+pub(super) struct Glob {
+    /// Where the ending begins.
+    pub(super) ending: usize,
+    pub(super) rich: Option<Box<Rich>>,
 }
 
-#[derive(Clone, Debug)]
-pub(super) enum Label {
-    Any,
-    Literal(Box<str>),
-    /// Pieces between `*`: the first is a prefix, the last a suffix.
-    Stars(Box<[Box<str>]>),
-    Rich(Box<GlobMatcher>),
+/// The labels that need globset, by the number of labels between them and the ending.
+pub(super) type Rich = [(usize, GlobMatcher)];
+
+/// What some label must begin or end with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// Labels between it and the ending.
+    pub(super) depth: u8,
+    pub(super) at_end: bool,
+    /// Where it stands in the pattern.
+    pub(super) start: usize,
+    /// At most [`MAX_LABEL`].
+    pub(super) len: u8,
 }
 
 /// Why some text is no pattern, and what to write instead.
@@ -86,7 +89,7 @@ impl Pattern {
         match &self.shape {
             Shape::Any | Shape::Exact => None,
             Shape::Under { .. } => Some(self.text.trim_start_matches('*').trim_start_matches('.')),
-            Shape::Glob(labels) => Some(&labels.suffix),
+            Shape::Glob(glob) => self.text.get(glob.ending..),
         }
     }
 
@@ -121,7 +124,7 @@ impl Pattern {
         if !is_wild(bare) {
             return Ok(Self { text: literal(bare)?.as_str().into(), shape: Shape::Exact });
         }
-        Ok(Self { text: bare.into(), shape: Shape::Glob(Labels::parse(bare)?) })
+        Ok(Self { text: bare.into(), shape: Shape::Glob(Glob::parse(bare)?) })
     }
 
     #[must_use]
@@ -136,7 +139,7 @@ impl Pattern {
     /// Whether it needs globset, of which a policy may hold only so many.
     #[must_use]
     pub fn is_rich(&self) -> bool {
-        matches!(&self.shape, Shape::Glob(labels) if labels.wild.iter().any(|l| matches!(l, Label::Rich(_))))
+        matches!(&self.shape, Shape::Glob(glob) if glob.rich.is_some())
     }
 
     #[must_use]
@@ -151,9 +154,9 @@ impl Pattern {
     }
 }
 
-impl Labels {
+impl Glob {
     fn parse(text: &str) -> Result<Self, PatternFault> {
-        let (leading, rest) = text.strip_prefix("*.").map_or((false, text), |rest| (true, rest));
+        let rest = text.strip_prefix("*.").unwrap_or(text);
         let labels = split_labels(rest)?;
         let literal_tail = labels.iter().rev().take_while(|label| !is_wild(label)).count();
         let (front, tail) = labels.split_at_checked(labels.len() - literal_tail).unwrap_or_default();
@@ -163,80 +166,101 @@ impl Labels {
                 text.rsplit_once('.').map_or("name", |(head, _)| head)
             )));
         }
-        let suffix = literal(&tail.join("."))?;
-        let wild = front.iter().rev().map(|label| Label::parse(label)).collect::<Result<_, _>>()?;
-        Ok(Self { suffix: suffix.as_str().into(), wild, leading })
-    }
-
-    /// Whether what stands before the suffix, without the dot between, fits.
-    pub(super) fn fit(&self, front: &str) -> bool {
-        let mut rest = Some(front);
-        for label in &self.wild {
-            let Some(here) = rest else { return false };
-            let (before, last) = here.rsplit_once('.').map_or((None, here), |(before, last)| (Some(before), last));
-            if !label.fits(last) {
-                return false;
-            }
-            rest = before;
+        let ending = literal(&tail.join("."))?;
+        let mut rich = Vec::new();
+        for (depth, label) in front.iter().rev().enumerate() {
+            rich.extend(matcher(label)?.map(|matcher| (depth, matcher)));
         }
-        rest.is_some() == self.leading
+        let rich = (!rich.is_empty()).then(|| rich.into());
+        Ok(Self { ending: text.len() - ending.as_str().len(), rich })
     }
 }
 
-impl Label {
-    fn parse(label: &str) -> Result<Self, PatternFault> {
-        let fault = |problem: String| PatternFault::Glob { label: label.to_owned(), problem };
-        if label.is_empty() {
-            return Err(fault("is empty".into()));
-        }
-        if label == "*" {
-            return Ok(Self::Any);
-        }
-        if !is_wild(label) {
-            return Ok(Self::Literal(label.into()));
-        }
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "-_*?[]{},!^".contains(c);
-        if let Some(odd) = label.chars().find(|c| !allowed(*c)) {
-            return Err(fault(format!("`{odd}` cannot be in a name")));
-        }
-        if label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'*')) {
-            return Ok(Self::Stars(label.split('*').map(Into::into).collect()));
-        }
-        let glob = GlobBuilder::new(label)
-            .literal_separator(true)
-            .backslash_escape(false)
-            .build()
-            .map_err(|e| fault(e.kind().to_string()))?;
-        Ok(Self::Rich(Box::new(glob.compile_matcher())))
+/// What a label needs beyond stars, if anything.
+fn matcher(label: &str) -> Result<Option<GlobMatcher>, PatternFault> {
+    let fault = |problem: String| PatternFault::Glob { label: label.to_owned(), problem };
+    if label.is_empty() {
+        return Err(fault("is empty".into()));
     }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_*?[]{},!^".contains(c);
+    if let Some(odd) = label.chars().find(|c| !allowed(*c)) {
+        return Err(fault(format!("`{odd}` cannot be in a name")));
+    }
+    if !is_rich(label) {
+        return Ok(None);
+    }
+    let glob = GlobBuilder::new(label)
+        .literal_separator(true)
+        .backslash_escape(false)
+        .build()
+        .map_err(|e| fault(e.kind().to_string()))?;
+    Ok(Some(glob.compile_matcher()))
+}
 
-    fn fits(&self, label: &str) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Literal(text) => **text == *label,
-            Self::Stars(pieces) => fits_stars(pieces, label),
-            Self::Rich(glob) => glob.is_match(label),
+/// Whether the labels before an ending fit what a pattern writes there, both without the dot between.
+pub(super) fn fits(glob: &str, rich: Option<&Rich>, front: &str) -> bool {
+    let (leading, glob) = glob.strip_prefix("*.").map_or((false, glob), |rest| (true, rest));
+    let mut rest = Some(front);
+    for (depth, wanted) in glob.rsplit('.').enumerate() {
+        let Some(here) = rest else { return false };
+        let (before, label) = here.rsplit_once('.').map_or((None, here), |(before, last)| (Some(before), last));
+        let matcher = rich.and_then(|rich| rich.iter().find(|(at, _)| *at == depth));
+        if !matcher.map_or_else(|| fits_stars(wanted, label), |(_, matcher)| matcher.is_match(label)) {
+            return false;
         }
+        rest = before;
     }
+    rest.is_some() == leading
 }
 
 /// Leftmost placement of each middle piece is enough: a later one would leave less room for the rest.
-fn fits_stars(pieces: &[Box<str>], label: &str) -> bool {
-    let [first, middle @ .., last] = pieces else { return false };
-    let Some(mut rest) = label.strip_prefix(&**first) else { return false };
-    for piece in middle {
-        let Some((_, after)) = rest.split_once(&**piece) else { return false };
-        rest = after;
+fn fits_stars(wanted: &str, label: &str) -> bool {
+    let Some((first, rest)) = wanted.split_once('*') else { return wanted == label };
+    let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
+    let Some(mut label) = label.strip_prefix(first).and_then(|rest| rest.strip_suffix(last)) else { return false };
+    for piece in middle.split('*').filter(|piece| !piece.is_empty()) {
+        let Some((_, after)) = label.split_once(piece) else { return false };
+        label = after;
     }
-    rest.ends_with(&**last)
+    true
+}
+
+/// The longest piece that a label of the front must begin or end with; `None` where there is none.
+pub(super) fn piece(glob: &str) -> Option<Piece> {
+    let mut end = glob.len();
+    let mut best: Option<Piece> = None;
+    for (depth, label) in (0..).zip(glob.rsplit('.')) {
+        let start = end - label.len();
+        let head = label.find(is_special).unwrap_or(label.len());
+        let tail = label.rfind(is_special).map_or(label.len(), |at| label.len() - at - 1);
+        for (at_end, start, len) in [(false, start, head), (true, end - tail, tail)] {
+            // No name has a label as long as an alternative may be.
+            let Some(len) = u8::try_from(len).ok().filter(|len| (1..=MAX_LABEL).contains(&usize::from(*len))) else {
+                continue;
+            };
+            if best.is_none_or(|best| best.len < len) {
+                best = Some(Piece { depth, at_end, start, len });
+            }
+        }
+        end = start.saturating_sub(1);
+    }
+    best
+}
+
+const fn is_special(c: char) -> bool {
+    matches!(c, '*' | '?' | '[' | ']' | '{' | '}')
+}
+
+fn is_rich(label: &str) -> bool {
+    label.contains(|c| is_special(c) && c != '*' || matches!(c, ',' | '!' | '^'))
 }
 
 fn is_wild(text: &str) -> bool {
-    text.contains(['*', '?', '[', ']', '{', '}'])
+    text.contains(is_special)
 }
 
 /// Dots inside brackets or braces would let one label match across a dot.
-fn split_labels(text: &str) -> Result<Vec<String>, PatternFault> {
+fn split_labels(text: &str) -> Result<Vec<&str>, PatternFault> {
     for part in text.split('.') {
         if part.matches('{').count() != part.matches('}').count()
             || part.matches('[').count() != part.matches(']').count()
@@ -245,7 +269,7 @@ fn split_labels(text: &str) -> Result<Vec<String>, PatternFault> {
             return Err(PatternFault::Glob { label: part.to_owned(), problem });
         }
     }
-    Ok(text.split('.').map(str::to_owned).collect())
+    Ok(text.split('.').collect())
 }
 
 fn literal(text: &str) -> Result<HostName, PatternFault> {
