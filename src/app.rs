@@ -148,7 +148,7 @@ impl App {
                 let (entrance, house) = (Arc::clone(&entrance), Arc::clone(&house));
                 tokio::spawn(session::serve(stream, address, entrance, house, guest));
             };
-            tokio::spawn(listen::serve(listener, drain.guest(), handle));
+            tokio::spawn(listen::serve(listener, Arc::clone(&self.house.book), drain.guest(), handle));
         }
         let watch = tokio::spawn(watch_interfaces(self.own));
         let keeper = tokio::spawn(keeper::run(Arc::downgrade(&self.house)));

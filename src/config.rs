@@ -183,6 +183,16 @@ pub struct LogSettings {
     pub format: LogFormat,
     pub output: LogOutput,
     pub access: LogAccess,
+    pub overflow: LogOverflow,
+}
+
+/// What happens where lines come faster than they can be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogOverflow {
+    /// Lines are lost, and counted.
+    Drop,
+    /// New connections and requests wait.
+    Block,
 }
 
 /// Which lines are written.

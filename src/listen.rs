@@ -22,6 +22,7 @@ pub use client::{Claimed, Client};
 pub use entrance::Entrance;
 
 use crate::drain::Guest;
+use crate::record::Book;
 use crate::upstream;
 
 /// Connections the kernel completes while egret is busy.
@@ -120,12 +121,21 @@ impl Drop for Ticket {
     }
 }
 
-/// Accepts until told to stop. Each connection is handed to `handle` with its guest; a failed accept is
+/// Accepts until told to stop, and while the log takes lines. Each connection is handed to `handle` with its guest; a failed accept is
 /// waited out, because what it lacks (descriptors, memory) comes back when somebody leaves.
-pub async fn serve(listener: TcpListener, mut guest: Guest, handle: impl Fn(TcpStream, SocketAddr, Guest)) {
+pub async fn serve(
+    listener: TcpListener,
+    book: Arc<Book>,
+    mut guest: Guest,
+    handle: impl Fn(TcpStream, SocketAddr, Guest),
+) {
     loop {
+        let accept = async {
+            book.room().await;
+            listener.accept().await
+        };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = accept => accepted,
             () = guest.stopping() => return,
         };
         match accepted {

@@ -31,22 +31,22 @@ pub struct Metrics {
     refusals: Family<Words<2>, Counter>,
     bytes: Family<Words<1>, Counter>,
     lookups: Family<Words<1>, Counter>,
-    lost_lines: Counter,
+    lost_lines: Family<Words<1>, Counter>,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("egret");
-        let (active, peek_memory, lost_lines) = (Gauge::default(), Gauge::default(), Counter::default());
+        let (active, peek_memory) = (Gauge::default(), Gauge::default());
         let (endings, refusals) = (Family::default(), Family::default());
-        let (bytes, lookups) = (Family::default(), Family::default());
+        let (bytes, lookups, lost_lines) = (Family::default(), Family::default(), Family::default());
         registry.register("connections_active", "Client connections open now", active.clone());
         registry.register("peek_memory_bytes", "Memory that all peeks hold now", peek_memory.clone());
         registry.register("connections", "Client connections by how they ended", Family::clone(&endings));
         registry.register("refusals", "Refused connections by reason and stage", Family::clone(&refusals));
         registry.register("bytes", "Bytes relayed; up is towards the upstream", Family::clone(&bytes));
         registry.register("dns_lookups", "Name look-ups by outcome", Family::clone(&lookups));
-        registry.register("log_lines_lost", "Access lines that could not be written", lost_lines.clone());
+        registry.register("log_lines_lost", "Access lines that could not be written", Family::clone(&lost_lines));
         Self { registry, active, peek_memory, endings, refusals, bytes, lookups, lost_lines }
     }
 }
@@ -85,8 +85,8 @@ impl Metrics {
         self.lookups.get_or_create(&Words([("outcome", failed.map_or("found", Reason::as_str))])).inc();
     }
 
-    pub(crate) fn line_lost(&self) {
-        self.lost_lines.inc();
+    pub(crate) fn lines_lost(&self, lane: &'static str, count: u64) {
+        self.lost_lines.get_or_create(&Words([("lane", lane)])).inc_by(count);
     }
 }
 

@@ -1,8 +1,8 @@
 //! One line for each connection, whatever happened to it.
 //!
 //! A [`Record`] is opened at accept and closed with an ending; dropped without one, it still writes its
-//! line. Lines go through a bounded queue to a thread of their own: the data path never waits for a disk,
-//! and what does not fit is counted. Decides nothing.
+//! line. Lines go through bounded lanes to a thread of their own: an open connection never waits for a disk.
+//! What does not fit is counted, or new ones wait. Decides nothing.
 
 mod line;
 mod writer;
@@ -52,6 +52,11 @@ impl Book {
             run: since.subsec_nanos() ^ std::process::id().rotate_left(16),
             next: AtomicU64::new(0),
         }
+    }
+
+    /// Waits until the log takes lines again, where none may be lost.
+    pub async fn room(&self) {
+        self.scribe.room().await;
     }
 
     /// Opens the record of a connection.

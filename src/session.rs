@@ -191,6 +191,7 @@ async fn tell(
             return None;
         }
         limits = house.peek_limits();
+        house.book.room().await;
         record = house.book.open(&entrance.name, client.address);
         record.of_request();
     }

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use super::document::{self, Node};
 use super::{
     Adds, DnsSettings, DnsTransport, DnsUpstream, Fault, Limits, ListenerKind, ListenerSettings, LogAccess, LogFormat,
-    LogOutput, LogSettings, Settings, file, lint, rules, schema,
+    LogOutput, LogOverflow, LogSettings, Settings, file, lint, rules, schema,
 };
 use crate::files::read_bounded;
 use crate::identity::{Files, Refreshed, TlsFiles, UsersFile};
@@ -391,7 +391,11 @@ fn log(written: &file::Log) -> LogSettings {
         Some(file::LogAccess::Refused) => LogAccess::Refused,
         Some(file::LogAccess::None) => LogAccess::None,
     };
-    LogSettings { format, output, access }
+    let overflow = match written.overflow {
+        None | Some(file::LogOverflow::Drop) => LogOverflow::Drop,
+        Some(file::LogOverflow::Block) => LogOverflow::Block,
+    };
+    LogSettings { format, output, access, overflow }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -374,6 +374,8 @@ pub(super) struct Log {
     pub(super) output: Option<String>,
     /// Which lines are written. Default `all`.
     pub(super) access: Option<LogAccess>,
+    /// What happens where lines come faster than they can be written. Default `drop`.
+    pub(super) overflow: Option<LogOverflow>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -396,6 +398,15 @@ pub(super) enum LogAccess {
     Refused,
     /// Metrics alone.
     None,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum LogOverflow {
+    /// Lines are lost, and counted.
+    Drop,
+    /// Nobody is let in until there is room; no line is lost.
+    Block,
 }
 
 /// An address to listen on.

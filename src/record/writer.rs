@@ -1,35 +1,51 @@
-//! The thread that writes lines, and the queue in front of it.
+//! The thread that writes lines, and the lanes in front of it.
 
 use std::fs::OpenOptions;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender};
-use tokio::sync::oneshot;
+use crossbeam_channel::{Receiver, Sender, select_biased};
+use tokio::sync::{Notify, oneshot};
 
 use super::Line;
-use crate::config::{LogAccess, LogFormat, LogOutput, LogSettings};
+use crate::config::{LogAccess, LogFormat, LogOutput, LogOverflow, LogSettings};
 use crate::metrics::Metrics;
 
-/// Bytes of lines that may wait for the disk: some seconds of a busy hop.
-const QUEUE: usize = 16 << 20;
+/// Bytes of lines that may wait in a lane: some seconds of a busy hop.
+const LANE: usize = 16 << 20;
+/// Bytes of one write.
+const BATCH: usize = 64 << 10;
+/// How long the writer lets lines gather: waking it for each would cost more than the line.
+const GATHER: Duration = Duration::from_millis(2);
+/// After a failed write, where no line may be lost.
+const RETRY: Duration = Duration::from_secs(1);
 /// How long the last lines may take when egret ends.
 const LAST_LINES: Duration = Duration::from_secs(5);
 
 /// Hands lines to the writer. Never waits.
 #[derive(Clone, Debug)]
 pub struct Scribe {
-    queue: Sender<Vec<u8>>,
-    /// Bytes in the queue.
-    waiting: Arc<AtomicUsize>,
+    refused: Lane,
+    allowed: Lane,
+    room: Arc<Notify>,
     format: LogFormat,
     access: LogAccess,
+    overflow: LogOverflow,
     metrics: Arc<Metrics>,
 }
 
-/// The writing thread; ends when every [`Scribe`] is gone and the queue is empty.
+/// A way to the writer. A flood in one leaves the other open.
+#[derive(Clone, Debug)]
+struct Lane {
+    name: &'static str,
+    lines: Sender<Vec<u8>>,
+    /// Bytes on the way.
+    waiting: Arc<AtomicUsize>,
+}
+
+/// The writing thread; ends when every [`Scribe`] is gone and the lanes are empty.
 #[derive(Debug)]
 pub struct LogWriter {
     ended: oneshot::Receiver<()>,
@@ -46,22 +62,41 @@ impl Scribe {
             LogOutput::Stderr => Box::new(io::stderr()),
             LogOutput::File(path) => Box::new(OpenOptions::new().create(true).append(true).open(path)?),
         };
-        let (queue, lines) = crossbeam_channel::unbounded();
-        let waiting = Arc::new(AtomicUsize::new(0));
+        Self::write_to(output, settings, metrics)
+    }
+
+    fn write_to(
+        output: Box<dyn Write + Send>,
+        settings: &LogSettings,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<(Self, LogWriter)> {
+        let LogSettings { format, access, overflow, .. } = *settings;
+        let room = Arc::new(Notify::new());
+        let (refused, first) = Lane::new("refused");
+        let (allowed, second) = Lane::new("allowed");
         let (end, ended) = oneshot::channel();
-        let desk = Desk { lines, waiting: Arc::clone(&waiting), losses: Arc::clone(&metrics) };
+        let desk = Desk {
+            inboxes: [first, second],
+            output,
+            batch: Vec::with_capacity(BATCH),
+            held: [(0, 0); 2],
+            room: Arc::clone(&room),
+            overflow,
+            metrics: Arc::clone(&metrics),
+        };
         std::thread::Builder::new().name("access-log".into()).spawn(move || {
-            desk.write_all(output);
+            desk.work();
             // Whoever waits has gone already, or hears it.
             let _ = end.send(());
         })?;
-        Ok((Self { queue, waiting, format: settings.format, access: settings.access, metrics }, LogWriter { ended }))
+        Ok((Self { refused, allowed, room, format, access, overflow, metrics }, LogWriter { ended }))
     }
 
     pub(super) fn write(&self, line: &Line) {
+        let is_refusal = line.reason.is_some();
         let is_wanted = match self.access {
             LogAccess::All => true,
-            LogAccess::Refused => line.reason.is_some(),
+            LogAccess::Refused => is_refusal,
             LogAccess::None => false,
         };
         if !is_wanted {
@@ -71,11 +106,35 @@ impl Scribe {
             LogFormat::Json => line.json(),
             LogFormat::Text => line.text(),
         };
+        let lane = if is_refusal { &self.refused } else { &self.allowed };
         let size = bytes.len();
-        if self.waiting.fetch_add(size, Ordering::Relaxed) + size > QUEUE || self.queue.send(bytes).is_err() {
-            self.waiting.fetch_sub(size, Ordering::Relaxed);
-            self.metrics.line_lost();
+        let waiting = lane.waiting.fetch_add(size, Ordering::Relaxed) + size;
+        // Those who are inside already may always say their last line: they are no more than the door lets in.
+        let fits = waiting <= LANE || self.overflow == LogOverflow::Block;
+        if !fits || lane.lines.send(bytes).is_err() {
+            lane.waiting.fetch_sub(size, Ordering::Relaxed);
+            self.metrics.lines_lost(lane.name, 1);
         }
+    }
+
+    /// Waits for the writer, where no line may be lost.
+    pub(super) async fn room(&self) {
+        let is_full = || [&self.refused, &self.allowed].iter().any(|lane| lane.waiting.load(Ordering::Relaxed) > LANE);
+        while self.overflow == LogOverflow::Block && is_full() {
+            let mut told = std::pin::pin!(self.room.notified());
+            told.as_mut().enable();
+            if is_full() {
+                told.await;
+            }
+        }
+    }
+}
+
+impl Lane {
+    fn new(name: &'static str) -> (Self, Inbox) {
+        let (lines, inbox) = crossbeam_channel::unbounded();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        (Self { name, lines, waiting: Arc::clone(&waiting) }, Inbox { name, lines: inbox, waiting })
     }
 }
 
@@ -88,36 +147,185 @@ impl LogWriter {
     }
 }
 
-/// The writer's side.
-struct Desk {
-    /// Bounded by `waiting`.
+/// The other end of a [`Lane`], which `waiting` bounds.
+struct Inbox {
+    name: &'static str,
     lines: Receiver<Vec<u8>>,
     waiting: Arc<AtomicUsize>,
-    losses: Arc<Metrics>,
+}
+
+/// The writer's side.
+struct Desk {
+    /// The first one is emptied first.
+    inboxes: [Inbox; 2],
+    output: Box<dyn Write + Send>,
+    batch: Vec<u8>,
+    /// Lines and bytes of the batch, by inbox.
+    held: [(u64, usize); 2],
+    room: Arc<Notify>,
+    overflow: LogOverflow,
+    metrics: Arc<Metrics>,
 }
 
 impl Desk {
-    fn write_all(&self, output: Box<dyn Write + Send>) {
-        let mut output = BufWriter::with_capacity(64 << 10, output);
-        while let Ok(first) = self.lines.recv() {
-            let mut count = 1;
-            let mut result = self.write(&mut output, &first);
-            // What is waiting already goes out in one write.
-            while let (Ok(()), Ok(line)) = (&result, self.lines.try_recv()) {
-                count += 1;
-                result = self.write(&mut output, &line);
+    fn work(mut self) {
+        let [refused, allowed] = &self.inboxes;
+        let (refused, allowed) = (refused.lines.clone(), allowed.lines.clone());
+        loop {
+            let (from, line) = select_biased! {
+                recv(refused) -> line => (0, line),
+                recv(allowed) -> line => (1, line),
+            };
+            match line {
+                Ok(line) => self.take(from, &line),
+                // The scribes are gone, with both ends at once: what they left is all there will be.
+                Err(_) => break,
             }
-            if let Err(error) = result.and_then(|()| output.flush()) {
-                // The place where lines go is gone or full; egret goes on, and the loss is counted.
-                (0..count).for_each(|_| self.losses.line_lost());
-                tracing::error!(%error, "cannot write the access log");
-            }
+            pause(GATHER);
+            while self.gather() {}
+        }
+        while self.gather() {}
+    }
+
+    /// Writes what waits, one batch of it; whether there was any.
+    fn gather(&mut self) -> bool {
+        while self.batch.len() < BATCH {
+            let next = (0..).zip(&self.inboxes).find_map(|(from, inbox)| Some((from, inbox.lines.try_recv().ok()?)));
+            let Some((from, line)) = next else { break };
+            self.take(from, &line);
+        }
+        let is_any = !self.batch.is_empty();
+        self.write();
+        is_any
+    }
+
+    fn take(&mut self, from: usize, line: &[u8]) {
+        self.batch.extend_from_slice(line);
+        if let Some((lines, bytes)) = self.held.get_mut(from) {
+            *lines += 1;
+            *bytes += line.len();
         }
     }
 
-    fn write(&self, output: &mut impl Write, line: &[u8]) -> io::Result<()> {
-        let result = output.write_all(line);
-        self.waiting.fetch_sub(line.len(), Ordering::Relaxed);
-        result
+    /// Writes the batch whole, or says that its lines are lost.
+    fn write(&mut self) {
+        let mut rest = self.batch.as_slice();
+        let mut told = false;
+        while !rest.is_empty() {
+            match self.output.write(rest) {
+                Ok(n) if n > 0 => rest = rest.get(n..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                failed => {
+                    let error = failed.err().unwrap_or_else(|| io::ErrorKind::WriteZero.into());
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::error!(%error, "cannot write the access log");
+                    }
+                    // The scribes are gone: nobody would wait for a disk that may come back.
+                    let is_last = self.inboxes.iter().all(|inbox| Arc::strong_count(&inbox.waiting) == 1);
+                    if self.overflow == LogOverflow::Drop || is_last {
+                        break;
+                    }
+                    pause(RETRY);
+                }
+            }
+        }
+        let is_written = rest.is_empty() && self.output.flush().is_ok();
+        self.batch.clear();
+        for (inbox, (lines, bytes)) in self.inboxes.iter().zip(std::mem::take(&mut self.held)) {
+            inbox.waiting.fetch_sub(bytes, Ordering::Relaxed);
+            if !is_written && lines > 0 {
+                self.metrics.lines_lost(inbox.name, lines);
+            }
+        }
+        self.room.notify_waiters();
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "the writer is a thread of its own, and no worker")]
+fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// A disk that is full until somebody makes room.
+    #[derive(Clone, Default)]
+    struct Disk(Arc<Mutex<(bool, Vec<u8>)>>);
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let mut disk = self.0.lock().unwrap();
+            if !disk.0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            // Never all at once.
+            let n = bytes.len().min(1000);
+            disk.1.extend_from_slice(&bytes[..n]);
+            Ok(n)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn start(overflow: LogOverflow) -> (Disk, Scribe, LogWriter, Arc<Metrics>) {
+        let settings =
+            LogSettings { format: LogFormat::Json, output: LogOutput::Stdout, access: LogAccess::All, overflow };
+        let (disk, metrics) = (Disk::default(), Arc::new(Metrics::default()));
+        let (scribe, writer) = Scribe::write_to(Box::new(disk.clone()), &settings, Arc::clone(&metrics)).unwrap();
+        (disk, scribe, writer, metrics)
+    }
+
+    /// About four kilobytes.
+    fn line(reason: Option<&'static str>) -> Line {
+        Line { reason, name_raw: Some("x".repeat(4096).into()), ..Line::default() }
+    }
+
+    #[tokio::test]
+    async fn where_no_line_may_be_lost_newcomers_wait() {
+        let (disk, scribe, writer, metrics) = start(LogOverflow::Block);
+        let many = 2 * LANE / 4096;
+        scribe.room().await;
+        (0..many).for_each(|_| scribe.write(&line(None)));
+        let room = {
+            let scribe = scribe.clone();
+            tokio::spawn(async move { scribe.room().await })
+        };
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!room.is_finished(), "the disk is full");
+        disk.0.lock().unwrap().0 = true;
+        room.await.unwrap();
+        drop(scribe);
+        writer.finish().await;
+        let written = disk.0.lock().unwrap().1.iter().filter(|byte| **byte == b'\n').count();
+        assert_eq!(written, many, "every line, once");
+        assert!(!metrics.page(0).contains("lines_lost_total{"));
+    }
+
+    #[tokio::test]
+    #[allow(clippy::await_holding_lock, reason = "it is given back before")]
+    async fn a_flood_of_allowed_lines_hides_no_refusal() {
+        let (disk, scribe, writer, metrics) = start(LogOverflow::Drop);
+        // While the writer waits for more, nothing is taken out of the lanes but one line.
+        let many = 2 * LANE / 4096;
+        disk.0.lock().unwrap().0 = true;
+        let lock = disk.0.lock().unwrap();
+        (0..many).for_each(|_| scribe.write(&line(None)));
+        (0..10).for_each(|_| scribe.write(&line(Some("no_rule"))));
+        drop((lock, scribe));
+        writer.finish().await;
+        let disk = disk.0.lock().unwrap();
+        let text = String::from_utf8_lossy(&disk.1);
+        assert_eq!(text.lines().filter(|line| line.contains("no_rule")).count(), 10);
+        let lost = many - text.lines().filter(|line| !line.contains("no_rule")).count();
+        assert!(lost > many / 4, "{lost} of {many} lost");
+        let page = metrics.page(0);
+        assert!(page.contains(&format!("egret_log_lines_lost_total{{lane=\"allowed\"}} {lost}\n")), "{page}");
+        assert!(!page.contains("lane=\"refused\""), "{page}");
     }
 }
