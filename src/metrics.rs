@@ -32,6 +32,7 @@ pub struct Metrics {
     bytes: Family<Words<1>, Counter>,
     lookups: Family<Words<1>, Counter>,
     lost_lines: Family<Words<1>, Counter>,
+    reloads: Family<Words<1>, Counter>,
 }
 
 impl Default for Metrics {
@@ -39,7 +40,8 @@ impl Default for Metrics {
         let mut registry = Registry::with_prefix("egret");
         let (active, peek_memory) = (Gauge::default(), Gauge::default());
         let (endings, refusals) = (Family::default(), Family::default());
-        let (bytes, lookups, lost_lines) = (Family::default(), Family::default(), Family::default());
+        let (bytes, lookups) = (Family::default(), Family::default());
+        let (lost_lines, reloads) = (Family::default(), Family::default());
         registry.register("connections_active", "Client connections open now", active.clone());
         registry.register("peek_memory_bytes", "Memory that all peeks hold now", peek_memory.clone());
         registry.register("connections", "Client connections by how they ended", Family::clone(&endings));
@@ -47,7 +49,8 @@ impl Default for Metrics {
         registry.register("bytes", "Bytes relayed; up is towards the upstream", Family::clone(&bytes));
         registry.register("dns_lookups", "Name look-ups by outcome", Family::clone(&lookups));
         registry.register("log_lines_lost", "Access lines that could not be written", Family::clone(&lost_lines));
-        Self { registry, active, peek_memory, endings, refusals, bytes, lookups, lost_lines }
+        registry.register("reloads", "Reloads of the policy by outcome", Family::clone(&reloads));
+        Self { registry, active, peek_memory, endings, refusals, bytes, lookups, lost_lines, reloads }
     }
 }
 
@@ -83,6 +86,10 @@ impl Metrics {
 
     pub(crate) fn dns_asked(&self, failed: Option<Reason>) {
         self.lookups.get_or_create(&Words([("outcome", failed.map_or("found", Reason::as_str))])).inc();
+    }
+
+    pub(crate) fn reloaded(&self, outcome: &'static str) {
+        self.reloads.get_or_create(&Words([("outcome", outcome)])).inc();
     }
 
     pub(crate) fn lines_lost(&self, lane: &'static str, count: u64) {

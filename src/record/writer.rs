@@ -1,4 +1,4 @@
-//! The thread that writes lines, and the lanes in front of it.
+//! The thread that writes lines, and the queue in front of it: one order, but a lane's worth of room for each kind.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, select_biased};
+use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::{Notify, oneshot};
 
 use super::Line;
@@ -27,8 +27,9 @@ const LAST_LINES: Duration = Duration::from_secs(5);
 /// Hands lines to the writer. Never waits.
 #[derive(Clone, Debug)]
 pub struct Scribe {
-    refused: Lane,
-    allowed: Lane,
+    queue: Sender<Queued>,
+    refused: Arc<Lane>,
+    allowed: Arc<Lane>,
     room: Arc<Notify>,
     format: LogFormat,
     access: LogAccess,
@@ -36,16 +37,18 @@ pub struct Scribe {
     metrics: Arc<Metrics>,
 }
 
-/// A way to the writer. A flood in one leaves the other open.
-#[derive(Clone, Debug)]
+/// Room in the queue for one kind of line. A flood of the other leaves it free.
+#[derive(Debug)]
 struct Lane {
     name: &'static str,
-    lines: Sender<Vec<u8>>,
     /// Bytes on the way.
-    waiting: Arc<AtomicUsize>,
+    waiting: AtomicUsize,
 }
 
-/// The writing thread; ends when every [`Scribe`] is gone and the lanes are empty.
+/// A line and the lane that it is counted in.
+type Queued = (Arc<Lane>, Vec<u8>);
+
+/// The writing thread; ends when every [`Scribe`] is gone and the queue is empty.
 #[derive(Debug)]
 pub struct LogWriter {
     ended: oneshot::Receiver<()>,
@@ -72,14 +75,14 @@ impl Scribe {
     ) -> io::Result<(Self, LogWriter)> {
         let LogSettings { format, access, overflow, .. } = *settings;
         let room = Arc::new(Notify::new());
-        let (refused, first) = Lane::new("refused");
-        let (allowed, second) = Lane::new("allowed");
+        let (queue, lines) = crossbeam_channel::unbounded();
+        let lane = |name| Arc::new(Lane { name, waiting: AtomicUsize::new(0) });
         let (end, ended) = oneshot::channel();
         let desk = Desk {
-            inboxes: [first, second],
+            lines,
             output,
             batch: Vec::with_capacity(BATCH),
-            held: [(0, 0); 2],
+            held: Vec::new(),
             room: Arc::clone(&room),
             overflow,
             metrics: Arc::clone(&metrics),
@@ -89,7 +92,8 @@ impl Scribe {
             // Whoever waits has gone already, or hears it.
             let _ = end.send(());
         })?;
-        Ok((Self { refused, allowed, room, format, access, overflow, metrics }, LogWriter { ended }))
+        let (refused, allowed) = (lane("refused"), lane("allowed"));
+        Ok((Self { queue, refused, allowed, room, format, access, overflow, metrics }, LogWriter { ended }))
     }
 
     pub(super) fn write(&self, line: &Line) {
@@ -111,7 +115,7 @@ impl Scribe {
         let waiting = lane.waiting.fetch_add(size, Ordering::Relaxed) + size;
         // Those who are inside already may always say their last line: they are no more than the door lets in.
         let fits = waiting <= LANE || self.overflow == LogOverflow::Block;
-        if !fits || lane.lines.send(bytes).is_err() {
+        if !fits || self.queue.send((Arc::clone(lane), bytes)).is_err() {
             lane.waiting.fetch_sub(size, Ordering::Relaxed);
             self.metrics.lines_lost(lane.name, 1);
         }
@@ -130,14 +134,6 @@ impl Scribe {
     }
 }
 
-impl Lane {
-    fn new(name: &'static str) -> (Self, Inbox) {
-        let (lines, inbox) = crossbeam_channel::unbounded();
-        let waiting = Arc::new(AtomicUsize::new(0));
-        (Self { name, lines, waiting: Arc::clone(&waiting) }, Inbox { name, lines: inbox, waiting })
-    }
-}
-
 impl LogWriter {
     /// Waits until every line is written, or a bounded time where nobody reads them.
     pub async fn finish(self) {
@@ -147,21 +143,14 @@ impl LogWriter {
     }
 }
 
-/// The other end of a [`Lane`], which `waiting` bounds.
-struct Inbox {
-    name: &'static str,
-    lines: Receiver<Vec<u8>>,
-    waiting: Arc<AtomicUsize>,
-}
-
 /// The writer's side.
 struct Desk {
-    /// The first one is emptied first.
-    inboxes: [Inbox; 2],
+    /// Bounded by the lanes.
+    lines: Receiver<Queued>,
     output: Box<dyn Write + Send>,
     batch: Vec<u8>,
-    /// Lines and bytes of the batch, by inbox.
-    held: [(u64, usize); 2],
+    /// Lines of the batch: their lanes and sizes.
+    held: Vec<(Arc<Lane>, usize)>,
     room: Arc<Notify>,
     overflow: LogOverflow,
     metrics: Arc<Metrics>,
@@ -169,42 +158,24 @@ struct Desk {
 
 impl Desk {
     fn work(mut self) {
-        let [refused, allowed] = &self.inboxes;
-        let (refused, allowed) = (refused.lines.clone(), allowed.lines.clone());
-        loop {
-            let (from, line) = select_biased! {
-                recv(refused) -> line => (0, line),
-                recv(allowed) -> line => (1, line),
-            };
-            match line {
-                Ok(line) => self.take(from, &line),
-                // The scribes are gone, with both ends at once: what they left is all there will be.
-                Err(_) => break,
-            }
+        while let Ok(line) = self.lines.recv() {
+            self.take(line);
             pause(GATHER);
-            while self.gather() {}
+            while !self.batch.is_empty() {
+                while self.batch.len() < BATCH
+                    && let Ok(line) = self.lines.try_recv()
+                {
+                    self.take(line);
+                }
+                self.write();
+                self.lines.try_recv().into_iter().for_each(|line| self.take(line));
+            }
         }
-        while self.gather() {}
     }
 
-    /// Writes what waits, one batch of it; whether there was any.
-    fn gather(&mut self) -> bool {
-        while self.batch.len() < BATCH {
-            let next = (0..).zip(&self.inboxes).find_map(|(from, inbox)| Some((from, inbox.lines.try_recv().ok()?)));
-            let Some((from, line)) = next else { break };
-            self.take(from, &line);
-        }
-        let is_any = !self.batch.is_empty();
-        self.write();
-        is_any
-    }
-
-    fn take(&mut self, from: usize, line: &[u8]) {
-        self.batch.extend_from_slice(line);
-        if let Some((lines, bytes)) = self.held.get_mut(from) {
-            *lines += 1;
-            *bytes += line.len();
-        }
+    fn take(&mut self, (lane, line): Queued) {
+        self.batch.extend_from_slice(&line);
+        self.held.push((lane, line.len()));
     }
 
     /// Writes the batch whole, or says that its lines are lost.
@@ -220,9 +191,7 @@ impl Desk {
                     if !std::mem::replace(&mut told, true) {
                         tracing::error!(%error, "cannot write the access log");
                     }
-                    // The scribes are gone: nobody would wait for a disk that may come back.
-                    let is_last = self.inboxes.iter().all(|inbox| Arc::strong_count(&inbox.waiting) == 1);
-                    if self.overflow == LogOverflow::Drop || is_last {
+                    if self.overflow == LogOverflow::Drop {
                         break;
                     }
                     pause(RETRY);
@@ -231,10 +200,10 @@ impl Desk {
         }
         let is_written = rest.is_empty() && self.output.flush().is_ok();
         self.batch.clear();
-        for (inbox, (lines, bytes)) in self.inboxes.iter().zip(std::mem::take(&mut self.held)) {
-            inbox.waiting.fetch_sub(bytes, Ordering::Relaxed);
-            if !is_written && lines > 0 {
-                self.metrics.lines_lost(inbox.name, lines);
+        for (lane, size) in self.held.drain(..) {
+            lane.waiting.fetch_sub(size, Ordering::Relaxed);
+            if !is_written {
+                self.metrics.lines_lost(lane.name, 1);
             }
         }
         self.room.notify_waiters();

@@ -110,9 +110,10 @@ fn users_show_a_password_in_http_and_in_socks() {
             w.egret.metrics().contains(&count)
         });
     }
+    let is_refusal = |record: &serde_json::Value| record["verdict"] == "deny";
+    eventually("each has its line", || w.egret.records().into_iter().filter(is_refusal).count() == 20);
     let records = w.egret.records();
-    let refusals: Vec<_> = records.iter().filter(|record| record["verdict"] == "deny").collect();
-    assert_eq!(refusals.len(), 20);
+    let refusals: Vec<_> = records.iter().filter(|record| is_refusal(record)).collect();
     for why in ["the client shows no user and password", "the client offers no user", "there is no such user, or not"] {
         assert!(refusals.iter().any(|record| record["nearest"].as_str().unwrap().starts_with(why)), "{why}");
     }

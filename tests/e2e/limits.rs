@@ -126,7 +126,7 @@ fn a_log_that_nobody_reads_holds_nothing_up() {
         stream.write_all(b"CONNECT a.test:443 HTTP/1.1\r\nHost: a.test\r\n\r\n").unwrap();
         assert!(String::from_utf8_lossy(&read_all(&mut stream)).contains("403"));
     }
-    eventually("the loss is counted", || egret.metrics().contains("egret_log_lines_lost_total 20"));
+    eventually("the loss is counted", || egret.metrics().contains("egret_log_lines_lost_total{lane=\"refused\"} 20"));
     egret.signal("TERM");
     assert_eq!(egret.wait(), 0);
 }
