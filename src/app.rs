@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,13 +16,13 @@ use crate::admin::{self, Told};
 use crate::config::{Limits, ListenerKind, ListenerSettings, Settings};
 use crate::dns::{Resolver, UpstreamError};
 use crate::drain::Drain;
-use crate::keeper;
 use crate::listen::{self, Door, Entrance};
 use crate::metrics::Metrics;
 use crate::peek::PeekBudget;
 use crate::policy::{OwnAddresses, Policy};
 use crate::record::{Book, LogWriter, Scribe};
 use crate::relay;
+use crate::reload::{self, Current, Source};
 use crate::session::{self, House};
 
 /// Descriptors for everything but connections: listeners, log, DNS, admin, and the relay's pipes.
@@ -68,17 +69,18 @@ pub struct App {
     health: Option<TcpListener>,
     metrics: Arc<Metrics>,
     own: Arc<OwnAddresses>,
+    source: Source,
     writer: LogWriter,
     screen: String,
 }
 
 impl App {
-    /// Binds all sockets and builds all rooms. Must run inside a runtime. `config` is the file's name, for the
-    /// screen.
+    /// Binds all sockets and builds all rooms. Must run inside a runtime. `config` is the file, which a reload reads
+    /// again.
     ///
     /// # Errors
     /// [`StartError`]; nothing has been served then.
-    pub fn build(settings: Settings, config: Option<&str>) -> Result<Self, StartError> {
+    pub fn build(mut settings: Settings, config: Option<&Path>) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::default());
         let limits = settings.limits;
         let room = Room::measure(&limits);
@@ -97,20 +99,22 @@ impl App {
         let own = Arc::new(OwnAddresses::new(binds, settings.own_addresses.clone()));
         own.set_interfaces(interfaces().map_err(StartError::Interfaces)?);
         let screen_parts = Screen::of(&settings, config, room.connections);
-        let policy = Policy::compile(settings.rules.apps, settings.rules.nets, settings.rules.nat64, Arc::clone(&own));
-        let dns = Resolver::new(settings.dns, limits.dns, Arc::clone(&metrics))?;
+        let rules = std::mem::take(&mut settings.rules);
+        let policy = Policy::compile(rules.apps, rules.nets, rules.nat64, Arc::clone(&own));
+        let dns = Resolver::new(settings.dns.clone(), limits.dns, Arc::clone(&metrics))?;
         let (scribe, writer) = Scribe::start(&settings.log, Arc::clone(&metrics))
             .map_err(|source| StartError::Log { output: settings.log.output.to_string(), source })?;
         let screen = screen_parts.text(&policy, &dns);
         let house = Arc::new(House {
-            policy,
+            policy: Current::new(policy),
             dns,
             limits,
             budget: PeekBudget::new(room.peek_memory),
             door: Door::new(room.connections, limits.connections_per_client),
             book: Arc::new(Book::new(scribe, Arc::clone(&metrics))),
         });
-        Ok(Self { house, listeners, admin, health, metrics, own, writer, screen })
+        let source = Source { file: config.map(Path::to_owned), began: settings, own: Arc::clone(&own) };
+        Ok(Self { house, listeners, admin, health, metrics, own, source, writer, screen })
     }
 
     /// What egret does, on one screen.
@@ -126,6 +130,7 @@ impl App {
     pub async fn serve(self) -> io::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let hangup = signal(SignalKind::hangup())?;
         let drain = Drain::new();
         let told = Told {
             metrics: Arc::clone(&self.metrics),
@@ -151,15 +156,10 @@ impl App {
             tokio::spawn(listen::serve(listener, Arc::clone(&self.house.book), drain.guest(), handle));
         }
         let watch = tokio::spawn(watch_interfaces(self.own));
-        let keeper = tokio::spawn(keeper::run(Arc::downgrade(&self.house)));
-        let mut hangup = signal(SignalKind::hangup())?;
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-                // Left alone it would end the process, and every connection with it.
-                _ = hangup.recv() => tracing::warn!("SIGHUP: reloading is not available in this version; restart egret"),
-            }
+        let policies = tokio::spawn(reload::run(hangup, self.source, Arc::downgrade(&self.house)));
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
         }
         let grace = self.house.limits.drain;
         tracing::info!(?grace, "stopping: no new connections; waiting for those that are open");
@@ -174,7 +174,7 @@ impl App {
         pages.stop(Duration::ZERO, std::future::ready(())).await;
         watch.abort();
         files.abort();
-        keeper.abort();
+        policies.abort();
         // The watch holds no book; the last scribe goes with the house, and the writer ends.
         drop(self.house);
         self.writer.finish().await;
@@ -198,7 +198,8 @@ struct Screen {
 }
 
 impl Screen {
-    fn of(settings: &Settings, config: Option<&str>, most: usize) -> Self {
+    fn of(settings: &Settings, config: Option<&Path>, most: usize) -> Self {
+        let config = config.map(|file| file.display().to_string());
         let behind =
             |l: &ListenerSettings| l.proxies.as_ref().map(|_| ", behind the PROXY protocol").unwrap_or_default();
         let listeners = settings.listeners.iter().map(|l| match l.kind {
@@ -220,8 +221,7 @@ impl Screen {
             (scheme, l.bind, format!("{user}{certificate}"))
         });
         Self {
-            source: config.unwrap_or("built in (config/default.yaml)").to_owned(),
-            config: config.map(str::to_owned),
+            source: config.clone().unwrap_or_else(|| "built in (config/default.yaml)".to_owned()),
             listeners: listeners.collect(),
             admin: settings.admin,
             health: settings.health,
@@ -229,7 +229,8 @@ impl Screen {
             per_client: settings.limits.connections_per_client,
             forward,
             // The built-in file is what it is meant to be.
-            warnings: config.map_or(0, |_| settings.warnings.len()),
+            warnings: config.as_ref().map_or(0, |_| settings.warnings.len()),
+            config,
         }
     }
 

@@ -173,11 +173,10 @@ const LAST_WORK: Duration = Duration::from_secs(2);
 
 fn run(path: Option<&Path>) -> Result<ExitCode, CommandError> {
     let settings = load(path)?;
-    let config = path.map(|p| p.display().to_string());
     let runtime = runtime()?;
     let served = {
         let _inside = runtime.enter();
-        let app = App::build(settings, config.as_deref())?;
+        let app = App::build(settings, path)?;
         // The screen is for people; stdout belongs to the access log.
         complain(&format!("{}\n", app.screen()));
         runtime.block_on(app.serve())

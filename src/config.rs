@@ -77,7 +77,7 @@ pub struct Origin {
     pub inline: usize,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerSettings {
     pub bind: SocketAddr,
     pub kind: ListenerKind,
@@ -131,7 +131,7 @@ impl ListenerKind {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DnsSettings {
     /// Empty: the system's.
     pub upstreams: Vec<DnsUpstream>,
@@ -161,7 +161,7 @@ pub enum DnsTransport {
     Https { name: Arc<str>, path: Arc<str> },
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     pub hello: usize,
     pub peek: Duration,
@@ -275,6 +275,21 @@ impl Settings {
     /// [`ConfigError`] with every fault.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         Self::read(path, check::Depth::Load)
+    }
+
+    /// The keys, but for `policy`, that say something else in another one.
+    #[must_use]
+    pub fn differs(&self, other: &Self) -> Vec<&'static str> {
+        let all = [
+            ("listeners", self.listeners != other.listeners),
+            ("dns", self.dns != other.dns),
+            ("own_addresses", self.own_addresses != other.own_addresses),
+            ("limits", self.limits != other.limits),
+            ("log", self.log != other.log),
+            ("admin", self.admin != other.admin),
+            ("health", self.health != other.health),
+        ];
+        all.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
     }
 
     /// Reads a configuration file as [`Settings::load`] does, and also looks for what is probably not meant.

@@ -9,8 +9,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::ending::Refusal;
-use crate::policy::Clearance;
 use crate::policy::kept::Kept;
+use crate::policy::{Clearance, Policy};
 use crate::session::House;
 
 /// Between two look-ups of a name: as long as its answer lasts, within these bounds.
@@ -22,22 +22,22 @@ const REMEMBER: Duration = Duration::from_secs(24 * 3600);
 /// Addresses of one name that are open at once; an API server has one or two, and moves seldom.
 const MOST: usize = 64;
 
-/// Looks up every kept name, at once and then again and again, until the house is gone.
-pub async fn run(house: Weak<House>) {
+/// Looks up every name that a policy keeps, at once and then again and again, until the house is gone.
+pub async fn run(house: Weak<House>, policy: Arc<Policy>) {
     let mut names = JoinSet::new();
-    if let Some(strong) = house.upgrade() {
-        for (kept, clearance) in strong.policy.kept() {
-            names.spawn(keep(Weak::clone(&house), kept, clearance));
-        }
+    for (kept, clearance) in policy.kept() {
+        names.spawn(keep(Weak::clone(&house), Arc::clone(&policy), kept, clearance));
     }
     while names.join_next().await.is_some() {}
 }
 
-async fn keep(house: Weak<House>, kept: Arc<Kept>, clearance: Clearance) {
+async fn keep(house: Weak<House>, policy: Arc<Policy>, kept: Arc<Kept>, clearance: Clearance) {
     let mut memory = Memory::default();
+    // What an earlier policy found.
+    memory.see(&kept.addresses(), Instant::now());
     let mut failed = false;
     while let Some(house) = house.upgrade() {
-        let ttl = match look_up(&house, &clearance).await {
+        let ttl = match look_up(&house, &policy, &clearance).await {
             Ok((found, ttl)) => {
                 memory.see(&found, Instant::now());
                 kept.set(memory.addresses());
@@ -62,9 +62,9 @@ async fn keep(house: Weak<House>, kept: Arc<Kept>, clearance: Clearance) {
     }
 }
 
-async fn look_up(house: &House, clearance: &Clearance) -> Result<(Vec<IpAddr>, Duration), Refusal> {
+async fn look_up(house: &House, policy: &Policy, clearance: &Clearance) -> Result<(Vec<IpAddr>, Duration), Refusal> {
     let answers = house.dns.resolve(clearance).await?;
-    let permit = house.policy.by_address(clearance, &answers)?;
+    let permit = policy.by_address(clearance, &answers)?;
     Ok((permit.addresses().iter().map(std::net::SocketAddr::ip).collect(), answers.ttl))
 }
 

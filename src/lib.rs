@@ -29,6 +29,7 @@ pub mod peek;
 pub mod policy;
 pub mod record;
 pub mod relay;
+pub mod reload;
 pub mod session;
 pub mod stream;
 pub mod upstream;

@@ -54,6 +54,11 @@ impl Book {
         }
     }
 
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     /// Waits until the log takes lines again, where none may be lost.
     pub async fn room(&self) {
         self.scribe.room().await;

@@ -22,13 +22,14 @@ use crate::peek::{Expected, PeekBudget, PeekLimits, Sighting, Window};
 use crate::policy::{Clearance, Passage, Permit, Policy};
 use crate::record::{Book, Record};
 use crate::relay::{self, Link};
+use crate::reload::Current;
 use crate::stream::ClientStream;
 use crate::upstream;
 
 /// What every connection shares.
 #[derive(Debug)]
 pub struct House {
-    pub policy: Policy,
+    pub policy: Current,
     pub dns: Resolver,
     pub limits: Limits,
     pub budget: Arc<PeekBudget>,
@@ -207,7 +208,8 @@ async fn visit(
     standing: &mut Option<Standing>,
     before: &mut Option<Claim>,
 ) -> Result<Visit, Refusal> {
-    let House { policy, .. } = house;
+    // One policy from the claim to the dial: a clearance means nothing to another one.
+    let policy = house.policy.get();
     let claimed = client.claim(peek_limits, before.as_ref()).await;
     let claimed = claimed.inspect_err(|_| client.raw_target().into_iter().for_each(|raw| record.raw_name(raw)))?;
     let mut claim = claimed.claim;
@@ -247,12 +249,12 @@ async fn visit(
         }
     };
     if let Some(Sighting::Http(request)) = sighting {
-        let answered = requested(client, &claim, &clearance, &request, seen, house, record, standing).await?;
+        let answered = requested(client, &claim, &policy, &clearance, &request, seen, house, record, standing).await?;
         *before = Some(claim);
         return Ok(answered);
     }
 
-    let permit = permitted(&claim, &clearance, house, record).await?;
+    let permit = permitted(&claim, &policy, &clearance, house, record).await?;
     let mut upstream = dialled(&permit, house, record).await?;
     client.go_ahead().await;
     let meter = record.meter();
@@ -279,6 +281,7 @@ async fn visit(
 async fn requested(
     client: &mut Client,
     claim: &Claim,
+    policy: &Policy,
     clearance: &Clearance,
     request: &RequestHead,
     seen: bool,
@@ -287,7 +290,7 @@ async fn requested(
     standing: &mut Option<Standing>,
 ) -> Result<Visit, Refusal> {
     let Limits { head, idle, .. } = house.limits;
-    let permit = permitted(claim, clearance, house, record).await?;
+    let permit = permitted(claim, policy, clearance, house, record).await?;
     let reused = standing
         .take()
         .filter(|old| old.permit.is_same(&permit) && old.identity == claim.identity && is_quiet(&old.link.stream));
@@ -351,13 +354,13 @@ fn is_quiet(stream: &TcpStream) -> bool {
 /// Resolves what was cleared, and judges what came back.
 async fn permitted(
     claim: &Claim,
+    policy: &Policy,
     clearance: &Clearance,
     house: &House,
     record: &mut Record,
 ) -> Result<Permit, Refusal> {
-    let House { policy, dns, .. } = house;
     policy.because_of(clearance).iter().for_each(|because| record.because(because));
-    let answers = dns.resolve(clearance).await?;
+    let answers = house.dns.resolve(clearance).await?;
     if claim.name().is_some() || clearance.is_name() {
         record.answers(&answers.addresses);
     }

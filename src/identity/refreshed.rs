@@ -108,6 +108,15 @@ impl<F: Files> Refreshed<F> {
     }
 }
 
+/// What is the same are the files, whatever is in them.
+impl<F: Files + PartialEq> PartialEq for Refreshed<F> {
+    fn eq(&self, other: &Self) -> bool {
+        self.files == other.files
+    }
+}
+
+impl<F: Files + Eq> Eq for Refreshed<F> {}
+
 fn stamps(files: &impl Files) -> Vec<Option<Stamp>> {
     let stamp = |path: &Path| {
         let meta = std::fs::metadata(path).ok()?;

@@ -30,6 +30,11 @@ impl Kept {
         *self.addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
     }
 
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.addresses.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(super) fn contains(&self, ip: IpAddr) -> bool {
         self.addresses.read().unwrap_or_else(PoisonError::into_inner).contains(&ip)
     }

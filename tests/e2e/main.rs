@@ -20,6 +20,7 @@ mod http;
 mod limits;
 #[path = "../missing/mod.rs"]
 mod missing;
+mod reload;
 mod requests;
 mod support;
 mod updates;

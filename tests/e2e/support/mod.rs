@@ -8,6 +8,7 @@ pub use crate::missing::missing;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -44,7 +45,7 @@ pub struct Egret {
     errors: Arc<Mutex<String>>,
     told: Mutex<Vec<Value>>,
     pub ip: IpAddr,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 /// Ports of every egret of the tests, on its own address.
@@ -71,7 +72,15 @@ impl Egret {
 
     /// Starts one with a whole configuration that has its admin pages at `ip`.
     pub fn run(config: &str, ip: IpAddr) -> Self {
+        Self::run_with(config, ip, &[])
+    }
+
+    /// The same, with files beside the configuration.
+    pub fn run_with(config: &str, ip: IpAddr, files: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
         let file = folder.path().join("egret.yaml");
         std::fs::write(&file, config).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_egret"))
@@ -98,7 +107,7 @@ impl Egret {
                 sink.lock().unwrap().push_str(&format!("{line}\n"));
             }
         });
-        let mut egret = Self { child, lines, errors, told: Mutex::default(), ip, _folder: folder };
+        let mut egret = Self { child, lines, errors, told: Mutex::default(), ip, folder };
         eventually("egret serves", || {
             assert!(matches!(egret.child.try_wait(), Ok(None)), "egret has ended: {}", egret.errors());
             TcpStream::connect((ip, ADMIN)).is_ok()
@@ -116,6 +125,10 @@ impl Egret {
 
     pub fn plain(&self) -> SocketAddr {
         SocketAddr::new(self.ip, PLAIN_SNI)
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     pub fn pid(&self) -> u32 {

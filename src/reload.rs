@@ -1,0 +1,130 @@
+//! A new policy for a running egret: read and compiled beside the old one, then put in its place.
+//!
+//! Connections never wait for it: who has begun to be judged is judged by the policy he began with, and the old one
+//! is freed when the last of them is through. A configuration with a fault changes nothing.
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use tokio::signal::unix::Signal;
+use tokio::task::JoinHandle;
+
+use crate::config::{ConfigError, Settings};
+use crate::keeper;
+use crate::policy::{OwnAddresses, Policy};
+use crate::session::House;
+
+/// How often it is asked whether an old policy is still in use.
+const IN_USE: Duration = Duration::from_secs(1);
+
+/// The policy of the moment.
+#[derive(Debug)]
+pub struct Current(RwLock<Arc<Policy>>);
+
+impl Current {
+    #[must_use]
+    pub fn new(policy: Policy) -> Self {
+        Self(RwLock::new(Arc::new(policy)))
+    }
+
+    /// What a connection or request is judged by, from its first question to its last.
+    #[must_use]
+    pub fn get(&self) -> Arc<Policy> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn replace(&self, policy: Arc<Policy>) -> Arc<Policy> {
+        std::mem::replace(&mut self.0.write().unwrap_or_else(PoisonError::into_inner), policy)
+    }
+}
+
+/// What a reload starts from.
+#[derive(Debug)]
+pub struct Source {
+    /// `None`: the configuration in the binary, which cannot change.
+    pub file: Option<PathBuf>,
+    /// The settings of the start; their rules are gone into the policy.
+    pub began: Settings,
+    pub own: Arc<OwnAddresses>,
+}
+
+impl Source {
+    fn compile(&self, file: &std::path::Path) -> Result<Fresh, ConfigError> {
+        let mut settings = Settings::load(file)?;
+        let waits = self.began.differs(&settings);
+        let rules = std::mem::take(&mut settings.rules);
+        let policy = Policy::compile(rules.apps, rules.nets, rules.nat64, Arc::clone(&self.own));
+        Ok(Fresh { policy, waits, warnings: settings.warnings.len() })
+    }
+}
+
+/// A policy that is ready to serve.
+struct Fresh {
+    policy: Policy,
+    /// What else has changed in the file, and waits for a restart.
+    waits: Vec<&'static str>,
+    warnings: usize,
+}
+
+/// Keeps the policy's names resolved, and replaces the policy whenever it is told to, until the house is gone.
+pub async fn run(mut hangup: Signal, source: Source, house: Weak<House>) {
+    let source = Arc::new(source);
+    let keep = |policy| AbortOnDrop(tokio::spawn(keeper::run(Weak::clone(&house), policy)));
+    let Some(mut _keeper) = house.upgrade().map(|house| keep(house.policy.get())) else { return };
+    while hangup.recv().await.is_some() {
+        let Some(file) = source.file.clone() else {
+            tracing::warn!("SIGHUP: the configuration in the binary cannot change; start egret with --config");
+            continue;
+        };
+        tracing::info!(file = %file.display(), "SIGHUP: reading the configuration again");
+        let compiling = Arc::clone(&source);
+        let compiled = tokio::task::spawn_blocking(move || compiling.compile(&file)).await;
+        let Some(house) = house.upgrade() else { return };
+        let fresh = match compiled {
+            Ok(Ok(fresh)) => fresh,
+            Ok(Err(error)) => {
+                house.book.metrics().reloaded("refused");
+                tracing::error!("nothing has changed: {error}");
+                continue;
+            }
+            // A panic, whose words are on stderr already.
+            Err(_) => {
+                house.book.metrics().reloaded("refused");
+                tracing::error!("nothing has changed: the configuration could not be read");
+                continue;
+            }
+        };
+        let Fresh { policy, waits, warnings } = fresh;
+        let policy = Arc::new(policy);
+        policy.inherit(&house.policy.get());
+        let old = house.policy.replace(Arc::clone(&policy));
+        let (rules, patterns) = policy.size();
+        house.book.metrics().reloaded("done");
+        tracing::info!(rules, patterns, warnings, "the new policy is in force");
+        if !waits.is_empty() {
+            tracing::warn!(keys = waits.join(", "), "changed too, and waits for a restart");
+        }
+        _keeper = keep(policy);
+        tokio::spawn(retire(old));
+    }
+}
+
+/// Frees a policy once nobody is judged by it any more, and nowhere near a connection: a large one takes its time.
+async fn retire(mut policy: Arc<Policy>) {
+    loop {
+        match Arc::try_unwrap(policy) {
+            Ok(policy) => return drop(tokio::task::spawn_blocking(move || drop(policy))),
+            Err(used) => policy = used,
+        }
+        tokio::time::sleep(IN_USE).await;
+    }
+}
+
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
