@@ -19,7 +19,7 @@ test-all:
 bench:
     cargo bench --locked
 
-# egret beside nginx stream, HAProxy and Envoy; needs root. Writes benches/results.
+# egret beside nginx stream, HAProxy, Envoy and squid; needs root. Writes benches/results.
 bench-peers *ARGS:
     benches/peers/run {{ARGS}}
 

@@ -43,6 +43,20 @@ impl Mode {
     }
 }
 
+/// How a proxy is spoken to.
+#[derive(Clone, Copy, Debug)]
+pub struct Way {
+    pub to: SocketAddr,
+    /// Asked for by CONNECT before the hello, and this port; otherwise by the hello alone.
+    pub connect: Option<u16>,
+}
+
+impl From<SocketAddr> for Way {
+    fn from(to: SocketAddr) -> Self {
+        Self { to, connect: None }
+    }
+}
+
 /// The origins.
 pub struct Origins {
     ip: IpAddr,
@@ -131,9 +145,16 @@ fn hello() -> Vec<u8> {
 }
 
 /// A tunnel whose hello has been answered.
-async fn tunnel(to: SocketAddr, hello: &[u8]) -> std::io::Result<TcpStream> {
-    let mut stream = TcpStream::connect(to).await?;
+async fn tunnel(way: Way, hello: &[u8]) -> std::io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(way.to).await?;
     stream.set_nodelay(true)?;
+    if let Some(port) = way.connect {
+        stream.write_all(format!("CONNECT {NAME}:{port} HTTP/1.1\r\nHost: {NAME}:{port}\r\n\r\n").as_bytes()).await?;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await?);
+        }
+    }
     stream.write_all(hello).await?;
     let mut answer = [0; 64];
     stream.read_exact(&mut answer).await?;
@@ -142,20 +163,20 @@ async fn tunnel(to: SocketAddr, hello: &[u8]) -> std::io::Result<TcpStream> {
 }
 
 /// Whether a proxy lets the name through.
-pub fn answers(to: SocketAddr) -> bool {
-    let one = async { tokio::time::timeout(Duration::from_secs(2), tunnel(to, &hello())).await };
+pub fn answers(way: Way) -> bool {
+    let one = async { tokio::time::timeout(Duration::from_secs(2), tunnel(way, &hello())).await };
     runtime().block_on(one).is_ok_and(|stream| stream.is_ok())
 }
 
 /// New connections, each until the first bytes have come back.
-pub fn connections(to: SocketAddr, count: usize, at_once: usize) {
+pub fn connections(way: Way, count: usize, at_once: usize) {
     runtime().block_on(async {
         let hello = hello();
         let some = |n: usize| {
             let hello = &hello;
             async move {
                 for _ in 0..n {
-                    drop(tunnel(to, hello).await.unwrap());
+                    drop(tunnel(way, hello).await.unwrap());
                 }
             }
         };
@@ -165,13 +186,13 @@ pub fn connections(to: SocketAddr, count: usize, at_once: usize) {
 }
 
 /// The 99th percentile of the time to the first bytes back, one connection at a time; microseconds.
-pub fn latency(to: SocketAddr, count: usize) -> f64 {
+pub fn latency(way: Way, count: usize) -> f64 {
     runtime().block_on(async {
         let hello = hello();
         let mut times = Vec::new();
         for _ in 0..count {
             let begun = Instant::now();
-            drop(tunnel(to, &hello).await.unwrap());
+            drop(tunnel(way, &hello).await.unwrap());
             times.push(begun.elapsed());
         }
         times.sort_unstable();
@@ -180,9 +201,9 @@ pub fn latency(to: SocketAddr, count: usize) -> f64 {
 }
 
 /// One body of so many bytes.
-pub fn bulk(to: SocketAddr, mode: Mode, bytes: u64) {
+pub fn bulk(way: Way, mode: Mode, bytes: u64) {
     runtime().block_on(async {
-        let mut stream = tunnel(to, &hello()).await.unwrap();
+        let mut stream = tunnel(way, &hello()).await.unwrap();
         let mut chunk = vec![7; 256 << 10];
         stream.write_u64(bytes).await.unwrap();
         if mode == Mode::Down {
@@ -215,13 +236,13 @@ pub struct Tunnels {
 }
 
 /// Opens tunnels, does something, and closes them.
-pub fn open<T>(to: SocketAddr, count: usize, done: impl FnOnce(&mut Tunnels) -> T) -> T {
+pub fn open<T>(way: Way, count: usize, done: impl FnOnce(&mut Tunnels) -> T) -> T {
     let runtime = runtime();
     let streams = runtime.block_on(async {
         let hello = hello();
         let mut streams = Vec::new();
         for _ in 0..count {
-            streams.push(tunnel(to, &hello).await.unwrap());
+            streams.push(tunnel(way, &hello).await.unwrap());
         }
         streams
     });

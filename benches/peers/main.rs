@@ -107,7 +107,8 @@ fn main() {
             }
         }
         if rules == 10 && !lines && wants("latency") {
-            let direct = (0..size.rounds).map(|_| load::latency(origins.address(Mode::Echo), size.connections / 4));
+            let direct =
+                (0..size.rounds).map(|_| load::latency(origins.address(Mode::Echo).into(), size.connections / 4));
             figures.insert(("p99 of a new connection, µs", Kind::Direct), direct.collect());
         }
         results.add(&case, figures);

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
 use crate::cost::cpu_of;
-use crate::load::{self, Mode};
+use crate::load::{self, Mode, Way};
 use crate::support::dns::Dns;
 use crate::support::{eventually, own_ip};
 
@@ -21,12 +21,13 @@ pub enum Kind {
     Nginx,
     Haproxy,
     Envoy,
+    Squid,
     /// No proxy at all.
     Direct,
 }
 
 impl Kind {
-    pub const ALL: [Self; 4] = [Self::Egret, Self::Nginx, Self::Haproxy, Self::Envoy];
+    pub const ALL: [Self; 5] = [Self::Egret, Self::Nginx, Self::Haproxy, Self::Envoy, Self::Squid];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -34,6 +35,7 @@ impl Kind {
             Self::Nginx => "nginx stream",
             Self::Haproxy => "HAProxy",
             Self::Envoy => "Envoy",
+            Self::Squid => "squid (CONNECT)",
             Self::Direct => "no proxy",
         }
     }
@@ -49,6 +51,8 @@ impl Kind {
                 let found = std::env::var_os("EGRET_BENCH_ENVOY").map(PathBuf::from);
                 return found.filter(|path| path.exists());
             }
+            Self::Squid if !Path::new("/usr/lib/squid/security_file_certgen").exists() => &[],
+            Self::Squid => &["/usr/sbin/squid"],
             Self::Direct => &[],
         };
         places.iter().map(PathBuf::from).find(|path| path.exists())
@@ -203,6 +207,43 @@ impl Peer {
                 command.args(["--concurrency", "1", "--log-level", "error", "--disable-hot-restart", "-c"]);
                 command.arg(dir.join("envoy.yaml"));
             }
+            Kind::Squid => {
+                // It sees hellos only behind CONNECT or a redirect; peeking wants a certificate that splicing never uses.
+                fs::write(dir.join("names"), names.join("\n")).unwrap();
+                fs::write(dir.join("hosts"), format!("{} {NAME}\n", world.ip)).unwrap();
+                let certified = Command::new("openssl")
+                    .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=bench"])
+                    .arg("-keyout")
+                    .arg(dir.join("ca"))
+                    .arg("-out")
+                    .arg(dir.join("certificate"))
+                    .stderr(Stdio::null())
+                    .status();
+                assert!(certified.is_ok_and(|status| status.success()), "openssl makes a certificate");
+                let d = dir.display();
+                let made = Command::new("/usr/lib/squid/security_file_certgen")
+                    .args(["-c", "-s", &format!("{d}/db"), "-M", "4MB"])
+                    .stdout(Stdio::null())
+                    .status();
+                assert!(made.is_ok_and(|status| status.success()), "squid makes its store of certificates");
+                let log = if lines { format!("stdio:{d}/access") } else { "none".to_owned() };
+                let config = format!(
+                    "http_port {ip}:{} ssl-bump tls-cert={d}/certificate tls-key={d}/ca generate-host-certificates=off\n\
+                     sslcrtd_program /usr/lib/squid/security_file_certgen -s {d}/db -M 4MB\nsslcrtd_children 1\n\
+                     acl listed ssl::server_name \"{d}/names\"\nacl asked dstdomain \"{d}/names\"\nacl hello at_step SslBump1\n\
+                     http_access allow asked\nhttp_access deny all\nssl_bump peek hello\nssl_bump splice listed\nssl_bump terminate all\n\
+                     hosts_file {d}/hosts\naccess_log {log}\ncache_log {d}/cache.log\npid_filename {d}/pid\ncache deny all\ncache_mem 0 MB\n\
+                     cache_effective_user proxy\nmax_filedescriptors 18000\nnetdb_filename none\npinger_enable off\nread_timeout 4 hours\n\
+                     client_lifetime 1 day\nshutdown_lifetime 0 seconds\nvisible_hostname bench\ncoredump_dir {d}\n",
+                    Mode::Echo.port()
+                );
+                fs::write(dir.join("squid.conf"), config).unwrap();
+                // It refuses to work as root; its name keeps its shared memory apart from another one's.
+                let given = Command::new("chown").args(["-R", "proxy"]).arg(dir).status();
+                assert!(given.is_ok_and(|status| status.success()), "squid's package has made its user");
+                let name = format!("bench{}x{rules}x{lines}", std::process::id());
+                command.args(["-N", "-n", &name, "-f"]).arg(dir.join("squid.conf"));
+            }
             Kind::Direct => unreachable!("is not started"),
         }
         let said = fs::File::create(dir.join("said")).unwrap();
@@ -212,13 +253,16 @@ impl Peer {
         eventually(&format!("{} serves", kind.name()), || {
             let said = || fs::read_to_string(peer.folder.path().join("said")).unwrap_or_default();
             assert!(matches!(peer.child.try_wait(), Ok(None)), "{} has ended: {}", kind.name(), said());
-            load::answers(SocketAddr::new(ip, Mode::Echo.port()))
+            load::answers(peer.at(Mode::Echo))
         });
         peer
     }
 
-    pub fn at(&self, mode: Mode) -> SocketAddr {
-        SocketAddr::new(self.ip, mode.port())
+    pub fn at(&self, mode: Mode) -> Way {
+        if self.kind == Kind::Squid {
+            return Way { to: SocketAddr::new(self.ip, Mode::Echo.port()), connect: Some(mode.port()) };
+        }
+        SocketAddr::new(self.ip, mode.port()).into()
     }
 
     /// CPU seconds that the proxy's threads take while something is done.
@@ -236,8 +280,9 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // squid removes its shared memory when it is asked to end.
+        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
+        eventually("the proxy has ended", || matches!(self.child.try_wait(), Ok(Some(_))));
     }
 }
 
