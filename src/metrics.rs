@@ -29,7 +29,8 @@ pub struct Metrics {
     peek_memory: Gauge,
     endings: Family<Words<1>, Counter>,
     refusals: Family<Words<2>, Counter>,
-    bytes: Family<Words<1>, Counter>,
+    bytes_up: Counter,
+    bytes_down: Counter,
     lookups: Family<Words<1>, Counter>,
     lost_lines: Family<Words<1>, Counter>,
     reloads: Family<Words<1>, Counter>,
@@ -40,17 +41,19 @@ impl Default for Metrics {
         let mut registry = Registry::with_prefix("egret");
         let (active, peek_memory) = (Gauge::default(), Gauge::default());
         let (endings, refusals) = (Family::default(), Family::default());
-        let (bytes, lookups) = (Family::default(), Family::default());
+        let (bytes, lookups) = (Family::<Words<1>, Counter>::default(), Family::default());
+        let [bytes_up, bytes_down] =
+            ["up", "down"].map(|direction| bytes.get_or_create(&Words([("direction", direction)])).clone());
         let (lost_lines, reloads) = (Family::default(), Family::default());
         registry.register("connections_active", "Client connections open now", active.clone());
         registry.register("peek_memory_bytes", "Memory that all peeks hold now", peek_memory.clone());
         registry.register("connections", "Client connections by how they ended", Family::clone(&endings));
         registry.register("refusals", "Refused connections by reason and stage", Family::clone(&refusals));
-        registry.register("bytes", "Bytes relayed; up is towards the upstream", Family::clone(&bytes));
+        registry.register("bytes", "Bytes relayed; up is towards the upstream", bytes);
         registry.register("dns_lookups", "Name look-ups by outcome", Family::clone(&lookups));
         registry.register("log_lines_lost", "Access lines that could not be written", Family::clone(&lost_lines));
         registry.register("reloads", "Reloads of the policy by outcome", Family::clone(&reloads));
-        Self { registry, active, peek_memory, endings, refusals, bytes, lookups, lost_lines, reloads }
+        Self { registry, active, peek_memory, endings, refusals, bytes_up, bytes_down, lookups, lost_lines, reloads }
     }
 }
 
@@ -72,8 +75,8 @@ impl Metrics {
     pub(crate) fn closed(&self, ending: Ending, totals: Totals) {
         self.active.dec();
         self.endings.get_or_create(&Words([("ending", ending.as_str())])).inc();
-        self.bytes.get_or_create(&Words([("direction", "up")])).inc_by(totals.up);
-        self.bytes.get_or_create(&Words([("direction", "down")])).inc_by(totals.down);
+        self.bytes_up.inc_by(totals.up);
+        self.bytes_down.inc_by(totals.down);
     }
 
     pub(crate) fn refused(&self, reason: Reason, stage: Stage) {

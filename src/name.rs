@@ -150,6 +150,10 @@ fn literal(text: &str) -> Option<IpAddr> {
 /// The BSD reading of an IPv4 address: one to four parts, each decimal, octal or hexadecimal; the
 /// last part fills the bytes that are left.
 fn inet_aton(text: &str) -> Option<Ipv4Addr> {
+    // Every kind of number begins with a digit; most names end in letters.
+    if !text.rsplit('.').next().is_some_and(|last| last.starts_with(|c: char| c.is_ascii_digit())) {
+        return None;
+    }
     let parts: Vec<u64> = text.split('.').map(number).collect::<Option<_>>()?;
     let (last, front) = parts.split_last()?;
     if front.iter().any(|part| *part > 0xff) {

@@ -5,7 +5,7 @@
 
 pub mod client_hello;
 pub mod http_head;
-mod ja4;
+pub mod ja4;
 pub mod proxy_header;
 mod reader;
 mod record_layer;

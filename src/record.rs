@@ -143,7 +143,7 @@ impl Record {
         line.protocol = Some("https");
         line.alpn = hello.alpn.iter().take(MAX_LISTED).map(|p| escape(p)).collect();
         line.tls = Some(hello.version_name());
-        line.ja4 = Some(hello.ja4.clone());
+        line.ja4 = self.book.scribe.writes().then(|| hello.ja4().into());
         line.ech = Some(hello.ech || hello.esni);
         match &hello.sni {
             Sni::Name(name) => match &line.name {

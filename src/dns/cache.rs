@@ -1,5 +1,6 @@
 //! Answers and absences, each until its time. The time is an argument: nothing here asks the clock.
 
+use foldhash::quality::RandomState;
 use moka::sync::Cache as Store;
 use tokio::time::Instant;
 
@@ -15,11 +16,11 @@ const MAX_NAMES: u64 = 65_536;
 pub(super) type Kept = Result<Answers, Reason>;
 
 #[derive(Debug)]
-pub(super) struct Cache(Store<HostName, (Kept, Instant)>);
+pub(super) struct Cache(Store<HostName, (Kept, Instant), RandomState>);
 
 impl Cache {
     pub(super) fn new() -> Self {
-        Self(Store::new(MAX_NAMES))
+        Self(Store::builder().max_capacity(MAX_NAMES).build_with_hasher(RandomState::default()))
     }
 
     /// What is kept and still holds at `now`.

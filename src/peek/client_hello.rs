@@ -33,7 +33,7 @@ pub struct ClientHello {
     pub version: u16,
     pub ech: bool,
     pub esni: bool,
-    pub ja4: Box<str>,
+    pub ja4: ja4::Parts,
     /// Received bytes that its records took; whatever follows is not part of it.
     pub raw_len: usize,
 }
@@ -52,6 +52,12 @@ pub enum Sni {
 }
 
 impl ClientHello {
+    /// The JA4 fingerprint: made only for who asks, for it costs more than all the rest of a hello.
+    #[must_use]
+    pub fn ja4(&self) -> String {
+        ja4::fingerprint(self)
+    }
+
     /// The version as people write it.
     #[must_use]
     pub const fn version_name(&self) -> &'static str {
@@ -93,22 +99,17 @@ fn parse(body: &[u8], raw_len: usize) -> Result<ClientHello, Reason> {
     }
     let seen = Extensions::read(hello.ext.unwrap_or_default())?;
     let version = seen.versions.iter().copied().filter(|v| !is_grease(*v)).max().unwrap_or(hello.version.0);
-    let ciphers: Vec<u16> = hello.ciphers.iter().map(|c| c.0).collect();
-    let ja4 = ja4::fingerprint(&ja4::Parts {
-        version,
-        has_sni: seen.sni != Sni::Absent,
-        ciphers: &ciphers,
-        extensions: &seen.kinds,
-        first_alpn: seen.alpn.first().map(|p| &**p),
-        signature_algorithms: &seen.signature_algorithms,
-    });
     Ok(ClientHello {
         sni: seen.sni,
         alpn: seen.alpn,
         version,
         ech: seen.kinds.contains(&EXT_ECH),
         esni: seen.kinds.contains(&EXT_ESNI),
-        ja4: ja4.into(),
+        ja4: ja4::Parts {
+            ciphers: hello.ciphers.into_iter().map(|cipher| cipher.0).collect(),
+            extensions: seen.kinds,
+            signature_algorithms: seen.signature_algorithms,
+        },
         raw_len,
     })
 }

@@ -2,26 +2,25 @@
 //!
 //! Follows the published description of JA4 (FoxIO, BSD-3-Clause part). Decides nothing.
 
-use super::client_hello::is_grease;
+use super::client_hello::{ClientHello, Sni, is_grease};
 
-/// What the fingerprint is made of; GREASE values may still be in the lists.
-pub(super) struct Parts<'a> {
-    pub(super) version: u16,
-    pub(super) has_sni: bool,
-    pub(super) ciphers: &'a [u16],
-    pub(super) extensions: &'a [u16],
-    pub(super) first_alpn: Option<&'a [u8]>,
-    pub(super) signature_algorithms: &'a [u16],
+/// What the fingerprint is made of, in the hello's order; GREASE values may still be in the lists.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parts {
+    pub(super) ciphers: Vec<u16>,
+    pub(super) extensions: Vec<u16>,
+    pub(super) signature_algorithms: Vec<u16>,
 }
 
 const EXT_SERVER_NAME: u16 = 0;
 const EXT_ALPN: u16 = 16;
 
-pub(super) fn fingerprint(parts: &Parts<'_>) -> String {
-    let ciphers = sorted(parts.ciphers, |_| true);
-    let extensions = sorted(parts.extensions, |_| true);
-    let hashed = sorted(parts.extensions, |e| e != EXT_SERVER_NAME && e != EXT_ALPN);
-    let version = match parts.version {
+pub(super) fn fingerprint(hello: &ClientHello) -> String {
+    let Parts { ciphers, extensions, signature_algorithms } = &hello.ja4;
+    let ciphers = sorted(ciphers, |_| true);
+    let hashed = sorted(extensions, |e| e != EXT_SERVER_NAME && e != EXT_ALPN);
+    let extensions = extensions.iter().filter(|e| !is_grease(**e)).count();
+    let version = match hello.version {
         0x0304 => "13",
         0x0303 => "12",
         0x0302 => "11",
@@ -31,19 +30,19 @@ pub(super) fn fingerprint(parts: &Parts<'_>) -> String {
         _ => "00",
     };
     let mut tail = hex_list(&hashed);
-    if !parts.signature_algorithms.is_empty() {
-        let algorithms: Vec<u16> = parts.signature_algorithms.iter().copied().filter(|a| !is_grease(*a)).collect();
+    if !signature_algorithms.is_empty() {
+        let algorithms: Vec<u16> = signature_algorithms.iter().copied().filter(|a| !is_grease(*a)).collect();
         tail.push('_');
         tail.push_str(&hex_list(&algorithms));
     }
     format!(
         "t{version}{}{:02}{:02}{}_{}_{}",
-        if parts.has_sni { 'd' } else { 'i' },
+        if hello.sni == Sni::Absent { 'i' } else { 'd' },
         ciphers.len().min(99),
-        extensions.len().min(99),
-        alpn_mark(parts.first_alpn),
+        extensions.min(99),
+        alpn_mark(hello.alpn.first().map(|first| &**first)),
         short_hash(&hex_list(&ciphers)),
-        short_hash(if extensions.is_empty() { "" } else { &tail }),
+        short_hash(if extensions == 0 { "" } else { &tail }),
     )
 }
 
@@ -87,25 +86,26 @@ fn short_hash(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::name::HostName;
 
     /// The worked example of the JA4 description: a Chrome hello.
     #[test]
     fn the_published_example_holds() {
-        let parts = Parts {
-            version: 0x0304,
-            has_sni: true,
-            ciphers: &[
+        let ja4 = Parts {
+            ciphers: vec![
                 0x1a1a, 0x1301, 0x1302, 0x1303, 0xc02b, 0xc02f, 0xc02c, 0xc030, 0xcca9, 0xcca8, 0xc013, 0xc014, 0x009c,
                 0x009d, 0x002f, 0x0035,
             ],
-            extensions: &[
+            extensions: vec![
                 0x2a2a, 0x001b, 0x0000, 0x0033, 0x0010, 0x4469, 0x0017, 0x002d, 0x000d, 0x0005, 0x0023, 0x0012, 0x002b,
                 0xff01, 0x000b, 0x000a, 0x0015,
             ],
-            first_alpn: Some(b"h2"),
-            signature_algorithms: &[0x0403, 0x0804, 0x0401, 0x0503, 0x0805, 0x0501, 0x0806, 0x0601],
+            signature_algorithms: vec![0x0403, 0x0804, 0x0401, 0x0503, 0x0805, 0x0501, 0x0806, 0x0601],
         };
-        assert_eq!(fingerprint(&parts), "t13d1516h2_8daaf6152771_e5627efa2ab1");
+        let sni = Sni::Name(HostName::from_wire(b"a.example").unwrap());
+        let alpn = vec![b"h2"[..].into()];
+        let hello = ClientHello { sni, alpn, version: 0x0304, ech: false, esni: false, ja4, raw_len: 0 };
+        assert_eq!(fingerprint(&hello), "t13d1516h2_8daaf6152771_e5627efa2ab1");
     }
 
     #[test]

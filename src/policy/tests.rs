@@ -44,7 +44,7 @@ fn claim(target: &str, port: u16) -> Claim {
 
 fn hello(name: &str) -> ClientHello {
     let sni = HostName::from_wire(name.as_bytes()).map_or(Sni::Absent, Sni::Name);
-    ClientHello { sni, alpn: vec![], version: 0x304, ech: false, esni: false, ja4: "".into(), raw_len: 0 }
+    ClientHello { sni, alpn: vec![], version: 0x304, ech: false, esni: false, ja4: Default::default(), raw_len: 0 }
 }
 
 fn request(raw: &str) -> Sighting {

@@ -96,6 +96,11 @@ impl Scribe {
         Ok((Self { queue, refused, allowed, room, format, access, overflow, metrics }, LogWriter { ended }))
     }
 
+    /// Whether any line is written at all.
+    pub(super) fn writes(&self) -> bool {
+        self.access != LogAccess::None
+    }
+
     pub(super) fn write(&self, line: &Line) {
         let is_refusal = line.reason.is_some();
         let is_wanted = match self.access {
