@@ -106,6 +106,20 @@ fn main() {
                 figures.entry(("resident after that, KiB", peer.kind)).or_default().push(after);
             }
         }
+        if !lines && wants("calls") {
+            // At leisure, one after the other: what a busy moment lets a proxy do together differs from run to run.
+            for peer in &peers {
+                let count = 500;
+                let calls = peer.system_calls(|| load::connections(peer.at(Mode::Echo), count, 1));
+                figures.entry(("system calls per connection", peer.kind)).or_default().push(calls / count as f64);
+            }
+        }
+        if !lines && wants("instructions") {
+            let (few, many) = (200, 1200);
+            let [few_take, many_take] = [few, many].map(|count| peer::instructions(&world, rules, count));
+            let each = (many_take - few_take) / (many - few) as f64;
+            figures.entry(("instructions of egret per connection", Kind::Egret)).or_default().push(each);
+        }
         if rules == 10 && !lines && wants("latency") {
             let direct =
                 (0..size.rounds).map(|_| load::latency(origins.address(Mode::Echo).into(), size.connections / 4));

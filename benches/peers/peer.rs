@@ -87,13 +87,18 @@ pub struct Peer {
 
 impl Peer {
     pub fn start(kind: Kind, world: &World, rules: usize, lines: bool) -> Self {
+        Self::start_under(&[], kind, world, rules, lines)
+    }
+
+    /// Starts one as the child of a tool that looks on.
+    fn start_under(under: &[&str], kind: Kind, world: &World, rules: usize, lines: bool) -> Self {
         let (ip, folder) = (own_ip(), tempfile::tempdir().unwrap());
         let dir = folder.path();
         let names: Vec<String> = (1..rules).map(|n| format!("host{n}.bench.test")).chain([NAME.to_owned()]).collect();
         let modes = [Mode::Echo, Mode::Down, Mode::Up];
         let program = kind.program().unwrap();
         let mut command = Command::new("taskset");
-        command.args(["-c", "1"]).arg(&program);
+        command.args(["-c", "1"]).args(under).arg(&program);
         match kind {
             Kind::Egret => {
                 fs::write(dir.join("names"), names.join("\n")).unwrap();
@@ -270,6 +275,28 @@ impl Peer {
         cpu_of(self.child.id(), done)
     }
 
+    /// System calls of the proxy while something is done.
+    pub fn system_calls(&self, done: impl FnOnce()) -> f64 {
+        let summary = self.folder.path().join("calls");
+        let mut tracer = Command::new("strace")
+            .args(["-f", "-c", "-q", "-p", &self.child.id().to_string(), "-o"])
+            .arg(&summary)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let traced = || fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let tracer_is = format!("TracerPid:\t{}\n", tracer.id());
+        eventually("strace looks on", || traced().contains(&tracer_is));
+        done();
+        let _ = Command::new("kill").args(["-INT", &tracer.id().to_string()]).status();
+        tracer.wait().unwrap();
+        let text = fs::read_to_string(summary).unwrap();
+        let total = text.lines().find(|line| line.ends_with(" total")).unwrap();
+        // "% time  seconds  usecs/call  calls  errors", of which the second but last may be empty.
+        let calls = total.split_whitespace().find_map(|word| word.parse::<u64>().ok().filter(|n| *n > 100));
+        calls.unwrap() as f64
+    }
+
     /// KiB.
     pub fn resident(&self) -> f64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
@@ -278,11 +305,28 @@ impl Peer {
     }
 }
 
-impl Drop for Peer {
-    fn drop(&mut self) {
+/// Instructions of egret in user space for so many connections, and its start.
+pub fn instructions(world: &World, rules: usize, connections: usize) -> f64 {
+    let tool = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"];
+    let mut peer = Peer::start_under(&tool, Kind::Egret, world, rules, false);
+    load::connections(peer.at(Mode::Echo), connections, 1);
+    let said = peer.folder.path().join("said");
+    peer.end();
+    let text = fs::read_to_string(said).unwrap();
+    let line = text.lines().find_map(|line| line.split("Collected : ").nth(1));
+    line.unwrap_or_else(|| panic!("callgrind counts: {text}")).trim().parse().unwrap()
+}
+
+impl Peer {
+    fn end(&mut self) {
         // squid removes its shared memory when it is asked to end.
         let _ = Command::new("kill").arg(self.child.id().to_string()).status();
         eventually("the proxy has ended", || matches!(self.child.try_wait(), Ok(Some(_))));
+    }
+}
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
