@@ -118,7 +118,7 @@ impl AsyncWrite for Visit {
 }
 
 /// Serves pages until the guest must leave: probes may still ask while connections drain.
-pub async fn serve(listener: TcpListener, pages: Router, mut guest: Guest) {
+pub async fn serve(listener: TcpListener, pages: Router, guest: Guest) {
     let porch = Porch { listener, places: Arc::new(Semaphore::new(MAX_VISITORS)) };
     tokio::select! {
         served = axum::serve(porch, pages) => {

@@ -8,57 +8,58 @@
 
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Phase {
-    Serving,
-    Stopping,
-    Cut,
-}
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// The owner's side.
 #[derive(Debug)]
 pub struct Drain {
-    phase: watch::Sender<Phase>,
+    phases: Phases,
     guests: mpsc::Sender<()>,
     gone: mpsc::Receiver<()>,
+}
+
+/// What has begun: both wait in tasks as small as a tunnel's.
+#[derive(Clone, Debug, Default)]
+struct Phases {
+    stopping: CancellationToken,
+    cut: CancellationToken,
 }
 
 /// Held by whoever must be waited for.
 #[derive(Clone, Debug)]
 pub struct Guest {
-    phase: watch::Receiver<Phase>,
+    phases: Phases,
     /// Dropped with the guest; the channel closes with the last one.
     _presence: mpsc::Sender<()>,
 }
 
 /// Sees the phase without being waited for.
 #[derive(Clone, Debug)]
-pub struct Watcher(watch::Receiver<Phase>);
+pub struct Watcher(CancellationToken);
 
 impl Drain {
     #[must_use]
     pub fn new() -> Self {
         let (guests, gone) = mpsc::channel(1);
-        Self { phase: watch::Sender::new(Phase::Serving), guests, gone }
+        Self { phases: Phases::default(), guests, gone }
     }
 
     #[must_use]
     pub fn guest(&self) -> Guest {
-        Guest { phase: self.phase.subscribe(), _presence: self.guests.clone() }
+        Guest { phases: self.phases.clone(), _presence: self.guests.clone() }
     }
 
     #[must_use]
     pub fn watcher(&self) -> Watcher {
-        Watcher(self.phase.subscribe())
+        Watcher(self.phases.stopping.clone())
     }
 
     /// Tells every guest to finish; after `grace`, or when `hurry` is ready, to leave at once. Returns when
     /// the last one has left.
     pub async fn stop(self, grace: Duration, hurry: impl Future<Output = ()>) {
-        let Self { phase, guests, mut gone } = self;
-        phase.send_replace(Phase::Stopping);
+        let Self { phases, guests, mut gone } = self;
+        phases.stopping.cancel();
         drop(guests);
         // Nothing is ever sent: the end of the channel is the message.
         let patience = async {
@@ -71,7 +72,7 @@ impl Drain {
             _ = gone.recv() => return,
             () = patience => {}
         }
-        phase.send_replace(Phase::Cut);
+        phases.cut.cancel();
         let _ = gone.recv().await;
     }
 }
@@ -84,20 +85,20 @@ impl Default for Drain {
 
 impl Guest {
     /// Returns once nothing new should begin.
-    pub async fn stopping(&mut self) {
-        let _ = self.phase.wait_for(|phase| *phase >= Phase::Stopping).await;
+    pub fn stopping(&self) -> impl Future<Output = ()> + '_ {
+        self.phases.stopping.cancelled()
     }
 
     /// Returns once nothing may go on.
-    pub async fn cut(&mut self) {
-        let _ = self.phase.wait_for(|phase| *phase >= Phase::Cut).await;
+    pub fn cut(&self) -> impl Future<Output = ()> + '_ {
+        self.phases.cut.cancelled()
     }
 }
 
 impl Watcher {
     #[must_use]
     pub fn is_serving(&self) -> bool {
-        *self.0.borrow() == Phase::Serving
+        !self.0.is_cancelled()
     }
 }
 
@@ -108,7 +109,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn stopping_waits_for_the_last_guest_and_then_no_longer() {
         let drain = Drain::new();
-        let (mut polite, mut stubborn, watcher) = (drain.guest(), drain.guest(), drain.watcher());
+        let (polite, stubborn, watcher) = (drain.guest(), drain.guest(), drain.watcher());
         assert!(watcher.is_serving());
         let begun = tokio::time::Instant::now();
         let stopping = tokio::spawn(drain.stop(Duration::from_secs(30), std::future::pending()));

@@ -126,7 +126,7 @@ impl Drop for Ticket {
 pub async fn serve(
     listener: TcpListener,
     book: Arc<Book>,
-    mut guest: Guest,
+    guest: Guest,
     handle: impl Fn(TcpStream, SocketAddr, Guest),
 ) {
     loop {

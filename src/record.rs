@@ -69,7 +69,7 @@ impl Book {
     pub fn open(self: &Arc<Self>, listener: &Arc<str>, client: ClientAddr) -> Record {
         self.metrics.opened();
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let line = Line {
+        let line = || Line {
             ts: Stamp(SystemTime::now()),
             event: "tcp",
             id: Id { run: self.run, number },
@@ -78,7 +78,8 @@ impl Book {
             ..Line::default()
         };
         Record {
-            line: Box::new(line),
+            line: self.scribe.writes().then(|| Box::new(line())),
+            is_dialled: false,
             begun: Instant::now(),
             meter: Arc::default(),
             book: Arc::clone(self),
@@ -90,7 +91,9 @@ impl Book {
 /// The record of one connection while it lives.
 #[derive(Debug)]
 pub struct Record {
-    line: Box<Line>,
+    /// `None` where none will be written.
+    line: Option<Box<Line>>,
+    is_dialled: bool,
     begun: Instant,
     meter: Arc<Meter>,
     book: Arc<Book>,
@@ -98,52 +101,74 @@ pub struct Record {
 }
 
 impl Record {
+    /// The same, for who does not outlive the record.
+    #[must_use]
+    pub fn meter_ref(&self) -> &Meter {
+        &self.meter
+    }
+
     /// Where the connection's bytes are counted.
     #[must_use]
     pub fn meter(&self) -> Arc<Meter> {
         Arc::clone(&self.meter)
     }
 
+    fn tell(&mut self, what: impl FnOnce(&mut Line)) {
+        if let Some(line) = &mut self.line {
+            what(line);
+        }
+    }
+
+    /// Whatever comes, it was allowed: a line of no interest need not be kept for a tunnel's long life.
+    pub fn allowed(&mut self) {
+        if !self.book.scribe.writes_allowed() {
+            self.line = None;
+        }
+    }
+
     /// Whose connection it is, where that is not the peer.
     pub fn client(&mut self, client: ClientAddr) {
-        self.line.client = Some(client.socket());
+        self.tell(|line| line.client = Some(client.socket()));
     }
 
     /// What the client has shown itself to be.
     pub fn identity(&mut self, identity: &Identity) {
-        self.line.identity = identity.names().iter().take(MAX_LISTED).map(|name| escape(name.as_bytes())).collect();
+        self.tell(|line| {
+            line.identity = identity.names().iter().take(MAX_LISTED).map(|name| escape(name.as_bytes())).collect();
+        });
     }
 
     pub fn claim(&mut self, claim: &Claim) {
-        self.line.port = Some(claim.port);
-        match &claim.target {
-            Target::Name(name) => {
-                self.line.name = Some(name.as_str().into());
-                self.line.name_source = Some(source(claim.via));
+        self.tell(|line| {
+            line.port = Some(claim.port);
+            match &claim.target {
+                Target::Name(name) => {
+                    line.name = Some(name.as_str().into());
+                    line.name_source = Some(source(claim.via));
+                }
+                Target::Address(dst) => line.original_dst = Some(dst.0),
+                Target::Unnamed => {}
             }
-            Target::Address(dst) => self.line.original_dst = Some(dst.0),
-            Target::Unnamed => {}
-        }
+        });
     }
 
     /// A name that is none, as it came.
     pub fn raw_name(&mut self, raw: &[u8]) {
-        self.line.name_raw = Some(escape(without_userinfo(raw)).into());
+        self.tell(|line| line.name_raw = Some(escape(without_userinfo(raw)).into()));
     }
 
     pub fn sighting(&mut self, sighting: &Sighting) {
-        match sighting {
-            Sighting::Tls(hello) => self.hello(hello),
-            Sighting::Http(head) => self.request(head),
-        }
+        self.tell(|line| match sighting {
+            Sighting::Tls(hello) => Self::hello(line, hello),
+            Sighting::Http(head) => Self::request(line, head),
+        });
     }
 
-    fn hello(&mut self, hello: &ClientHello) {
-        let line = &mut self.line;
+    fn hello(line: &mut Line, hello: &ClientHello) {
         line.protocol = Some("https");
         line.alpn = hello.alpn.iter().take(MAX_LISTED).map(|p| escape(p)).collect();
         line.tls = Some(hello.version_name());
-        line.ja4 = self.book.scribe.writes().then(|| hello.ja4().into());
+        line.ja4 = Some(hello.ja4().into());
         line.ech = Some(hello.ech || hello.esni);
         match &hello.sni {
             Sni::Name(name) => match &line.name {
@@ -160,8 +185,7 @@ impl Record {
         }
     }
 
-    fn request(&mut self, head: &RequestHead) {
-        let line = &mut self.line;
+    fn request(line: &mut Line, head: &RequestHead) {
         line.protocol = Some("http");
         line.event = "http";
         line.method = Some(head.method.get(..MAX_METHOD).unwrap_or(&head.method).into());
@@ -185,36 +209,39 @@ impl Record {
 
     /// The bytes were not looked at: a network rule decided.
     pub fn straight(&mut self) {
-        self.line.protocol = Some("tcp");
+        self.tell(|line| line.protocol = Some("tcp"));
     }
 
     pub fn because(&mut self, because: &Because) {
-        self.line.rule = Some(Arc::clone(&because.rule));
-        self.line.pattern = because.pattern.as_deref().map(Into::into);
+        self.tell(|line| {
+            line.rule = Some(Arc::clone(&because.rule));
+            line.pattern = because.pattern.as_deref().map(Into::into);
+        });
     }
 
     pub fn answers(&mut self, addresses: &[IpAddr]) {
-        self.line.answers = addresses.iter().take(MAX_LISTED).copied().collect();
+        self.tell(|line| line.answers = addresses.iter().take(MAX_LISTED).copied().collect());
     }
 
     /// The address that was dialled and answered.
-    pub const fn upstream(&mut self, address: SocketAddr) {
-        self.line.upstream = Some(address);
+    pub fn upstream(&mut self, address: SocketAddr) {
+        self.is_dialled = true;
+        self.tell(|line| line.upstream = Some(address));
     }
 
     /// The record is of a request, whatever its bytes turn out to be.
-    pub const fn of_request(&mut self) {
-        self.line.event = "http";
+    pub fn of_request(&mut self) {
+        self.tell(|line| line.event = "http");
     }
 
     /// The status of an answer.
     pub fn status(&mut self, status: u16) {
-        self.line.status = Some(status);
+        self.tell(|line| line.status = Some(status));
     }
 
     /// Closes the record of a connection that was allowed.
     pub fn close(mut self, ending: Ending) {
-        self.line.verdict = Some("allow");
+        self.tell(|line| line.verdict = Some("allow"));
         self.finish(ending);
     }
 
@@ -222,33 +249,38 @@ impl Record {
     pub fn refuse(mut self, refusal: &Refusal) {
         self.denied(refusal.reason, refusal.stage);
         if let Some(hint) = &refusal.hint {
-            let line = &mut self.line;
-            if let Some(rule) = &hint.rule {
-                line.rule = Some(Arc::clone(rule));
-                line.pattern = hint.pattern.as_deref().map(Into::into);
-            }
-            line.nearest = hint.nearest.as_deref().map(Into::into);
-            line.fix = hint.fix.as_deref().map(Into::into);
+            self.tell(|line| {
+                if let Some(rule) = &hint.rule {
+                    line.rule = Some(Arc::clone(rule));
+                    line.pattern = hint.pattern.as_deref().map(Into::into);
+                }
+                line.nearest = hint.nearest.as_deref().map(Into::into);
+                line.fix = hint.fix.as_deref().map(Into::into);
+            });
         }
         self.finish(Ending::Refused);
     }
 
     fn denied(&mut self, reason: Reason, stage: Stage) {
-        self.line.verdict = Some("deny");
-        self.line.reason = Some(reason.as_str());
-        self.line.stage = Some(stage.as_str());
+        self.tell(|line| {
+            line.verdict = Some("deny");
+            line.reason = Some(reason.as_str());
+            line.stage = Some(stage.as_str());
+        });
         self.book.metrics.refused(reason, stage);
     }
 
     fn finish(&mut self, ending: Ending) {
         let totals = self.meter.totals();
-        self.line.bytes_up = totals.up;
-        self.line.bytes_down = totals.down;
-        self.line.duration_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.line.ending = Some(ending.as_str());
         self.closed = true;
         self.book.metrics.closed(ending, totals);
-        self.book.scribe.write(&self.line);
+        if let Some(line) = &mut self.line {
+            line.bytes_up = totals.up;
+            line.bytes_down = totals.down;
+            line.duration_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+            line.ending = Some(ending.as_str());
+            self.book.scribe.write(line);
+        }
     }
 }
 
@@ -262,8 +294,8 @@ impl Drop for Record {
             self.denied(Reason::Internal, Stage::Relay);
             return self.finish(Ending::Failed);
         }
-        if self.line.upstream.is_some() {
-            self.line.verdict = Some("allow");
+        if self.is_dialled {
+            self.tell(|line| line.verdict = Some("allow"));
             return self.finish(Ending::Drained);
         }
         self.denied(Reason::Draining, Stage::Limit);

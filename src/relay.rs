@@ -7,9 +7,11 @@ mod copying;
 mod direct;
 mod pipe;
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -18,6 +20,8 @@ use tokio::time::Instant;
 
 use crate::ending::{Ending, Totals};
 use crate::stream::{self, ClientStream, Socket};
+use direct::OneWay;
+use tokio_util::either::Either;
 
 /// Pipes at once, two descriptors each; who finds none copies.
 pub const MOST_PIPES: usize = 128;
@@ -69,14 +73,14 @@ impl Meter {
 
     /// Returns when no byte has moved for `idle`.
     pub async fn idle(&self, idle: Duration) {
-        loop {
-            let last = self.begun + Duration::from_millis(self.moved.load(Ordering::Relaxed));
-            let deadline = last + idle;
-            if Instant::now() >= deadline {
-                return;
-            }
-            tokio::time::sleep_until(deadline).await;
+        while Instant::now() < self.deadline(idle) {
+            tokio::time::sleep_until(self.deadline(idle)).await;
         }
+    }
+
+    /// When no byte will have moved for `idle`, if none moves until then.
+    fn deadline(&self, idle: Duration) -> Instant {
+        self.begun + Duration::from_millis(self.moved.load(Ordering::Relaxed)) + idle
     }
 }
 
@@ -91,41 +95,70 @@ impl Default for Meter {
 ///
 /// A side that finishes is told to the other, which may go on sending. Where the ending is not
 /// [`Ending::Closed`], both [`Link`]s are left to be reset.
-pub async fn run(
+pub fn run<'a>(
+    client: &'a mut ClientStream,
+    upstream: &'a mut TcpStream,
+    first: Vec<u8>,
+    idle: Duration,
+    meter: &'a Meter,
+    shared: &'a Shared,
+) -> impl Future<Output = Ending> + 'a {
+    match client {
+        ClientStream::Bare(client) => {
+            let (client, upstream) = (&*client, &*upstream);
+            let flow = |way| Flow { way, meter, shared };
+            let up = OneWay::new(client, upstream, flow(Way::Up), first);
+            let down = OneWay::new(upstream, client, flow(Way::Down), Vec::new());
+            Either::Left(within(idle, meter, Both::new(up, down, client)))
+        }
+        // Its buffers are large as it is; a bare client need not carry the room for it.
+        ClientStream::Tls(_) => Either::Right(Box::pin(through_tls(client, upstream, first, idle, meter, shared))),
+    }
+}
+
+async fn through_tls(
     client: &mut ClientStream,
     upstream: &mut TcpStream,
     first: Vec<u8>,
     idle: Duration,
     meter: &Meter,
-) -> Ending {
-    let shared = Shared::default();
-    let flow = |way| Flow { way, meter, shared: &shared };
-    match client {
-        ClientStream::Bare(client) => {
-            let (client, upstream) = (&*client, &*upstream);
-            let up = pin!(direct::one_way(client, upstream, flow(Way::Up), first));
-            let down = pin!(direct::one_way(upstream, client, flow(Way::Down), Vec::new()));
-            both(up, down, client, meter, idle).await
-        }
-        // Its buffers are large as it is; a bare client need not carry the room for it.
-        ClientStream::Tls(_) => Box::pin(through_tls(client, upstream, first, idle, flow)).await,
-    }
-}
-
-async fn through_tls<'a>(
-    client: &mut ClientStream,
-    upstream: &mut TcpStream,
-    first: Vec<u8>,
-    idle: Duration,
-    flow: impl Fn(Way) -> Flow<'a>,
+    shared: &Shared,
 ) -> Ending {
     let ClientStream::Tls(tls) = &*client else { return Ending::Failed };
     let wire = tls.get_ref().0.clone();
     let (client_read, client_write) = tokio::io::split(client);
     let (upstream_read, upstream_write) = upstream.split();
+    let flow = |way| Flow { way, meter, shared };
     let up = pin!(copying::one_way(client_read, upstream_write, flow(Way::Up), first));
     let down = pin!(copying::one_way(upstream_read, client_write, flow(Way::Down), Vec::new()));
-    both(up, down, &wire, flow(Way::Up).meter, idle).await
+    within(idle, meter, Both::new(up, down, &wire)).await
+}
+
+/// Runs both directions until they end, or nothing moves for `idle`.
+#[allow(clippy::manual_async_fn, reason = "an `async fn` keeps a second place for what it is given")]
+fn within<'a>(
+    idle: Duration,
+    meter: &'a Meter,
+    mut both: impl Future<Output = Ending> + Unpin + 'a,
+) -> impl Future<Output = Ending> + 'a {
+    async move {
+        let mut alarm = pin!(tokio::time::sleep_until(meter.deadline(idle)));
+        poll_fn(|cx| {
+            if let Poll::Ready(ending) = Pin::new(&mut both).poll(cx) {
+                return Poll::Ready(ending);
+            }
+            while alarm.as_mut().poll(cx).is_ready() {
+                let deadline = meter.deadline(idle);
+                if Instant::now() >= deadline {
+                    return Poll::Ready(Ending::Idle);
+                }
+                // Bytes have moved since it was set.
+                alarm.as_mut().reset(deadline);
+            }
+            Poll::Pending
+        })
+        .await
+    }
 }
 
 /// Moves so many bytes between two sockets, or as many as there are until the end of the first; how many they were.
@@ -137,53 +170,62 @@ pub async fn pass(from: &TcpStream, to: &TcpStream, way: Way, most: u64, meter: 
     direct::pass(from, to, Flow { way, meter, shared: &shared }, most).await.map_err(Side::reset)
 }
 
-/// Runs both directions to the end of the conversation.
-async fn both(
-    mut up: Pin<&mut impl Future<Output = Result<(), Side>>>,
-    mut down: Pin<&mut impl Future<Output = Result<(), Side>>>,
-    client: &TcpStream,
-    meter: &Meter,
-    idle: Duration,
-) -> Ending {
-    let both = async {
-        // A failed direction ends the other, except that what an upstream sent before it reset is still
-        // delivered: only `down` itself knows when that is done.
-        let mut up_done = None;
-        // A half-closed client may still listen; one whose socket is gone answers a keepalive with a reset, which
-        // nobody reads for. Few clients get here, and the others need no room for it.
-        let mut gone: Option<Pin<Box<dyn Future<Output = ()> + Send + '_>>> = None;
-        loop {
-            tokio::select! {
-                () = once(&mut gone) => return Ending::ClientReset,
-                ended = &mut up, if up_done.is_none() => match ended {
-                    Err(Side::Client) => return Ending::ClientReset,
-                    ended => {
-                        up_done = Some(ended);
-                        gone = ended.is_ok().then(|| Box::pin(stream::reset_of(client)) as _);
-                    }
-                },
-                ended = &mut down => return match (ended, up_done) {
-                    (Err(side), _) | (Ok(()), Some(Err(side))) => side.reset(),
-                    (Ok(()), Some(Ok(()))) => Ending::Closed,
-                    (Ok(()), None) => match up.as_mut().await {
-                        Ok(()) => Ending::Closed,
-                        Err(side) => side.reset(),
-                    },
-                },
-            }
-        }
-    };
-    tokio::select! {
-        ending = both => ending,
-        () = meter.idle(idle) => Ending::Idle,
+/// What is seldom there, and then takes room of its own.
+type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Both directions, to the end of the conversation.
+struct Both<'a, U, D> {
+    up: U,
+    down: D,
+    up_done: Option<Result<(), Side>>,
+    /// `down` has ended well.
+    down_done: bool,
+    client: &'a TcpStream,
+    /// A half-closed client may still listen; one whose socket is gone answers a keepalive with a reset, which nobody
+    /// reads for.
+    gone: Option<Boxed<'a, ()>>,
+}
+
+impl<'a, U, D> Both<'a, U, D> {
+    const fn new(up: U, down: D, client: &'a TcpStream) -> Self {
+        Self { up, down, up_done: None, down_done: false, client, gone: None }
     }
 }
 
-/// Waits for a future that may not be there.
-async fn once(future: &mut Option<Pin<Box<dyn Future<Output = ()> + Send + '_>>>) {
-    match future {
-        Some(future) => future.await,
-        None => std::future::pending().await,
+impl<U, D> Future for Both<'_, U, D>
+where
+    U: Future<Output = Result<(), Side>> + Unpin,
+    D: Future<Output = Result<(), Side>> + Unpin,
+{
+    type Output = Ending;
+
+    // A failed direction ends the other, except that what an upstream sent before it reset is still delivered: only
+    // `down` itself knows when that is done.
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ending> {
+        let this = &mut *self;
+        if this.up_done.is_none()
+            && let Poll::Ready(ended) = Pin::new(&mut this.up).poll(cx)
+        {
+            match ended {
+                Err(side) if this.down_done || side == Side::Client => return Poll::Ready(side.reset()),
+                Ok(()) if this.down_done => return Poll::Ready(Ending::Closed),
+                ended => this.up_done = Some(ended),
+            }
+            this.gone = ended.is_ok().then(|| Box::pin(stream::reset_of(this.client)) as _);
+        }
+        if !this.down_done
+            && let Poll::Ready(ended) = Pin::new(&mut this.down).poll(cx)
+        {
+            match (ended, this.up_done) {
+                (Err(side), _) | (Ok(()), Some(Err(side))) => return Poll::Ready(side.reset()),
+                (Ok(()), Some(Ok(()))) => return Poll::Ready(Ending::Closed),
+                (Ok(()), None) => this.down_done = true,
+            }
+        }
+        match &mut this.gone {
+            Some(gone) => gone.as_mut().poll(cx).map(|()| Ending::ClientReset),
+            None => Poll::Pending,
+        }
     }
 }
 
@@ -205,7 +247,7 @@ impl Side {
 
 /// What one direction must know of the other.
 #[derive(Debug, Default)]
-struct Shared {
+pub struct Shared {
     /// A write to the upstream failed: the kernel tells a reset once, and the reader must then not take the end of
     /// the stream for a polite one.
     broken: AtomicBool,

@@ -1,7 +1,7 @@
 //! One connection, from accept to close: the order of the story, and nothing else.
 
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::peek::http_head::RequestHead;
 use crate::peek::{Expected, PeekBudget, PeekLimits, Sighting, Window};
 use crate::policy::{Clearance, Passage, Permit, Policy};
 use crate::record::{Book, Record};
-use crate::relay::{self, Link};
+use crate::relay::{self, Link, Shared};
 use crate::reload::Current;
 use crate::stream::ClientStream;
 use crate::upstream;
@@ -46,31 +46,41 @@ impl House {
 }
 
 /// Serves one connection. Whatever happens becomes the record's ending.
-pub async fn serve(
+pub fn serve(
     stream: TcpStream,
     address: SocketAddr,
     entrance: Arc<Entrance>,
     house: Arc<House>,
-    mut guest: Guest,
-) {
+    guest: Guest,
+) -> impl Future<Output = ()> {
     let idle = house.limits.idle;
     // All that a claim, a peek and a judgement need is given back before a tunnel's long life begins.
-    let story = Box::pin(tell(stream, ClientAddr(address), entrance, house, guest.clone()));
-    let mut cut = pin!(guest.cut());
-    // The end of a drain wins over a busy connection. What is dropped then says so itself: the sockets by a reset,
-    // the record by its line.
-    let tunnel = tokio::select! {
-        biased;
-        () = &mut cut => None,
-        tunnel = story => tunnel,
-    };
-    let Some(mut tunnel) = tunnel else { return };
-    let ending = tokio::select! {
-        biased;
-        () = cut => return,
-        ending = tunnel.relay(idle) => ending,
-    };
-    tunnel.record.close(ending);
+    live(Box::pin(tell(stream, ClientAddr(address), entrance, house, guest.clone())), guest, idle)
+}
+
+#[allow(clippy::manual_async_fn, reason = "an `async fn` keeps a second place for what it is given")]
+fn live(
+    story: Pin<Box<impl Future<Output = Option<Box<Tunnel>>>>>,
+    guest: Guest,
+    idle: Duration,
+) -> impl Future<Output = ()> {
+    async move {
+        let mut cut = pin!(guest.cut());
+        // The end of a drain wins over a busy connection. What is dropped then says so itself: the sockets by a reset,
+        // the record by its line.
+        let tunnel = tokio::select! {
+            biased;
+            () = &mut cut => None,
+            tunnel = story => tunnel,
+        };
+        let Some(mut tunnel) = tunnel else { return };
+        let ending = tokio::select! {
+            biased;
+            () = cut => return,
+            ending = tunnel.relay(idle) => ending,
+        };
+        tunnel.close(ending);
+    }
 }
 
 /// Two sides that are relayed unseen.
@@ -79,20 +89,23 @@ struct Tunnel {
     upstream: Link<TcpStream>,
     /// What the client has sent already.
     up: Vec<u8>,
+    shared: Shared,
     record: Record,
     _ticket: Ticket,
 }
 
 impl Tunnel {
-    async fn relay(&mut self, idle: Duration) -> Ending {
-        let (up, meter) = (std::mem::take(&mut self.up), self.record.meter());
-        let Self { client, upstream, .. } = self;
-        let ending = relay::run(&mut client.stream, &mut upstream.stream, up, idle, &meter).await;
+    fn relay(&mut self, idle: Duration) -> impl Future<Output = Ending> {
+        let Self { client, upstream, up, shared, record, .. } = self;
+        relay::run(&mut client.stream, &mut upstream.stream, std::mem::take(up), idle, record.meter_ref(), shared)
+    }
+
+    fn close(mut self, ending: Ending) {
         if ending == Ending::Closed {
-            upstream.end();
-            client.end();
+            self.upstream.end();
+            self.client.end();
         }
-        ending
+        self.record.close(ending);
     }
 }
 
@@ -145,7 +158,7 @@ async fn tell(
     peer: ClientAddr,
     entrance: Arc<Entrance>,
     house: Arc<House>,
-    mut guest: Guest,
+    guest: Guest,
 ) -> Option<Box<Tunnel>> {
     let mut record = house.book.open(&entrance.name, peer);
     let Some(mut ticket) = house.door.enter() else {
@@ -166,7 +179,15 @@ async fn tell(
         let house = &house;
         match visit(&mut client, house, limits, &mut record, &mut standing, &mut before).await {
             Ok(Visit::Relay { upstream, up }) => {
-                return Some(Box::new(Tunnel { client: client.link, upstream, up, record, _ticket: ticket }));
+                record.allowed();
+                return Some(Box::new(Tunnel {
+                    client: client.link,
+                    upstream,
+                    up,
+                    shared: Shared::default(),
+                    record,
+                    _ticket: ticket,
+                }));
             }
             Ok(Visit::Over(ending)) => {
                 record.close(ending);
@@ -389,6 +410,6 @@ mod tests {
             size_of::<F>()
         }
         let size = size(serve);
-        assert!(size <= 1664, "a session takes {size} bytes");
+        assert!(size <= 576, "a session takes {size} bytes");
     }
 }

@@ -101,6 +101,11 @@ impl Scribe {
         self.access != LogAccess::None
     }
 
+    /// Whether lines are written of what was allowed.
+    pub(super) fn writes_allowed(&self) -> bool {
+        self.access == LogAccess::All
+    }
+
     pub(super) fn write(&self, line: &Line) {
         let is_refusal = line.reason.is_some();
         let is_wanted = match self.access {

@@ -4,6 +4,8 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use rustix::io::Errno;
 use socket2::SockRef;
@@ -11,7 +13,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::pipe::Lent;
-use super::{Flow, Side, Way};
+use super::{Boxed, Flow, Side, Way};
 use crate::stream::{reset_of, with_shared};
 
 /// A read of this much means that more is on its way.
@@ -35,54 +37,120 @@ enum Step {
     Ended,
 }
 
-pub(super) async fn one_way(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, first: Vec<u8>) -> Result<(), Side> {
-    if !first.is_empty() {
-        Box::pin(write(from, to, flow, &first)).await?;
-        flow.moved(first.len());
+/// One direction until its reader ends: the future that a tunnel keeps, so every byte of it counts.
+pub(super) struct OneWay<'a> {
+    course: Course<'a>,
+}
+
+impl<'a> OneWay<'a> {
+    /// `first` goes before everything else.
+    pub(super) fn new(from: &'a TcpStream, to: &'a TcpStream, flow: Flow<'a>, first: Vec<u8>) -> Self {
+        let mut course = Course::new(from, to, flow, u64::MAX);
+        if !first.is_empty() {
+            course.seldom = Some(Box::pin(async move {
+                let count = first.len();
+                write(from, to, flow, &first).await?;
+                Ok(Seldom::Written(count))
+            }));
+        }
+        Self { course }
     }
-    drop(first);
-    pass(from, to, flow, u64::MAX).await?;
-    flow.ended()?;
-    if flow.shared.is_last() {
-        // Both sides have finished, and both sockets are closed next.
-        return Ok(());
+}
+
+impl Future for OneWay<'_> {
+    type Output = Result<(), Side>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Course { to, flow, .. } = self.course;
+        ready!(self.course.poll(cx))?;
+        flow.ended()?;
+        if flow.shared.is_last() {
+            // Both sides have finished, and both sockets are closed next.
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Ready(flow.told(SockRef::from(to).shutdown(Shutdown::Write)))
     }
-    flow.told(SockRef::from(to).shutdown(Shutdown::Write))
 }
 
 /// Moves so many bytes, or as many as there are until the end; how many they were.
 pub(super) async fn pass(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, most: u64) -> Result<u64, Side> {
-    let (mut pace, mut can_splice) = (Pace::Chatty, true);
-    let (mut left, mut in_doubt) = (most, false);
-    while left > 0 {
-        poll_fn(|cx| from.poll_read_ready(cx)).await.map_err(|e| flow.cannot_read(e))?;
-        let lent = if pace == Pace::Busy && can_splice && !in_doubt { Lent::take() } else { None };
-        if let Some(lent) = lent {
-            let Burst { moved, is_refused } = Box::pin(burst(from, to, flow, lent, left)).await?;
-            left -= moved;
-            pace = if moved < MANY as u64 { Pace::Chatty } else { Pace::Busy };
-            can_splice = !is_refused;
-            in_doubt = true;
-            continue;
-        }
-        in_doubt = false;
-        let moved = match step(from, to, flow, left)? {
-            Step::Moved(n) => n,
-            Step::Left(n, rest) => {
-                Box::pin(write(from, to, flow, &rest)).await?;
-                n
-            }
-            Step::Waits => 0,
-            Step::Ended => return Ok(most - left),
-        };
-        if moved > 0 {
-            flow.moved(moved);
-            left -= moved as u64;
-            pace = if moved < MANY { Pace::Chatty } else { Pace::Busy };
-        }
-        tokio::task::consume_budget().await;
+    let mut course = Course::new(from, to, flow, most);
+    poll_fn(|cx| course.poll(cx)).await?;
+    Ok(most - course.left)
+}
+
+/// Bytes on their way from one socket to the other.
+struct Course<'a> {
+    from: &'a TcpStream,
+    to: &'a TcpStream,
+    flow: Flow<'a>,
+    left: u64,
+    pace: Pace,
+    can_splice: bool,
+    /// A burst has just ended: only a read tells whether anything is left.
+    in_doubt: bool,
+    /// What is done in so few moments that no room is kept for it.
+    seldom: Option<Boxed<'a, Result<Seldom, Side>>>,
+}
+
+/// What came of it.
+enum Seldom {
+    Written(usize),
+    Burst(Burst),
+}
+
+impl<'a> Course<'a> {
+    const fn new(from: &'a TcpStream, to: &'a TcpStream, flow: Flow<'a>, most: u64) -> Self {
+        Self { from, to, flow, left: most, pace: Pace::Chatty, can_splice: true, in_doubt: false, seldom: None }
     }
-    Ok(most)
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Side>> {
+        let Self { from, to, flow, .. } = *self;
+        loop {
+            if let Some(seldom) = &mut self.seldom {
+                let came = ready!(seldom.as_mut().poll(cx));
+                self.seldom = None;
+                match came? {
+                    Seldom::Written(n) => self.moved(n),
+                    Seldom::Burst(Burst { moved, is_refused }) => {
+                        self.left -= moved;
+                        self.pace = if moved < MANY as u64 { Pace::Chatty } else { Pace::Busy };
+                        self.can_splice = !is_refused;
+                        self.in_doubt = true;
+                    }
+                }
+            }
+            if self.left == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            // Asking takes from the task's budget, so that no tunnel keeps the others waiting.
+            ready!(from.poll_read_ready(cx)).map_err(|e| flow.cannot_read(e))?;
+            let may_splice = self.pace == Pace::Busy && self.can_splice && !self.in_doubt;
+            if let Some(lent) = may_splice.then(Lent::take).flatten() {
+                let left = self.left;
+                self.seldom = Some(Box::pin(async move { burst(from, to, flow, lent, left).await.map(Seldom::Burst) }));
+                continue;
+            }
+            self.in_doubt = false;
+            match step(from, to, flow, self.left)? {
+                Step::Moved(n) => self.moved(n),
+                Step::Left(n, rest) => {
+                    self.seldom = Some(Box::pin(async move {
+                        write(from, to, flow, &rest).await?;
+                        Ok(Seldom::Written(n))
+                    }));
+                }
+                Step::Waits => {}
+                Step::Ended => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    fn moved(&mut self, n: usize) {
+        self.flow.moved(n);
+        self.left -= n as u64;
+        self.pace = if n < MANY { Pace::Chatty } else { Pace::Busy };
+    }
 }
 
 /// Reads once into the shared buffer and writes it.

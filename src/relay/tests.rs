@@ -64,7 +64,8 @@ async fn relayed(kind: Kind, idle: Duration) -> (Client, TcpStream, tokio::task:
     let task = tokio::spawn(async move {
         let meter = Meter::new();
         let (mut near, mut far) = (Link::new(near), Link::new(far));
-        let ending = run(&mut near.stream, &mut far.stream, b"first, ".to_vec(), idle, &meter).await;
+        let ending =
+            run(&mut near.stream, &mut far.stream, b"first, ".to_vec(), idle, &meter, &Shared::default()).await;
         if ending == Ending::Closed {
             near.end();
             far.end();
