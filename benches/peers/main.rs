@@ -127,7 +127,7 @@ fn main() {
         }
         results.add(&case, figures);
     }
-    print!("{}", results.table());
+    print!("{}\n{}", Results::machine(), results.table());
     if !quick && only.is_none() {
         results.write();
     }

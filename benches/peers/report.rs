@@ -44,11 +44,24 @@ impl Results {
         out
     }
 
+    /// Where it was measured: processor, cores, kernel.
+    pub fn machine() -> String {
+        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+        let cpus = read("/proc/cpuinfo");
+        let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown processor");
+        let cores = cpus.lines().filter(|line| line.starts_with("processor")).count();
+        format!(
+            "{}, {cores} cores, Linux {}",
+            model.trim_start_matches([' ', '\t', ':']),
+            read("/proc/sys/kernel/osrelease").trim()
+        )
+    }
+
     /// Writes `benches/results/peers.json` and `peers.svg`.
     pub fn write(&self) {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results");
         std::fs::create_dir_all(&folder).unwrap();
-        let json: Map<String, Value> = self
+        let mut json: Map<String, Value> = self
             .0
             .iter()
             .map(|(case, measures)| {
@@ -59,6 +72,7 @@ impl Results {
                 (case.clone(), Value::Object(measures.collect()))
             })
             .collect();
+        json.insert("machine".to_owned(), Self::machine().into());
         std::fs::write(folder.join("peers.json"), format!("{:#}\n", Value::Object(json))).unwrap();
         std::fs::write(folder.join("peers.svg"), self.chart()).unwrap();
     }
@@ -67,7 +81,8 @@ impl Results {
     fn chart(&self) -> String {
         const ROW: usize = 18;
         let mut bars = String::new();
-        let mut y = 30;
+        let _ = writeln!(bars, "<text x=\"10\" y=\"20\">{}; shorter is better</text>", Self::machine());
+        let mut y = 50;
         for (case, measures) in &self.0 {
             for (what, peers) in measures {
                 let _ = writeln!(bars, "<text x=\"10\" y=\"{y}\" font-weight=\"bold\">{what} ({case})</text>");
