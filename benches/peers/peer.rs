@@ -129,7 +129,7 @@ impl Peer {
                 };
                 let servers: String = modes
                     .map(|mode| {
-                        format!("server {{ listen {ip}:{0}; ssl_preread on; proxy_pass $listed:{0}; }}\n", mode.port())
+                        format!("server {{ listen {ip}:{0}; ssl_preread on; proxy_half_close on; proxy_pass $listed:{0}; }}\n", mode.port())
                     })
                     .concat();
                 let dns = world.dns.address;
