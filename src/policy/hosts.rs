@@ -539,6 +539,35 @@ mod tests {
         assert_eq!(hits, [0, 1, 2, 3, 4, 5]);
     }
 
+    #[test]
+    fn many_globs_of_one_ending_are_told_apart() {
+        let written: Vec<String> = (0..300)
+            .map(|n| match n % 4 {
+                0 => format!("p{n}-*.blob.example"),
+                1 => format!("*-s{n}.blob.example"),
+                2 => format!("h{n}.*.blob.example"),
+                _ => format!("*m{n}*.blob.example"),
+            })
+            .chain(
+                ["{a,b}-r?.blob.example", "blob.example", "*.blob.example", "*.blob.*.blob.example"].map(str::to_owned),
+            )
+            .collect();
+        let index = index(&written.iter().map(String::as_str).collect::<Vec<_>>());
+        let patterns: Vec<Pattern> = written.iter().map(|text| Pattern::parse(text).unwrap()).collect();
+        for name in [
+            "p8-x", "p80-x", "p8", "x-s5", "s5", "x-s57", "h6.x", "h6", "x.h6.y", "xm7y", "m299", "a-r1", "b-r12", "",
+            "x.blob.y", "p0--s1",
+        ] {
+            let text = format!("{name}.blob.example");
+            let name = HostName::from_wire(text.trim_start_matches('.').as_bytes()).unwrap();
+            let mut hits = Vec::new();
+            index.matches(&name, |id| hits.push(index.rule(id) as usize));
+            hits.sort_unstable();
+            let naive: Vec<usize> = (0..patterns.len()).filter(|n| naive::matches(&patterns[*n], &name)).collect();
+            assert_eq!(hits, naive, "{name}");
+        }
+    }
+
     fn label() -> impl Strategy<Value = String> {
         "[ab]{1,3}"
     }
