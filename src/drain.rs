@@ -6,6 +6,8 @@
 //! ```
 //! A guest leaves by being dropped; there is no counter to forget.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -14,22 +16,24 @@ use tokio_util::sync::CancellationToken;
 /// The owner's side.
 #[derive(Debug)]
 pub struct Drain {
-    phases: Phases,
+    phases: Arc<Phases>,
     guests: mpsc::Sender<()>,
     gone: mpsc::Receiver<()>,
 }
 
 /// What has begun: both wait in tasks as small as a tunnel's.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 struct Phases {
     stopping: CancellationToken,
     cut: CancellationToken,
+    /// Set before `cut` is: asking the token would take a lock that all connections share.
+    is_cut: AtomicBool,
 }
 
 /// Held by whoever must be waited for.
 #[derive(Clone, Debug)]
 pub struct Guest {
-    phases: Phases,
+    phases: Arc<Phases>,
     /// Dropped with the guest; the channel closes with the last one.
     _presence: mpsc::Sender<()>,
 }
@@ -42,12 +46,12 @@ impl Drain {
     #[must_use]
     pub fn new() -> Self {
         let (guests, gone) = mpsc::channel(1);
-        Self { phases: Phases::default(), guests, gone }
+        Self { phases: Arc::default(), guests, gone }
     }
 
     #[must_use]
     pub fn guest(&self) -> Guest {
-        Guest { phases: self.phases.clone(), _presence: self.guests.clone() }
+        Guest { phases: Arc::clone(&self.phases), _presence: self.guests.clone() }
     }
 
     #[must_use]
@@ -72,6 +76,7 @@ impl Drain {
             _ = gone.recv() => return,
             () = patience => {}
         }
+        phases.is_cut.store(true, Ordering::Release);
         phases.cut.cancel();
         let _ = gone.recv().await;
     }
@@ -87,6 +92,12 @@ impl Guest {
     /// Returns once nothing new should begin.
     pub fn stopping(&self) -> impl Future<Output = ()> + '_ {
         self.phases.stopping.cancelled()
+    }
+
+    /// Whether nothing may go on.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.phases.is_cut.load(Ordering::Acquire)
     }
 
     /// Returns once nothing may go on.

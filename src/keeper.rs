@@ -32,15 +32,14 @@ pub async fn run(house: Weak<House>, policy: Arc<Policy>) {
 }
 
 async fn keep(house: Weak<House>, policy: Arc<Policy>, kept: Arc<Kept>, clearance: Clearance) {
-    let mut memory = Memory::default();
-    // What an earlier policy found.
-    memory.see(&kept.addresses(), Instant::now());
+    // What an earlier policy found, when it found it.
+    let mut memory = Memory(kept.addresses());
     let mut failed = false;
     while let Some(house) = house.upgrade() {
         let ttl = match look_up(&house, &policy, &clearance).await {
             Ok((found, ttl)) => {
                 memory.see(&found, Instant::now());
-                kept.set(memory.addresses());
+                kept.set(memory.0.clone());
                 if std::mem::replace(&mut failed, false) {
                     tracing::info!(name = %kept.name(), "resolved again");
                 }
@@ -49,7 +48,7 @@ async fn keep(house: Weak<House>, policy: Arc<Policy>, kept: Arc<Kept>, clearanc
             // What was found before stays open, until it is forgotten.
             Err(refusal) => {
                 memory.see(&[], Instant::now());
-                kept.set(memory.addresses());
+                kept.set(memory.0.clone());
                 if !std::mem::replace(&mut failed, true) {
                     let reason = refusal.reason.as_str();
                     tracing::warn!(name = %kept.name(), reason, "cannot be resolved: new addresses of the API server stay closed, old ones open");
@@ -80,6 +79,7 @@ impl Memory {
         self.0.drain(..self.0.len().saturating_sub(MOST));
     }
 
+    #[cfg(test)]
     fn addresses(&self) -> Vec<IpAddr> {
         self.0.iter().map(|(ip, _)| *ip).collect()
     }

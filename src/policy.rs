@@ -392,9 +392,12 @@ impl Policy {
     /// Takes over what another policy has found for the names that both keep, as far as this one lets them lead there.
     pub fn inherit(&self, old: &Self) {
         for (kept, clearance) in self.kept() {
-            let may_lead = |ip: &IpAddr| self.by_address(&clearance, &Answers::literal(*ip)).is_ok();
-            let known = old.nets.iter().flat_map(|rule| &rule.kept).filter(|other| other.name() == kept.name());
-            kept.set(known.flat_map(|other| other.addresses()).filter(may_lead).collect());
+            let mut known = old.nets.iter().flat_map(|rule| &rule.kept);
+            if let Some(other) = known.find(|other| other.name() == kept.name()) {
+                let mut addresses = other.addresses();
+                addresses.retain(|(ip, _)| self.by_address(&clearance, &Answers::literal(*ip)).is_ok());
+                kept.set(addresses);
+            }
         }
     }
 

@@ -178,8 +178,10 @@ struct Both<'a, U, D> {
     up: U,
     down: D,
     up_done: Option<Result<(), Side>>,
-    /// `down` has ended well.
+    /// `down` has ended, and well.
     down_done: bool,
+    /// Which one goes first this time: both draw on one budget, and a busy one would leave none.
+    down_first: bool,
     client: &'a TcpStream,
     /// A half-closed client may still listen; one whose socket is gone answers a keepalive with a reset, which nobody
     /// reads for.
@@ -188,7 +190,7 @@ struct Both<'a, U, D> {
 
 impl<'a, U, D> Both<'a, U, D> {
     const fn new(up: U, down: D, client: &'a TcpStream) -> Self {
-        Self { up, down, up_done: None, down_done: false, client, gone: None }
+        Self { up, down, up_done: None, down_done: false, down_first: false, client, gone: None }
     }
 }
 
@@ -199,32 +201,54 @@ where
 {
     type Output = Ending;
 
-    // A failed direction ends the other, except that what an upstream sent before it reset is still delivered: only
-    // `down` itself knows when that is done.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ending> {
         let this = &mut *self;
-        if this.up_done.is_none()
-            && let Poll::Ready(ended) = Pin::new(&mut this.up).poll(cx)
-        {
-            match ended {
-                Err(side) if this.down_done || side == Side::Client => return Poll::Ready(side.reset()),
-                Ok(()) if this.down_done => return Poll::Ready(Ending::Closed),
-                ended => this.up_done = Some(ended),
-            }
-            this.gone = ended.is_ok().then(|| Box::pin(stream::reset_of(this.client)) as _);
+        this.down_first = !this.down_first;
+        let ended = if this.down_first {
+            this.poll_down(cx).or_else(|| this.poll_up(cx))
+        } else {
+            this.poll_up(cx).or_else(|| this.poll_down(cx))
+        };
+        match (ended, &mut this.gone) {
+            (Some(ending), _) => Poll::Ready(ending),
+            (None, Some(gone)) => gone.as_mut().poll(cx).map(|()| Ending::ClientReset),
+            (None, None) => Poll::Pending,
         }
-        if !this.down_done
-            && let Poll::Ready(ended) = Pin::new(&mut this.down).poll(cx)
-        {
-            match (ended, this.up_done) {
-                (Err(side), _) | (Ok(()), Some(Err(side))) => return Poll::Ready(side.reset()),
-                (Ok(()), Some(Ok(()))) => return Poll::Ready(Ending::Closed),
-                (Ok(()), None) => this.down_done = true,
-            }
+    }
+}
+
+// A failed direction ends the other, except that what an upstream sent before it reset is still delivered: only
+// `down` itself knows when that is done.
+impl<U, D> Both<'_, U, D>
+where
+    U: Future<Output = Result<(), Side>> + Unpin,
+    D: Future<Output = Result<(), Side>> + Unpin,
+{
+    fn poll_up(&mut self, cx: &mut Context<'_>) -> Option<Ending> {
+        if self.up_done.is_some() {
+            return None;
         }
-        match &mut this.gone {
-            Some(gone) => gone.as_mut().poll(cx).map(|()| Ending::ClientReset),
-            None => Poll::Pending,
+        let Poll::Ready(ended) = Pin::new(&mut self.up).poll(cx) else { return None };
+        self.up_done = Some(ended);
+        match ended {
+            Err(side) if self.down_done || side == Side::Client => return Some(side.reset()),
+            Ok(()) if self.down_done => return Some(Ending::Closed),
+            Ok(()) => self.gone = Some(Box::pin(stream::reset_of(self.client))),
+            Err(_) => {}
+        }
+        None
+    }
+
+    fn poll_down(&mut self, cx: &mut Context<'_>) -> Option<Ending> {
+        if self.down_done {
+            return None;
+        }
+        let Poll::Ready(ended) = Pin::new(&mut self.down).poll(cx) else { return None };
+        self.down_done = true;
+        match (ended, self.up_done) {
+            (Err(side), _) | (Ok(()), Some(Err(side))) => Some(side.reset()),
+            (Ok(()), Some(Ok(()))) => Some(Ending::Closed),
+            (Ok(()), None) => None,
         }
     }
 }

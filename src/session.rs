@@ -1,8 +1,10 @@
 //! One connection, from accept to close: the order of the story, and nothing else.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -67,18 +69,23 @@ fn live(
     async move {
         let mut cut = pin!(guest.cut());
         // The end of a drain wins over a busy connection. What is dropped then says so itself: the sockets by a reset,
-        // the record by its line.
-        let tunnel = tokio::select! {
-            biased;
-            () = &mut cut => None,
-            tunnel = story => tunnel,
-        };
+        // the record by its line. The wait for it is begun once; a task's waker stays, so that afterwards a look at
+        // a flag is enough, and nobody queues for a lock.
+        let (mut story, mut is_new) = (story, true);
+        let tunnel = poll_fn(|cx| {
+            if (std::mem::take(&mut is_new) || guest.is_cut()) && cut.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            story.as_mut().poll(cx)
+        })
+        .await;
+        drop(story);
         let Some(mut tunnel) = tunnel else { return };
-        let ending = tokio::select! {
-            biased;
-            () = cut => return,
-            ending = tunnel.relay(idle) => ending,
+        let ending = {
+            let mut relay = pin!(tunnel.relay(idle));
+            poll_fn(|cx| if guest.is_cut() { Poll::Ready(None) } else { relay.as_mut().poll(cx).map(Some) }).await
         };
+        let Some(ending) = ending else { return };
         tunnel.close(ending);
     }
 }
@@ -212,8 +219,16 @@ async fn tell(
             client.leave().await;
             return None;
         }
+        let room = tokio::select! {
+            biased;
+            () = guest.stopping() => false,
+            () = house.book.room() => true,
+        };
+        if !room {
+            client.leave().await;
+            return None;
+        }
         limits = house.peek_limits();
-        house.book.room().await;
         record = house.book.open(&entrance.name, client.address);
         record.of_request();
     }
@@ -269,13 +284,15 @@ async fn visit(
             (policy.by_sighting(&claim, expectation, &sighting)?, Some(sighting), true)
         }
     };
+    let permit = permitted(&claim, &policy, &clearance, house, record).await?;
+    // What is judged needs it no longer, however long it lasts.
+    drop(policy);
     if let Some(Sighting::Http(request)) = sighting {
-        let answered = requested(client, &claim, &policy, &clearance, &request, seen, house, record, standing).await?;
+        let answered = requested(client, &claim, permit, &request, seen, house, record, standing).await?;
         *before = Some(claim);
         return Ok(answered);
     }
 
-    let permit = permitted(&claim, &policy, &clearance, house, record).await?;
     let mut upstream = dialled(&permit, house, record).await?;
     client.go_ahead().await;
     let meter = record.meter();
@@ -302,8 +319,7 @@ async fn visit(
 async fn requested(
     client: &mut Client,
     claim: &Claim,
-    policy: &Policy,
-    clearance: &Clearance,
+    permit: Permit,
     request: &RequestHead,
     seen: bool,
     house: &House,
@@ -311,7 +327,6 @@ async fn requested(
     standing: &mut Option<Standing>,
 ) -> Result<Visit, Refusal> {
     let Limits { head, idle, .. } = house.limits;
-    let permit = permitted(claim, policy, clearance, house, record).await?;
     let reused = standing
         .take()
         .filter(|old| old.permit.is_same(&permit) && old.identity == claim.identity && is_quiet(&old.link.stream));

@@ -82,6 +82,8 @@ struct Crowd {
     members: HashTable<Member>,
     /// The head of those that insist on nothing.
     loose: PatternId,
+    /// A few of all.
+    first: Vec<PatternId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -227,10 +229,9 @@ impl HostIndex {
                     Front::Some if depth == 0 => hit(id),
                     Front::None if depth > 0 => hit(id),
                     Front::Glob(_) => hit(id),
-                    // One of them is as near as another.
+                    // A refusal must stay cheap: some are as near as all.
                     Front::Crowd(at) => {
-                        let any = self.crowds.get(at).and_then(|crowd| crowd.members.iter().next());
-                        any.into_iter().for_each(|member| hit(member.head));
+                        self.crowds.get(at).into_iter().flat_map(|crowd| &crowd.first).for_each(|id| hit(*id));
                     }
                     _ => {}
                 }
@@ -364,6 +365,9 @@ impl HostIndex {
     fn join(&mut self, crowd: usize, id: PatternId) {
         let arena = &self.arena;
         let Some(crowd) = self.crowds.get_mut(crowd) else { return };
+        if crowd.first.len() < FEW {
+            crowd.first.push(id);
+        }
         let piece = record(arena, id).and_then(|record| match record.front() {
             Front::Glob(glob) => pattern::piece(text_of(glob)),
             _ => None,
@@ -395,7 +399,7 @@ impl HostIndex {
 
 impl Default for Crowd {
     fn default() -> Self {
-        Self { places: Vec::new(), members: HashTable::new(), loose: NONE }
+        Self { places: Vec::new(), members: HashTable::new(), loose: NONE, first: Vec::new() }
     }
 }
 

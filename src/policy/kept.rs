@@ -4,13 +4,16 @@
 use std::net::IpAddr;
 use std::sync::{PoisonError, RwLock};
 
+use tokio::time::Instant;
+
 use crate::name::HostName;
 
 /// A name and the addresses found for it. Nothing is open before the first answer.
 #[derive(Debug)]
 pub struct Kept {
     name: HostName,
-    addresses: RwLock<Vec<IpAddr>>,
+    /// With the time of the last answer that had them.
+    addresses: RwLock<Vec<(IpAddr, Instant)>>,
 }
 
 impl Kept {
@@ -25,17 +28,17 @@ impl Kept {
     }
 
     /// Replaces the addresses; they must have passed the guard.
-    pub fn set(&self, addresses: Vec<IpAddr>) {
+    pub fn set(&self, addresses: Vec<(IpAddr, Instant)>) {
         // A panic while holding this lock is impossible: assignment only.
         *self.addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
     }
 
     #[must_use]
-    pub fn addresses(&self) -> Vec<IpAddr> {
+    pub fn addresses(&self) -> Vec<(IpAddr, Instant)> {
         self.addresses.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn contains(&self, ip: IpAddr) -> bool {
-        self.addresses.read().unwrap_or_else(PoisonError::into_inner).contains(&ip)
+        self.addresses.read().unwrap_or_else(PoisonError::into_inner).iter().any(|(known, _)| *known == ip)
     }
 }

@@ -229,7 +229,8 @@ fn fits_stars(wanted: &str, label: &str) -> bool {
 pub(super) fn piece(glob: &str) -> Option<Piece> {
     let mut end = glob.len();
     let mut best: Option<Piece> = None;
-    for (depth, label) in (0..).zip(glob.rsplit('.')) {
+    // No name has more labels.
+    for (depth, label) in (0..=127).zip(glob.rsplit('.')) {
         let start = end - label.len();
         let head = label.find(is_special).unwrap_or(label.len());
         let tail = label.rfind(is_special).map_or(label.len(), |at| label.len() - at - 1);

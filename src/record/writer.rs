@@ -1,7 +1,8 @@
 //! The thread that writes lines, and the queue in front of it: one order, but a lane's worth of room for each kind.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -61,8 +62,9 @@ impl Scribe {
     /// The output's, where it cannot be opened.
     pub fn start(settings: &LogSettings, metrics: Arc<Metrics>) -> io::Result<(Self, LogWriter)> {
         let output: Box<dyn Write + Send> = match &settings.output {
-            LogOutput::Stdout => Box::new(io::stdout()),
-            LogOutput::Stderr => Box::new(io::stderr()),
+            // Their own handles would keep a rest of what was written, and call it done.
+            LogOutput::Stdout => Box::new(File::from(io::stdout().as_fd().try_clone_to_owned()?)),
+            LogOutput::Stderr => Box::new(File::from(io::stderr().as_fd().try_clone_to_owned()?)),
             LogOutput::File(path) => Box::new(OpenOptions::new().create(true).append(true).open(path)?),
         };
         Self::write_to(output, settings, metrics)
@@ -83,6 +85,7 @@ impl Scribe {
             output,
             batch: Vec::with_capacity(BATCH),
             held: Vec::new(),
+            is_torn: false,
             room: Arc::clone(&room),
             overflow,
             metrics: Arc::clone(&metrics),
@@ -161,6 +164,8 @@ struct Desk {
     batch: Vec<u8>,
     /// Lines of the batch: their lanes and sizes.
     held: Vec<(Arc<Lane>, usize)>,
+    /// The last line that was written lacks its end.
+    is_torn: bool,
     room: Arc<Notify>,
     overflow: LogOverflow,
     metrics: Arc<Metrics>,
@@ -184,8 +189,12 @@ impl Desk {
     }
 
     fn take(&mut self, (lane, line): Queued) {
+        // One that could not be finished must not spoil the next.
+        let torn = std::mem::take(&mut self.is_torn);
+        self.batch.extend_from_slice(if torn { b"\n" } else { b"" });
         self.batch.extend_from_slice(&line);
-        self.held.push((lane, line.len()));
+        lane.waiting.fetch_add(usize::from(torn), Ordering::Relaxed);
+        self.held.push((lane, line.len() + usize::from(torn)));
     }
 
     /// Writes the batch whole, or says that its lines are lost.
@@ -208,12 +217,18 @@ impl Desk {
                 }
             }
         }
-        let is_written = rest.is_empty() && self.output.flush().is_ok();
+        let mut written = self.batch.len() - rest.len();
+        self.is_torn =
+            !rest.is_empty() && self.batch.get(..written).and_then(<[u8]>::last).is_some_and(|b| *b != b'\n');
         self.batch.clear();
         for (lane, size) in self.held.drain(..) {
             lane.waiting.fetch_sub(size, Ordering::Relaxed);
-            if !is_written {
-                self.metrics.lines_lost(lane.name, 1);
+            match written.checked_sub(size) {
+                Some(more) => written = more,
+                None => {
+                    written = 0;
+                    self.metrics.lines_lost(lane.name, 1);
+                }
             }
         }
         self.room.notify_waiters();
@@ -231,18 +246,19 @@ mod tests {
 
     use super::*;
 
-    /// A disk that is full until somebody makes room.
+    /// A disk with room for so many bytes more, and what is on it.
     #[derive(Clone, Default)]
-    struct Disk(Arc<Mutex<(bool, Vec<u8>)>>);
+    struct Disk(Arc<Mutex<(usize, Vec<u8>)>>);
 
     impl Write for Disk {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let mut disk = self.0.lock().unwrap();
-            if !disk.0 {
+            // Never all at once.
+            let n = bytes.len().min(1000).min(disk.0);
+            if n == 0 {
                 return Err(io::ErrorKind::StorageFull.into());
             }
-            // Never all at once.
-            let n = bytes.len().min(1000);
+            disk.0 -= n;
             disk.1.extend_from_slice(&bytes[..n]);
             Ok(n)
         }
@@ -277,7 +293,7 @@ mod tests {
         };
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(!room.is_finished(), "the disk is full");
-        disk.0.lock().unwrap().0 = true;
+        disk.0.lock().unwrap().0 = usize::MAX;
         room.await.unwrap();
         drop(scribe);
         writer.finish().await;
@@ -287,12 +303,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_line_that_was_cut_spoils_no_other() {
+        let (disk, scribe, writer, metrics) = start(LogOverflow::Drop);
+        disk.0.lock().unwrap().0 = 6000;
+        (0..3).for_each(|_| scribe.write(&line(None)));
+        let lost = || metrics.page(0).contains("egret_log_lines_lost_total{lane=\"allowed\"} 2\n");
+        for _ in 0..1000 {
+            if lost() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(lost(), "one was whole: {}", metrics.page(0));
+        disk.0.lock().unwrap().0 = usize::MAX;
+        scribe.write(&line(None));
+        drop(scribe);
+        writer.finish().await;
+        let text = String::from_utf8(disk.0.lock().unwrap().1.clone()).unwrap();
+        let whole: Vec<bool> =
+            text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()).collect();
+        assert_eq!(whole, [true, false, true]);
+    }
+
+    #[tokio::test]
     #[allow(clippy::await_holding_lock, reason = "it is given back before")]
     async fn a_flood_of_allowed_lines_hides_no_refusal() {
         let (disk, scribe, writer, metrics) = start(LogOverflow::Drop);
         // While the writer waits for more, nothing is taken out of the lanes but one line.
         let many = 2 * LANE / 4096;
-        disk.0.lock().unwrap().0 = true;
+        disk.0.lock().unwrap().0 = usize::MAX;
         let lock = disk.0.lock().unwrap();
         (0..many).for_each(|_| scribe.write(&line(None)));
         (0..10).for_each(|_| scribe.write(&line(Some("no_rule"))));

@@ -111,7 +111,7 @@ fn large_bodies_pass_both_ways_and_the_next_request_follows() {
         }
         _ => b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi".to_vec(),
     });
-    let egret = Egret::start(dns.address, (HTTPS, HTTP), &policy(), "limits: { peek: 2s }");
+    let egret = Egret::start(dns.address, (HTTPS, HTTP), &policy(), "limits: { peek: 20s }");
     let host = format!("a.web.test:{HTTP}");
     for (way, mut stream, front) in ways_in(&egret, &host) {
         let chunked = in_chunks(&body, 700_000);
