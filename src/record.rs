@@ -274,7 +274,7 @@ impl Record {
         let totals = self.meter.totals();
         self.closed = true;
         self.book.metrics.closed(ending, totals);
-        if let Some(line) = &mut self.line {
+        if let Some(mut line) = self.line.take() {
             line.bytes_up = totals.up;
             line.bytes_down = totals.down;
             line.duration_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);

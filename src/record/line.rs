@@ -105,22 +105,28 @@ fn as_text<S: Serializer>(value: &impl fmt::Display, to: S) -> Result<S::Ok, S::
 }
 
 impl Line {
-    /// One JSON object with its newline.
+    /// Bytes that it takes in memory: about what it will take as text.
     #[must_use]
-    pub fn json(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(512);
-        // Nothing in a line can fail to serialise; an empty line would be a lie, so say which one it was.
-        if serde_json::to_writer(&mut out, self).is_err() {
-            out = format!("{{\"id\":\"{}\"", self.id).into_bytes();
-            out.push(b'}');
-        }
-        out.push(b'\n');
-        out
+    pub fn size(&self) -> usize {
+        let texts = [&self.name, &self.name_raw, &self.sni, &self.method, &self.pattern, &self.nearest, &self.fix];
+        let listed = |list: &[String]| list.iter().map(|text| size_of::<String>() + text.len()).sum::<usize>();
+        let texts: usize = texts.into_iter().flatten().map(|text| text.len()).sum();
+        size_of::<Self>() + texts + listed(&self.identity) + listed(&self.alpn) + size_of_val(&*self.answers)
     }
 
-    /// One line for a person, with its newline.
-    #[must_use]
-    pub fn text(&self) -> Vec<u8> {
+    /// One JSON object with its newline, behind what is there.
+    pub fn json(&self, out: &mut Vec<u8>) {
+        let begin = out.len();
+        // Nothing in a line can fail to serialise; an empty line would be a lie, so say which one it was.
+        if serde_json::to_writer(&mut *out, self).is_err() {
+            out.truncate(begin);
+            out.extend_from_slice(format!("{{\"id\":\"{}\"}}", self.id).as_bytes());
+        }
+        out.push(b'\n');
+    }
+
+    /// One line for a person, with its newline, behind what is there.
+    pub fn text(&self, to: &mut Vec<u8>) {
         let stamp = self.ts.to_string();
         let clock = stamp.get(11..19).unwrap_or(&stamp);
         let port = self.port.map(|p| format!(":{p}")).unwrap_or_default();
@@ -153,7 +159,7 @@ impl Line {
             }
         }
         out.push('\n');
-        out.into_bytes()
+        to.extend_from_slice(out.as_bytes());
     }
 }
 
@@ -161,13 +167,19 @@ impl Line {
 mod tests {
     use super::*;
 
+    fn written(line: &Line) -> Vec<u8> {
+        let mut out = Vec::new();
+        line.json(&mut out);
+        out
+    }
+
     #[test]
     fn unknown_fields_are_absent() {
         let line = Line { event: "tcp", client: Some("192.0.2.1:5".parse().unwrap()), ..Line::default() };
-        let json: serde_json::Value = serde_json::from_slice(&line.json()).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&written(&line)).unwrap();
         let keys: Vec<&String> = json.as_object().unwrap().keys().collect();
         assert_eq!(keys, ["bytes_down", "bytes_up", "client", "duration_ms", "event", "id", "listener", "ts"]);
-        assert_eq!(line.json().iter().filter(|b| **b == b'\n').count(), 1);
+        assert_eq!(written(&line).iter().filter(|b| **b == b'\n').count(), 1);
         let line = Line {
             ts: Stamp(humantime::parse_rfc3339("2026-01-02T03:04:05.000006Z").unwrap()),
             id: Id { run: 0xab, number: 31 },
@@ -175,7 +187,7 @@ mod tests {
             answers: ["192.0.2.1".parse().unwrap(), "2001:db8::2".parse().unwrap()].into(),
             ..Line::default()
         };
-        let json: serde_json::Value = serde_json::from_slice(&line.json()).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&written(&line)).unwrap();
         assert_eq!(json["ts"], "2026-01-02T03:04:05.000006Z");
         assert_eq!(json["id"], "000000ab-1f");
         assert_eq!((&json["client"], &json["answers"][1]), (&"[2001:db8::1]:5".into(), &"2001:db8::2".into()));
@@ -193,7 +205,9 @@ mod tests {
             fix: Some("x".into()),
             ..Line::default()
         };
-        let text = String::from_utf8(line.text()).unwrap();
+        let mut text = Vec::new();
+        line.text(&mut text);
+        let text = String::from_utf8(text).unwrap();
         assert_eq!(text, "03:04:05 deny  127.0.0.1:5 -> a.example:443 reason=no_rule\n         to allow it: x\n");
     }
 }

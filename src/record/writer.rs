@@ -32,7 +32,6 @@ pub struct Scribe {
     refused: Arc<Lane>,
     allowed: Arc<Lane>,
     room: Arc<Notify>,
-    format: LogFormat,
     access: LogAccess,
     overflow: LogOverflow,
     metrics: Arc<Metrics>,
@@ -47,7 +46,7 @@ struct Lane {
 }
 
 /// A line and the lane that it is counted in.
-type Queued = (Arc<Lane>, Vec<u8>);
+type Queued = (Arc<Lane>, Box<Line>);
 
 /// The writing thread; ends when every [`Scribe`] is gone and the queue is empty.
 #[derive(Debug)]
@@ -76,12 +75,14 @@ impl Scribe {
         metrics: Arc<Metrics>,
     ) -> io::Result<(Self, LogWriter)> {
         let LogSettings { format, access, overflow, .. } = *settings;
+        // Made into text by the writer: nobody's connection waits for that.
         let room = Arc::new(Notify::new());
         let (queue, lines) = crossbeam_channel::unbounded();
         let lane = |name| Arc::new(Lane { name, waiting: AtomicUsize::new(0) });
         let (end, ended) = oneshot::channel();
         let desk = Desk {
             lines,
+            format,
             output,
             batch: Vec::with_capacity(BATCH),
             held: Vec::new(),
@@ -96,7 +97,7 @@ impl Scribe {
             let _ = end.send(());
         })?;
         let (refused, allowed) = (lane("refused"), lane("allowed"));
-        Ok((Self { queue, refused, allowed, room, format, access, overflow, metrics }, LogWriter { ended }))
+        Ok((Self { queue, refused, allowed, room, access, overflow, metrics }, LogWriter { ended }))
     }
 
     /// Whether any line is written at all.
@@ -109,7 +110,7 @@ impl Scribe {
         self.access == LogAccess::All
     }
 
-    pub(super) fn write(&self, line: &Line) {
+    pub(super) fn write(&self, line: Box<Line>) {
         let is_refusal = line.reason.is_some();
         let is_wanted = match self.access {
             LogAccess::All => true,
@@ -119,16 +120,12 @@ impl Scribe {
         if !is_wanted {
             return;
         }
-        let bytes = match self.format {
-            LogFormat::Json => line.json(),
-            LogFormat::Text => line.text(),
-        };
         let lane = if is_refusal { &self.refused } else { &self.allowed };
-        let size = bytes.len();
+        let size = line.size();
         let waiting = lane.waiting.fetch_add(size, Ordering::Relaxed) + size;
         // Those who are inside already may always say their last line: they are no more than the door lets in.
         let fits = waiting <= LANE || self.overflow == LogOverflow::Block;
-        if !fits || self.queue.send((Arc::clone(lane), bytes)).is_err() {
+        if !fits || self.queue.send((Arc::clone(lane), line)).is_err() {
             lane.waiting.fetch_sub(size, Ordering::Relaxed);
             self.metrics.lines_lost(lane.name, 1);
         }
@@ -156,14 +153,23 @@ impl LogWriter {
     }
 }
 
+/// A line in the batch.
+struct Held {
+    lane: Arc<Lane>,
+    /// As counted on the way.
+    waiting: usize,
+    bytes: usize,
+}
+
 /// The writer's side.
 struct Desk {
     /// Bounded by the lanes.
     lines: Receiver<Queued>,
+    format: LogFormat,
     output: Box<dyn Write + Send>,
     batch: Vec<u8>,
-    /// Lines of the batch: their lanes and sizes.
-    held: Vec<(Arc<Lane>, usize)>,
+    /// The lines of the batch.
+    held: Vec<Held>,
     /// The last line that was written lacks its end.
     is_torn: bool,
     room: Arc<Notify>,
@@ -191,10 +197,13 @@ impl Desk {
     fn take(&mut self, (lane, line): Queued) {
         // One that could not be finished must not spoil the next.
         let torn = std::mem::take(&mut self.is_torn);
+        let begin = self.batch.len();
         self.batch.extend_from_slice(if torn { b"\n" } else { b"" });
-        self.batch.extend_from_slice(&line);
-        lane.waiting.fetch_add(usize::from(torn), Ordering::Relaxed);
-        self.held.push((lane, line.len() + usize::from(torn)));
+        match self.format {
+            LogFormat::Json => line.json(&mut self.batch),
+            LogFormat::Text => line.text(&mut self.batch),
+        }
+        self.held.push(Held { lane, waiting: line.size(), bytes: self.batch.len() - begin });
     }
 
     /// Writes the batch whole, or says that its lines are lost.
@@ -221,9 +230,9 @@ impl Desk {
         self.is_torn =
             !rest.is_empty() && self.batch.get(..written).and_then(<[u8]>::last).is_some_and(|b| *b != b'\n');
         self.batch.clear();
-        for (lane, size) in self.held.drain(..) {
-            lane.waiting.fetch_sub(size, Ordering::Relaxed);
-            match written.checked_sub(size) {
+        for Held { lane, waiting, bytes } in self.held.drain(..) {
+            lane.waiting.fetch_sub(waiting, Ordering::Relaxed);
+            match written.checked_sub(bytes) {
                 Some(more) => written = more,
                 None => {
                     written = 0;
@@ -277,8 +286,8 @@ mod tests {
     }
 
     /// About four kilobytes.
-    fn line(reason: Option<&'static str>) -> Line {
-        Line { reason, name_raw: Some("x".repeat(4096).into()), ..Line::default() }
+    fn line(reason: Option<&'static str>) -> Box<Line> {
+        Box::new(Line { reason, name_raw: Some("x".repeat(4096).into()), ..Line::default() })
     }
 
     #[tokio::test]
@@ -286,7 +295,7 @@ mod tests {
         let (disk, scribe, writer, metrics) = start(LogOverflow::Block);
         let many = 2 * LANE / 4096;
         scribe.room().await;
-        (0..many).for_each(|_| scribe.write(&line(None)));
+        (0..many).for_each(|_| scribe.write(line(None)));
         let room = {
             let scribe = scribe.clone();
             tokio::spawn(async move { scribe.room().await })
@@ -306,7 +315,7 @@ mod tests {
     async fn a_line_that_was_cut_spoils_no_other() {
         let (disk, scribe, writer, metrics) = start(LogOverflow::Drop);
         disk.0.lock().unwrap().0 = 6000;
-        (0..3).for_each(|_| scribe.write(&line(None)));
+        (0..3).for_each(|_| scribe.write(line(None)));
         let lost = || metrics.page(0).contains("egret_log_lines_lost_total{lane=\"allowed\"} 2\n");
         for _ in 0..1000 {
             if lost() {
@@ -316,7 +325,7 @@ mod tests {
         }
         assert!(lost(), "one was whole: {}", metrics.page(0));
         disk.0.lock().unwrap().0 = usize::MAX;
-        scribe.write(&line(None));
+        scribe.write(line(None));
         drop(scribe);
         writer.finish().await;
         let text = String::from_utf8(disk.0.lock().unwrap().1.clone()).unwrap();
@@ -333,8 +342,8 @@ mod tests {
         let many = 2 * LANE / 4096;
         disk.0.lock().unwrap().0 = usize::MAX;
         let lock = disk.0.lock().unwrap();
-        (0..many).for_each(|_| scribe.write(&line(None)));
-        (0..10).for_each(|_| scribe.write(&line(Some("no_rule"))));
+        (0..many).for_each(|_| scribe.write(line(None)));
+        (0..10).for_each(|_| scribe.write(line(Some("no_rule"))));
         drop((lock, scribe));
         writer.finish().await;
         let disk = disk.0.lock().unwrap();
