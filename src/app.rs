@@ -99,8 +99,7 @@ impl App {
         let own = Arc::new(OwnAddresses::new(binds, settings.own_addresses.clone()));
         own.set_interfaces(interfaces().map_err(StartError::Interfaces)?);
         let screen_parts = Screen::of(&settings, config, room.connections);
-        let rules = std::mem::take(&mut settings.rules);
-        let policy = Policy::compile(rules.apps, rules.nets, rules.nat64, Arc::clone(&own));
+        let policy = std::mem::take(&mut settings.rules).compile(Arc::clone(&own));
         let dns = Resolver::new(settings.dns.clone(), limits.dns, Arc::clone(&metrics))?;
         let (scribe, writer) = Scribe::start(&settings.log, Arc::clone(&metrics))
             .map_err(|source| StartError::Log { output: settings.log.output.to_string(), source })?;

@@ -21,7 +21,7 @@ use crate::claim::{Asker, Identity};
 use crate::config::{self, ConfigError, Settings};
 use crate::ending::Refusal;
 use crate::policy::explain::{Question, Subject};
-use crate::policy::{Because, OwnAddresses, Policy};
+use crate::policy::{Because, OwnAddresses};
 
 /// What the configuration in the binary is called.
 const BUILT_IN: &str = "default.yaml";
@@ -249,7 +249,7 @@ impl Explain {
         let subject: Subject = self.target.parse().map_err(|e| CommandError::Usage(format!("{e}")))?;
         let binds = settings.listeners.iter().map(|l| l.bind).chain(settings.admin).chain(settings.health).collect();
         let own = Arc::new(OwnAddresses::new(binds, settings.own_addresses));
-        let policy = Policy::compile(settings.rules.apps, settings.rules.nets, settings.rules.nat64, own);
+        let policy = settings.rules.compile(own);
         let alpn = self.alpn.iter().map(|p| p.as_bytes().into()).collect();
         let names: Vec<Box<str>> = self.client.iter().map(|name| name.as_str().into()).collect();
         let identity = (!names.is_empty()).then(|| Identity::new(names));

@@ -27,6 +27,7 @@ use crate::files::read_bounded;
 use crate::identity::{Refreshed, TlsFiles, UsersFile};
 use crate::name::HostName;
 use crate::policy::rule::{AppProtocol, AppRule, NetRule};
+use crate::policy::{OwnAddresses, Policy};
 
 /// The configuration in the binary: a forward proxy for this machine with the AKS rules.
 pub const DEFAULT: &str = include_str!("../config/default.yaml");
@@ -58,6 +59,14 @@ pub struct Rules {
     pub bundles: Vec<String>,
     /// Where each rule stands in the file.
     pub origins: Origins,
+}
+
+impl Rules {
+    /// Makes the policy of them.
+    #[must_use]
+    pub fn compile(self, own: Arc<OwnAddresses>) -> Policy {
+        Policy::compile(self.apps, self.nets, self.nat64, own)
+    }
 }
 
 /// Where rules stand, in their order.

@@ -101,16 +101,16 @@ pub struct Record {
 }
 
 impl Record {
-    /// The same, for who does not outlive the record.
-    #[must_use]
-    pub fn meter_ref(&self) -> &Meter {
-        &self.meter
-    }
-
     /// Where the connection's bytes are counted.
     #[must_use]
     pub fn meter(&self) -> Arc<Meter> {
         Arc::clone(&self.meter)
+    }
+
+    /// The same, for who does not outlive the record.
+    #[must_use]
+    pub fn meter_ref(&self) -> &Meter {
+        &self.meter
     }
 
     fn tell(&mut self, what: impl FnOnce(&mut Line)) {

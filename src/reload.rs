@@ -3,6 +3,7 @@
 //! Connections never wait for it: who has begun to be judged is judged by the policy he began with, and the old one
 //! is freed when the last of them is through. A configuration with a fault changes nothing.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -53,8 +54,7 @@ impl Source {
     fn compile(&self, file: &std::path::Path) -> Result<Fresh, ConfigError> {
         let mut settings = Settings::load(file)?;
         let waits = self.began.differs(&settings);
-        let rules = std::mem::take(&mut settings.rules);
-        let policy = Policy::compile(rules.apps, rules.nets, rules.nat64, Arc::clone(&self.own));
+        let policy = std::mem::take(&mut settings.rules).compile(Arc::clone(&self.own));
         Ok(Fresh { policy, waits, warnings: settings.warnings.len() })
     }
 }
@@ -81,21 +81,22 @@ pub async fn run(mut hangup: Signal, source: Source, house: Weak<House>) {
         let compiling = Arc::clone(&source);
         let compiled = tokio::task::spawn_blocking(move || compiling.compile(&file)).await;
         let Some(house) = house.upgrade() else { return };
-        let fresh = match compiled {
+        let refused = |why: &dyn Display| {
+            house.book.metrics().reloaded("refused");
+            tracing::error!("nothing has changed: {why}");
+        };
+        let Fresh { policy, waits, warnings } = match compiled {
             Ok(Ok(fresh)) => fresh,
             Ok(Err(error)) => {
-                house.book.metrics().reloaded("refused");
-                tracing::error!("nothing has changed: {error}");
+                refused(&error);
                 continue;
             }
             // A panic, whose words are on stderr already.
             Err(_) => {
-                house.book.metrics().reloaded("refused");
-                tracing::error!("nothing has changed: the configuration could not be read");
+                refused(&"the configuration could not be read");
                 continue;
             }
         };
-        let Fresh { policy, waits, warnings } = fresh;
         let policy = Arc::new(policy);
         policy.inherit(&house.policy.get());
         let old = house.policy.replace(Arc::clone(&policy));

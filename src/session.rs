@@ -213,18 +213,13 @@ async fn tell(
         let more = tokio::select! {
             biased;
             () = guest.stopping() => false,
-            more = client.waits_for_more(house.limits.idle) => more,
+            more = async {
+                let more = client.waits_for_more(house.limits.idle).await;
+                house.book.room().await;
+                more
+            } => more,
         };
         if !more {
-            client.leave().await;
-            return None;
-        }
-        let room = tokio::select! {
-            biased;
-            () = guest.stopping() => false,
-            () = house.book.room() => true,
-        };
-        if !room {
             client.leave().await;
             return None;
         }
@@ -244,8 +239,6 @@ async fn visit(
     standing: &mut Option<Standing>,
     before: &mut Option<Claim>,
 ) -> Result<Visit, Refusal> {
-    // One policy from the claim to the dial: a clearance means nothing to another one.
-    let policy = house.policy.get();
     let claimed = client.claim(peek_limits, before.as_ref()).await;
     let claimed = claimed.inspect_err(|_| client.raw_target().into_iter().for_each(|raw| record.raw_name(raw)))?;
     let mut claim = claimed.claim;
@@ -258,6 +251,8 @@ async fn visit(
     client.authenticate(&mut claim, peek_limits).await?;
     record.identity(&claim.identity);
 
+    // One policy from here to the dial: a clearance means nothing to another one.
+    let policy = house.policy.get();
     // Judge the claim first: to see a CONNECT client's bytes it must be told to go ahead, and from then on
     // a refusal can only be spoken in the protocol of those bytes.
     let (clearance, sighting, seen) = match policy.by_claim(&claim)? {
