@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin::{self, Told};
-use crate::config::{Limits, ListenerKind, ListenerSettings, Settings};
+use crate::config::{Capture, Limits, ListenerKind, ListenerSettings, Settings};
 use crate::dns::{Resolver, UpstreamError};
 use crate::drain::Drain;
 use crate::listen::{self, Door, Entrance};
@@ -90,17 +90,18 @@ impl App {
             .iter()
             .map(|settings| {
                 let entrance = Entrance::new(settings);
-                Ok((bind_to(settings.bind, limits.keepalive, &entrance.name)?, Arc::new(entrance)))
+                let is_tproxy = matches!(settings.kind, ListenerKind::Transparent { capture: Capture::Tproxy, .. });
+                Ok((bind_to(settings.bind, limits.keepalive, &entrance.name, is_tproxy)?, Arc::new(entrance)))
             })
             .collect::<Result<Vec<_>, StartError>>()?;
-        let admin = settings.admin.map(|bind| bind_to(bind, limits.keepalive, "admin")).transpose()?;
-        let health = settings.health.map(|bind| bind_to(bind, limits.keepalive, "health")).transpose()?;
+        let admin = settings.admin.map(|bind| bind_to(bind, limits.keepalive, "admin", false)).transpose()?;
+        let health = settings.health.map(|bind| bind_to(bind, limits.keepalive, "health", false)).transpose()?;
         let binds = settings.listeners.iter().map(|l| l.bind).chain(settings.admin).chain(settings.health).collect();
         let own = Arc::new(OwnAddresses::new(binds, settings.own_addresses.clone()));
         own.set_interfaces(interfaces().map_err(StartError::Interfaces)?);
         let screen_parts = Screen::of(&settings, config, room.connections);
         let policy = std::mem::take(&mut settings.rules).compile(Arc::clone(&own));
-        let dns = Resolver::new(settings.dns.clone(), limits.dns, Arc::clone(&metrics))?;
+        let dns = Resolver::new(settings.dns.clone(), limits.dns, settings.learn.remember, Arc::clone(&metrics))?;
         let (scribe, writer) = Scribe::start(&settings.log, Arc::clone(&metrics))
             .map_err(|source| StartError::Log { output: settings.log.output.to_string(), source })?;
         let screen = screen_parts.text(&policy, &dns);
@@ -111,6 +112,8 @@ impl App {
             budget: PeekBudget::new(room.peek_memory),
             door: Door::new(room.connections, limits.connections_per_client),
             book: Arc::new(Book::new(scribe, Arc::clone(&metrics))),
+            sources: settings.sources.clone(),
+            learn: settings.learn.clone(),
         });
         let source = Source { file: config.map(Path::to_owned), began: settings, own: Arc::clone(&own) };
         Ok(Self { house, listeners, admin, health, metrics, own, source, writer, screen })
@@ -211,6 +214,13 @@ impl Screen {
                 let only = protocol.map_or_else(String::new, |protocol| format!(", {} only", protocol.as_str()));
                 format!("sni          {}  (to port {port}{only}{})", l.bind, behind(l))
             }
+            ListenerKind::Transparent { capture, .. } => {
+                let how = match capture {
+                    Capture::Tproxy => "routed traffic, by TPROXY",
+                    Capture::Redirect => "this machine's own traffic, by REDIRECT",
+                };
+                format!("transparent  {}  ({how}{})", l.bind, behind(l))
+            }
         });
         let open = |l: &&ListenerSettings| l.kind == ListenerKind::Forward && l.proxies.is_none();
         let forward = settings.listeners.iter().find(open).map(|l| {
@@ -278,9 +288,17 @@ impl Screen {
     }
 }
 
-fn bind_to(address: SocketAddr, keepalive: Duration, listener: &str) -> Result<TcpListener, StartError> {
-    listen::bind(address, keepalive).map_err(|source| {
+fn bind_to(
+    address: SocketAddr,
+    keepalive: Duration,
+    listener: &str,
+    is_tproxy: bool,
+) -> Result<TcpListener, StartError> {
+    listen::bind(address, keepalive, is_tproxy).map_err(|source| {
         let cure = match source.kind() {
+            io::ErrorKind::PermissionDenied if is_tproxy => {
+                "taking routed traffic needs a right; run as root, or add CAP_NET_ADMIN".to_owned()
+            }
             io::ErrorKind::PermissionDenied => {
                 "ports below 1024 need a right; run as root, add CAP_NET_BIND_SERVICE, or use a higher port".to_owned()
             }

@@ -52,7 +52,7 @@ pub enum Via {
     Socks,
     /// Absolute-form HTTP: the request itself is the claim.
     Absolute,
-    /// An `sni` listener.
+    /// An `sni` listener, or the kernel.
     Steered,
 }
 

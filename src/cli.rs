@@ -3,6 +3,7 @@
 mod bundle;
 mod cluster;
 mod init;
+mod netfilter;
 
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -14,12 +15,14 @@ use std::time::Duration;
 use bundle::BundleCommand;
 use clap::{CommandFactory, Parser, Subcommand};
 use init::InitCommand;
+use netfilter::NetfilterCommand;
 use serde_json::json;
 
 use crate::app::{App, StartError};
 use crate::claim::{Asker, Identity};
 use crate::config::{self, ConfigError, Settings};
 use crate::ending::Refusal;
+use crate::netfilter::KernelError;
 use crate::policy::explain::{Question, Subject};
 use crate::policy::{Because, OwnAddresses};
 
@@ -65,6 +68,9 @@ enum Command {
     /// Make a configuration for a cluster, and the commands around it
     #[command(subcommand)]
     Init(InitCommand),
+    /// The kernel's rules for the transparent listener and the network rules
+    #[command(subcommand)]
+    Netfilter(NetfilterCommand),
     /// Print the JSON Schema of the configuration
     Schema,
     /// Ask a running egret whether it is well, for a container's health check
@@ -113,6 +119,8 @@ enum CommandError {
     #[error("{0}")]
     Start(#[from] StartError),
     #[error("{0}")]
+    Kernel(#[from] KernelError),
+    #[error("{0}")]
     Io(#[from] std::io::Error),
 }
 
@@ -120,7 +128,7 @@ impl CommandError {
     const fn code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Usage(_) => 2,
-            Self::Start(_) | Self::Io(_) => 1,
+            Self::Start(_) | Self::Kernel(_) | Self::Io(_) => 1,
         }
     }
 }
@@ -141,6 +149,7 @@ impl Cli {
                 print(&text)
             }),
             Command::Init(init) => init.answer().and_then(|text| print(&text)),
+            Command::Netfilter(command) => command.carry_out(),
             Command::Schema => print(&format!("{:#}\n", config::schema())),
             Command::Health { config } => health(config.as_deref()),
             Command::Completions { shell } => {

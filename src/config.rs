@@ -8,6 +8,7 @@ mod check;
 mod document;
 mod file;
 mod lint;
+mod netfilter;
 mod rules;
 mod schema;
 mod tags;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv6Net};
 
 pub use document::Place;
+pub use netfilter::{Dnat, Learn, Netfilter};
 pub use schema::schema;
 
 use crate::files::read_bounded;
@@ -39,6 +41,10 @@ pub struct Settings {
     pub dns: DnsSettings,
     pub rules: Rules,
     pub own_addresses: Vec<IpNet>,
+    pub netfilter: Option<Netfilter>,
+    /// Addresses to dial from; empty: the system's choice.
+    pub sources: Vec<IpAddr>,
+    pub learn: Learn,
     pub limits: Limits,
     pub log: LogSettings,
     pub admin: Option<SocketAddr>,
@@ -55,6 +61,8 @@ pub struct Rules {
     pub apps: Vec<AppRule>,
     pub nets: Vec<NetRule>,
     pub nat64: Option<Ipv6Net>,
+    /// Whether flows of the kernel end with the rule that let them out.
+    pub cuts: bool,
     /// The prefixes of bundles' rule names, one for each bundle.
     pub bundles: Vec<String>,
     /// Where each rule stands in the file.
@@ -128,6 +136,20 @@ pub enum ListenerKind {
         /// `None`: whichever of the two the port's rules allow.
         protocol: Option<AppProtocol>,
     },
+    Transparent {
+        capture: Capture,
+        /// Whether upstreams see the client's address.
+        preserve_source: bool,
+    },
+}
+
+/// How the kernel hands connections over, and so where it says where they were going.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capture {
+    /// Routed traffic: the socket's own address is the original destination.
+    Tproxy,
+    /// The machine's own traffic: netfilter remembers the original destination.
+    Redirect,
 }
 
 impl ListenerKind {
@@ -136,6 +158,7 @@ impl ListenerKind {
         match self {
             Self::Forward => "forward",
             Self::Sni { .. } => "sni",
+            Self::Transparent { .. } => "transparent",
         }
     }
 }
@@ -193,6 +216,8 @@ pub struct LogSettings {
     pub output: LogOutput,
     pub access: LogAccess,
     pub overflow: LogOverflow,
+    /// Whether flows that the kernel let out have a line.
+    pub net_all: bool,
 }
 
 /// What happens where lines come faster than they can be written.
@@ -293,6 +318,9 @@ impl Settings {
             ("listeners", self.listeners != other.listeners),
             ("dns", self.dns != other.dns),
             ("own_addresses", self.own_addresses != other.own_addresses),
+            ("netfilter", self.netfilter != other.netfilter),
+            ("upstream", self.sources != other.sources),
+            ("learn", self.learn != other.learn),
             ("limits", self.limits != other.limits),
             ("log", self.log != other.log),
             ("admin", self.admin != other.admin),

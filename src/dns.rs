@@ -65,9 +65,14 @@ impl Resolver {
     ///
     /// # Errors
     /// [`UpstreamError`] where the system has no resolver to offer, or an authority file holds no certificate.
-    pub fn new(settings: DnsSettings, deadline: Duration, metrics: Arc<Metrics>) -> Result<Self, UpstreamError> {
+    pub fn new(
+        settings: DnsSettings,
+        deadline: Duration,
+        remember: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, UpstreamError> {
         let upstreams = Upstreams::build(&settings, deadline)?;
-        Ok(Self { upstreams, cache: Cache::new(), deadline, settings, metrics })
+        Ok(Self { upstreams, cache: Cache::new(remember), deadline, settings, metrics })
     }
 
     /// The servers asked by default, for the start-up screen.
@@ -85,16 +90,41 @@ impl Resolver {
             Destination::Literal(ip) => return Ok(Answers::literal(*ip)),
             Destination::Name(name) => name,
         };
-        let refuse = |reason| Refusal::new(reason, Stage::Dns);
         if let Some(kept) = self.cache.get(name, Instant::now()) {
             self.metrics.dns_cached();
-            return kept.map_err(refuse);
+            return kept.map_err(|reason| Refusal::new(reason, Stage::Dns));
         }
+        self.look_up(name).await
+    }
+
+    /// The same, from the upstreams, whatever is known.
+    ///
+    /// # Errors
+    /// As [`Resolver::resolve`].
+    pub async fn resolve_anew(&self, clearance: &Clearance) -> Result<Answers, Refusal> {
+        match clearance.destination() {
+            Destination::Literal(ip) => Ok(Answers::literal(*ip)),
+            Destination::Name(name) => self.look_up(name).await,
+        }
+    }
+
+    /// Whether an address was answered for the name of a clearance, not too long ago.
+    #[must_use]
+    pub fn remembers(&self, clearance: &Clearance, ip: IpAddr) -> bool {
+        match clearance.destination() {
+            Destination::Literal(_) => false,
+            Destination::Name(name) => self.cache.remembers(name, ip, Instant::now()),
+        }
+    }
+
+    async fn look_up(&self, name: &HostName) -> Result<Answers, Refusal> {
+        let refuse = |reason| Refusal::new(reason, Stage::Dns);
         // Seldom, and large: most connections find their answer here and carry nothing of it.
         let found = Box::pin(self.ask(name)).await;
         self.metrics.dns_asked(found.as_ref().err().map(|failure| failure.reason));
         let (kept, ttl): (Kept, Duration) = match found {
             Ok(answers) => {
+                self.cache.remember(name, &answers.addresses, Instant::now());
                 let ttl = answers.ttl.clamp(self.settings.min_ttl, self.settings.max_ttl);
                 (Ok(Answers { ttl, ..answers }), ttl)
             }

@@ -1,5 +1,5 @@
-//! Keeps names resolved whose addresses stand for them: clients of a cluster's API server dial its address
-//! and may show no name.
+//! Keeps names resolved whose addresses stand for them: those of network rules, and a cluster's API server, which
+//! clients dial by address and may show no name.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
@@ -13,14 +13,12 @@ use crate::policy::kept::Kept;
 use crate::policy::{Clearance, Policy};
 use crate::session::House;
 
-/// Between two look-ups of a name: as long as its answer lasts, within these bounds.
-const EVERY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30);
+/// However long an answer lasts, what is behind a name may change before that.
+const AT_LEAST_EVERY: Duration = Duration::from_secs(300);
 /// After a look-up that brought nothing.
 const RETRY: Duration = Duration::from_secs(2);
-/// How long an address stays open that is answered no more: connections are older than answers.
-const REMEMBER: Duration = Duration::from_secs(24 * 3600);
-/// Addresses of one name that are open at once; an API server has one or two, and moves seldom.
-const MOST: usize = 64;
+/// Addresses of one name that are open at once; the longest unseen go first.
+const MOST: usize = 1024;
 
 /// Looks up every name that a policy keeps, at once and then again and again, until the house is gone.
 pub async fn run(house: Weak<House>, policy: Arc<Policy>) {
@@ -32,56 +30,61 @@ pub async fn run(house: Weak<House>, policy: Arc<Policy>) {
 }
 
 async fn keep(house: Weak<House>, policy: Arc<Policy>, kept: Arc<Kept>, clearance: Clearance) {
+    let Some(learn) = house.upgrade().map(|house| house.learn.clone()) else { return };
     // What an earlier policy found, when it found it.
-    let mut memory = Memory(kept.addresses());
+    let mut memory = Memory { addresses: kept.addresses(), remember: learn.remember };
     let mut failed = false;
     while let Some(house) = house.upgrade() {
-        let ttl = match look_up(&house, &policy, &clearance).await {
+        let pause = match look_up(&house, &policy, &clearance).await {
             Ok((found, ttl)) => {
                 memory.see(&found, Instant::now());
-                kept.set(memory.0.clone());
+                kept.set(memory.addresses.clone());
                 if std::mem::replace(&mut failed, false) {
                     tracing::info!(name = %kept.name(), "resolved again");
                 }
-                ttl
+                // Before the answer ends, so that no client sees the gap.
+                (ttl * 3 / 4).clamp(learn.refresh, AT_LEAST_EVERY.max(learn.refresh))
             }
             // What was found before stays open, until it is forgotten.
             Err(refusal) => {
                 memory.see(&[], Instant::now());
-                kept.set(memory.0.clone());
+                kept.set(memory.addresses.clone());
                 if !std::mem::replace(&mut failed, true) {
                     let reason = refusal.reason.as_str();
-                    tracing::warn!(name = %kept.name(), reason, "cannot be resolved: new addresses of the API server stay closed, old ones open");
+                    tracing::warn!(name = %kept.name(), reason, "cannot be resolved: its new addresses stay closed, old ones open");
                 }
                 RETRY
             }
         };
         drop(house);
-        tokio::time::sleep(ttl.clamp(*EVERY.start(), *EVERY.end())).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
 async fn look_up(house: &House, policy: &Policy, clearance: &Clearance) -> Result<(Vec<IpAddr>, Duration), Refusal> {
-    let answers = house.dns.resolve(clearance).await?;
+    let answers = house.dns.resolve_anew(clearance).await?;
     let permit = policy.by_address(clearance, &answers)?;
     Ok((permit.addresses().iter().map(std::net::SocketAddr::ip).collect(), answers.ttl))
 }
 
 /// Addresses and when they were answered last.
-#[derive(Default)]
-struct Memory(Vec<(IpAddr, Instant)>);
+struct Memory {
+    addresses: Vec<(IpAddr, Instant)>,
+    /// How long an address stays open that is answered no more: connections are older than answers.
+    remember: Duration,
+}
 
 impl Memory {
     fn see(&mut self, found: &[IpAddr], now: Instant) {
-        self.0.retain(|(ip, seen)| !found.contains(ip) && now.duration_since(*seen) < REMEMBER);
-        self.0.extend(found.iter().map(|ip| (*ip, now)));
+        self.addresses.retain(|(ip, seen)| !found.contains(ip) && now.duration_since(*seen) < self.remember);
+        self.addresses.extend(found.iter().map(|ip| (*ip, now)));
         // The longest unseen stand first.
-        self.0.drain(..self.0.len().saturating_sub(MOST));
+        self.addresses.drain(..self.addresses.len().saturating_sub(MOST));
     }
 
     #[cfg(test)]
     fn addresses(&self) -> Vec<IpAddr> {
-        self.0.iter().map(|(ip, _)| *ip).collect()
+        self.addresses.iter().map(|(ip, _)| *ip).collect()
     }
 }
 
@@ -94,7 +97,8 @@ mod tests {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let (old, new) = (ip("192.0.2.1"), ip("192.0.2.2"));
         let start = Instant::now();
-        let mut memory = Memory::default();
+        const REMEMBER: Duration = Duration::from_secs(24 * 3600);
+        let mut memory = Memory { addresses: Vec::new(), remember: REMEMBER };
         memory.see(&[old], start);
         memory.see(&[new], start + REMEMBER - Duration::from_secs(1));
         assert_eq!(memory.addresses(), [old, new]);
@@ -105,9 +109,10 @@ mod tests {
         // A name that is answered no more is forgotten too.
         memory.see(&[], start + 2 * REMEMBER);
         assert!(memory.addresses().is_empty());
-        for n in 0..=u8::MAX {
-            memory.see(&[IpAddr::from([192, 0, 2, n])], start);
+        for n in 0..2 * u16::try_from(MOST).unwrap() {
+            let [high, low] = n.to_be_bytes();
+            memory.see(&[IpAddr::from([192, 0, high, low])], start);
         }
-        assert_eq!((memory.addresses().len(), memory.addresses().last()), (MOST, Some(&ip("192.0.2.255"))));
+        assert_eq!((memory.addresses().len(), memory.addresses().last()), (MOST, Some(&ip("192.0.7.255"))));
     }
 }

@@ -25,6 +25,8 @@ mod likeness;
 pub mod listen;
 pub mod metrics;
 pub mod name;
+pub mod netfilter;
+pub mod netlink;
 pub mod peek;
 pub mod policy;
 pub mod record;

@@ -31,17 +31,20 @@ const BACKLOG: i32 = 4096;
 const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// Binds a TCP listener. An IPv6 wildcard takes IPv4 too. What it accepts has its options (tcp(7)): no delay for
-/// small writes, and keepalives.
+/// small writes, and keepalives. For `tproxy` it may be handed connections to any address.
 ///
 /// # Errors
 /// The kernel's.
-pub fn bind(address: SocketAddr, keepalive: Duration) -> io::Result<TcpListener> {
+pub fn bind(address: SocketAddr, keepalive: Duration, is_tproxy: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
     socket.set_reuse_address(true)?;
     upstream::set_options(&socket, keepalive)?;
+    if is_tproxy {
+        upstream::set_transparent(&socket, address.ip())?;
+    }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

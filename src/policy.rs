@@ -90,6 +90,8 @@ pub struct Clearance {
     port: u16,
     /// The client's address family goes first.
     prefers_v6: bool,
+    /// Where the client wanted to go itself, where that is known.
+    dst: Option<IpAddr>,
     asker: Asker,
     /// Never empty; in the order of the configuration.
     grants: Vec<Grant>,
@@ -131,6 +133,12 @@ impl Clearance {
     #[must_use]
     pub const fn is_name(&self) -> bool {
         matches!(self.destination, Destination::Name(_))
+    }
+
+    /// Where the client wanted to go itself, where that is known.
+    #[must_use]
+    pub const fn dst(&self) -> Option<IpAddr> {
+        self.dst
     }
 }
 
@@ -382,6 +390,7 @@ impl Policy {
                 destination: Destination::Name(kept.name().clone()),
                 port: 0,
                 prefers_v6: false,
+                dst: None,
                 asker: Asker::at(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)),
                 grants: vec![Grant::NetKept { rule: id }],
             };
@@ -567,6 +576,12 @@ impl Policy {
         found
     }
 
+    /// The address that a rule wants to find among the answers.
+    fn verified(&self, grant: Grant, clearance: &Clearance) -> Option<IpAddr> {
+        let Grant::App { rule, .. } = grant else { return None };
+        clearance.dst.filter(|_| self.apps.get(rule as usize).is_some_and(|rule| rule.verify))
+    }
+
     fn addresses_for(&self, grant: Grant, clearance: &Clearance, answers: &Answers) -> Result<Vec<IpAddr>, Refusal> {
         let mut net = None;
         let reach = match grant {
@@ -609,7 +624,14 @@ impl Policy {
             }
         }
         let reason = match worst {
-            None if !good.is_empty() => return Ok(good),
+            None if !good.is_empty() => {
+                let verified = self.verified(grant, clearance);
+                return match verified {
+                    None => Ok(good),
+                    Some(dst) if good.contains(&dst) => Ok(vec![dst]),
+                    Some(_) => Err(self.refusal_by(Reason::DstNotInDns, Stage::Address, grant)),
+                };
+            }
             None => Reason::AddressDenied,
             Some(_) if !good.is_empty() => Reason::AddressMixed,
             Some(reason) => reason,
@@ -634,11 +656,12 @@ impl Grant {
 }
 
 fn clearance(claim: &Claim, destination: Destination, grants: Vec<Grant>) -> Clearance {
-    let prefers_v6 = match &claim.target {
-        Target::Address(dst) => dst.0.is_ipv6(),
-        Target::Name(_) | Target::Unnamed => claim.client.ip().is_ipv6(),
+    let dst = match &claim.target {
+        Target::Address(dst) => Some(dst.0.ip()),
+        Target::Name(_) | Target::Unnamed => None,
     };
-    Clearance { destination, port: claim.port, prefers_v6, asker: claim.asker(), grants }
+    let prefers_v6 = dst.unwrap_or_else(|| claim.client.ip()).is_ipv6();
+    Clearance { destination, port: claim.port, prefers_v6, dst, asker: claim.asker(), grants }
 }
 
 /// A rule's conditions in their order; how far it got where one is not met.

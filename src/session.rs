@@ -1,7 +1,7 @@
 //! One connection, from accept to close: the order of the story, and nothing else.
 
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
@@ -11,8 +11,9 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use crate::answers::Answers;
 use crate::claim::{Claim, ClientAddr, Identity, Via};
-use crate::config::Limits;
+use crate::config::{Learn, Limits};
 use crate::dns::Resolver;
 use crate::drain::Guest;
 use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
@@ -26,7 +27,7 @@ use crate::record::{Book, Record};
 use crate::relay::{self, Link, Shared};
 use crate::reload::Current;
 use crate::stream::ClientStream;
-use crate::upstream;
+use crate::upstream::{self, Departure};
 
 /// What every connection shares.
 #[derive(Debug)]
@@ -37,6 +38,9 @@ pub struct House {
     pub budget: Arc<PeekBudget>,
     pub door: Arc<Door>,
     pub book: Arc<Book>,
+    /// This machine's addresses to dial from; empty: the system's choice.
+    pub sources: Vec<IpAddr>,
+    pub learn: Learn,
 }
 
 impl House {
@@ -288,7 +292,8 @@ async fn visit(
         return Ok(answered);
     }
 
-    let mut upstream = dialled(&permit, house, record).await?;
+    let departure = Departure::of(client.address.ip(), client.preserves_source(), &house.sources);
+    let mut upstream = dialled(&permit, departure, house, record).await?;
     client.go_ahead().await;
     let meter = record.meter();
     meter.touch();
@@ -322,6 +327,7 @@ async fn requested(
     standing: &mut Option<Standing>,
 ) -> Result<Visit, Refusal> {
     let Limits { head, idle, .. } = house.limits;
+    let departure = Departure::of(client.address.ip(), client.preserves_source(), &house.sources);
     let reused = standing
         .take()
         .filter(|old| old.permit.is_same(&permit) && old.identity == claim.identity && is_quiet(&old.link.stream));
@@ -332,7 +338,7 @@ async fn requested(
             old
         }
         None => {
-            let (link, permit) = (dialled(&permit, house, record).await?, permit.clone());
+            let (link, permit) = (dialled(&permit, departure, house, record).await?, permit.clone());
             Standing { link, permit, identity: claim.identity.clone(), is_used: false }
         }
     };
@@ -349,7 +355,8 @@ async fn requested(
     // A server may close a standing connection at any moment; what changes nothing is asked once more.
     let unheard = result.is_err() && upstream.is_used && meter.totals().down == 0;
     if unheard && request.is_repeatable() && !matches!(result, Err(Halt::Broken(Ending::ClientReset | Ending::Idle))) {
-        upstream = Standing { link: dialled(&permit, house, record).await?, permit, is_used: false, ..upstream };
+        upstream =
+            Standing { link: dialled(&permit, departure, house, record).await?, permit, is_used: false, ..upstream };
         result = exchange::run(client_stream, &mut upstream.link.stream, outgoing, limits, &meter).await;
     }
     client.window.release();
@@ -391,7 +398,17 @@ async fn permitted(
     record: &mut Record,
 ) -> Result<Permit, Refusal> {
     policy.because_of(clearance).iter().for_each(|because| record.because(because));
-    let answers = house.dns.resolve(clearance).await?;
+    let mut answers = house.dns.resolve(clearance).await?;
+    if let (Err(Refusal { reason: Reason::DstNotInDns, .. }), Some(dst)) =
+        (policy.by_address(clearance, &answers), clearance.dst())
+    {
+        // The client may have asked at another time, or be told another part of a large answer.
+        if house.dns.remembers(clearance, dst) {
+            answers = Answers::literal(dst);
+        } else {
+            answers = Box::pin(house.dns.resolve_anew(clearance)).await?;
+        }
+    }
     if claim.name().is_some() || clearance.is_name() {
         record.answers(&answers.addresses);
     }
@@ -401,8 +418,13 @@ async fn permitted(
 }
 
 /// Dials what was judged.
-async fn dialled(permit: &Permit, house: &House, record: &mut Record) -> Result<Link<TcpStream>, Refusal> {
-    let (stream, address) = upstream::dial(permit, house.limits.dial).await?;
+async fn dialled(
+    permit: &Permit,
+    departure: Departure<'_>,
+    house: &House,
+    record: &mut Record,
+) -> Result<Link<TcpStream>, Refusal> {
+    let (stream, address) = upstream::dial(permit, departure, house.limits.dial).await?;
     // A socket whose options cannot be set is gone already; the first write will say so.
     let _ = upstream::set_options(&SockRef::from(&stream), house.limits.keepalive);
     record.upstream(address);

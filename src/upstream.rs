@@ -3,12 +3,13 @@
 //! Sees a [`Permit`] and nothing else: no name to resolve again, no address to add. Owns the deadline, the
 //! race between address families (RFC 8305) and the socket options towards the upstream.
 
+use std::hash::BuildHasher as _;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use socket2::{Socket, TcpKeepalive};
-use tokio::net::TcpStream;
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::ending::{Reason, Refusal, Stage};
@@ -23,16 +24,69 @@ const MAX_TRIED: usize = 16;
 ///
 /// # Errors
 /// A refusal at stage `dial`, after `deadline` at the latest.
-pub async fn dial(permit: &Permit, deadline: Duration) -> Result<(TcpStream, SocketAddr), Refusal> {
-    within(deadline, permit.addresses()).await
+pub async fn dial(
+    permit: &Permit,
+    departure: Departure<'_>,
+    deadline: Duration,
+) -> Result<(TcpStream, SocketAddr), Refusal> {
+    within(deadline, permit.addresses(), departure).await
 }
 
-async fn within(deadline: Duration, addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), Refusal> {
+/// Where a connection to an upstream comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum Departure<'a> {
+    /// The system's choice.
+    System,
+    /// One of this machine's addresses, the same for a client's every connection.
+    Pool { sources: &'a [IpAddr], client: IpAddr },
+    /// The client's own address, whose answers are routed back here.
+    Client(IpAddr),
+}
+
+impl<'a> Departure<'a> {
+    #[must_use]
+    pub const fn of(client: IpAddr, preserves_source: bool, sources: &'a [IpAddr]) -> Self {
+        match (preserves_source, sources) {
+            (true, _) => Self::Client(client),
+            (false, []) => Self::System,
+            (false, _) => Self::Pool { sources, client },
+        }
+    }
+
+    /// The source for one destination; `Err` where there is none of its family.
+    fn source(self, to: IpAddr) -> Result<Option<Source>, io::Error> {
+        match self {
+            Self::System => Ok(None),
+            Self::Pool { sources, client } => {
+                let fits: Vec<IpAddr> = sources.iter().filter(|ip| ip.is_ipv4() == to.is_ipv4()).copied().collect();
+                let hash = foldhash::fast::FixedState::default().hash_one(client);
+                let at = usize::try_from(hash).unwrap_or_default().checked_rem(fits.len());
+                Ok(at.and_then(|at| fits.get(at)).map(|ip| Source { ip: *ip, is_foreign: false }))
+            }
+            Self::Client(ip) if ip.is_ipv4() == to.is_ipv4() => Ok(Some(Source { ip, is_foreign: true })),
+            Self::Client(_) => Err(io::ErrorKind::AddrNotAvailable.into()),
+        }
+    }
+}
+
+/// An address to dial from.
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    ip: IpAddr,
+    /// Not one of this machine's.
+    is_foreign: bool,
+}
+
+async fn within(
+    deadline: Duration,
+    addresses: &[SocketAddr],
+    departure: Departure<'_>,
+) -> Result<(TcpStream, SocketAddr), Refusal> {
     let refuse = |reason| Refusal::new(reason, Stage::Dial);
     let dialling = async {
         match addresses {
-            [only] => connect(*only).await,
-            several => Box::pin(race(several)).await,
+            [only] => connect(*only, departure.source(only.ip())?).await,
+            several => Box::pin(race(several, departure)).await,
         }
     };
     match tokio::time::timeout(deadline, dialling).await {
@@ -42,20 +96,44 @@ async fn within(deadline: Duration, addresses: &[SocketAddr]) -> Result<(TcpStre
     }
 }
 
-async fn connect(address: SocketAddr) -> io::Result<(TcpStream, SocketAddr)> {
-    Ok((TcpStream::connect(address).await?, address))
+async fn connect(address: SocketAddr, source: Option<Source>) -> io::Result<(TcpStream, SocketAddr)> {
+    let Some(Source { ip, is_foreign }) = source else { return Ok((TcpStream::connect(address).await?, address)) };
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // ip(7): the port is chosen with the destination, so that one address has all its ports for each of them.
+    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
+    if is_foreign {
+        set_transparent(&socket, ip)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&SocketAddr::new(ip, 0).into())?;
+    Ok((TcpSocket::from_std_stream(socket.into()).connect(address).await?, address))
+}
+
+/// Lets a socket use addresses that are not this machine's (ip(7), IP_TRANSPARENT).
+///
+/// # Errors
+/// The kernel's: it takes CAP_NET_ADMIN or CAP_NET_RAW.
+pub fn set_transparent(socket: &Socket, ip: IpAddr) -> io::Result<()> {
+    match ip {
+        IpAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        IpAddr::V6(_) => socket.set_ip_transparent_v6(true),
+    }
 }
 
 /// Starts the next address when the last one failed or its head start is over. Dropping the set ends the
 /// losers.
-async fn race(addresses: &[SocketAddr]) -> io::Result<(TcpStream, SocketAddr)> {
+async fn race(addresses: &[SocketAddr], departure: Departure<'_>) -> io::Result<(TcpStream, SocketAddr)> {
     let mut waiting = addresses.iter().take(MAX_TRIED);
     let mut running = JoinSet::new();
     let mut last = io::Error::from(io::ErrorKind::HostUnreachable);
     loop {
         let next = waiting.next();
         if let Some(address) = next {
-            running.spawn(connect(*address));
+            match departure.source(address.ip()) {
+                Ok(source) => drop(running.spawn(connect(*address, source))),
+                Err(error) if running.is_empty() && waiting.len() == 0 => return Err(error),
+                Err(_) => continue,
+            }
         } else if running.is_empty() {
             return Err(last);
         }
@@ -114,7 +192,6 @@ pub fn set_options(socket: &Socket, keepalive: Duration) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use socket2::{Domain, Type};
     use tokio::net::TcpListener;
 
     /// A place where nobody listens: connections are refused at once.
@@ -139,7 +216,7 @@ mod tests {
     }
 
     async fn reached(addresses: &[SocketAddr], deadline: Duration) -> Result<SocketAddr, Reason> {
-        let dialled = within(deadline, addresses).await;
+        let dialled = within(deadline, addresses, Departure::System).await;
         dialled
             .map(|(stream, address)| (stream.peer_addr().unwrap() == address).then_some(address).unwrap())
             .map_err(|refusal| refusal.reason)

@@ -58,7 +58,13 @@ pub fn deciding() -> Vec<Case> {
 /// An access line, from accept to close, without the thread that writes it.
 pub fn recording() -> Case {
     let output = LogOutput::File("/dev/null".into());
-    let settings = LogSettings { format: LogFormat::Json, output, access: LogAccess::All, overflow: LogOverflow::Drop };
+    let settings = LogSettings {
+        format: LogFormat::Json,
+        output,
+        access: LogAccess::All,
+        overflow: LogOverflow::Drop,
+        net_all: false,
+    };
     let metrics = Arc::new(Metrics::default());
     let (scribe, _writer) = Scribe::start(&settings, Arc::clone(&metrics)).unwrap();
     let book = Arc::new(Book::new(scribe, metrics));

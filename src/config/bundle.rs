@@ -99,7 +99,7 @@ impl Maker<'_> {
             }
             Ok(Opening::AddressesOf(names)) => {
                 let fqdns = rules::plain_patterns(out, self.path, names);
-                self.net(out, row, NetRule { fqdns, ..self.empty() }, made);
+                self.net(out, row, NetRule { kept: rules::kept(&fqdns), fqdns, ..self.empty() }, made);
             }
             Ok(Opening::Addresses(destinations)) => {
                 let rule = self.destinations(out, row, destinations);
@@ -130,6 +130,7 @@ impl Maker<'_> {
             methods: None,
             paths: None,
             websocket: false,
+            verify: false,
             reach: self.reach.clone(),
         });
         made.origins.apps.push(self.origin());

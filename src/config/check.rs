@@ -11,8 +11,8 @@ use ipnet::IpNet;
 
 use super::document::{self, Node};
 use super::{
-    Adds, DnsSettings, DnsTransport, DnsUpstream, Fault, Limits, ListenerKind, ListenerSettings, LogAccess, LogFormat,
-    LogOutput, LogOverflow, LogSettings, Settings, file, lint, rules, schema,
+    Adds, Capture, DnsSettings, DnsTransport, DnsUpstream, Fault, Limits, ListenerKind, ListenerSettings, LogAccess,
+    LogFormat, LogOutput, LogOverflow, LogSettings, Settings, file, lint, netfilter, rules, schema,
 };
 use crate::files::read_bounded;
 use crate::identity::{Files, Refreshed, TlsFiles, UsersFile};
@@ -100,8 +100,12 @@ pub(super) fn settings(text: &str, folder: &Path, depth: Depth) -> Result<Settin
     let admin = service(out, "admin.bind", written.admin.as_ref());
     let health = service(out, "health.bind", written.health.as_ref());
     let dns = dns(out, &written.dns);
-    let rules = rules::rules(out, &written.policy);
+    let rules = rules::rules(out, &written.policy, written.netfilter.is_some());
     let own_addresses = out.nets("own_addresses", &written.own_addresses);
+    let kernel = netfilter::netfilter(out, &written, &listeners);
+    let sources = netfilter::upstream_sources(out, &written.upstream.sources);
+    let learn = netfilter::learn(out, &written.learn, kernel.is_some());
+    netfilter::what_goes_together(out, &written, kernel.as_ref(), &listeners);
     let limits = limits(out, &written.limits);
     let log = log(&written.log);
     one_socket_each(out, &listeners, admin, health);
@@ -113,9 +117,21 @@ pub(super) fn settings(text: &str, folder: &Path, depth: Depth) -> Result<Settin
     warnings.sort_by_key(|warning| warning.place);
     notes.sort_by_key(|note| note.place);
     match (faults.is_empty(), limits) {
-        (true, Some(limits)) => {
-            Ok(Settings { listeners, dns, rules, own_addresses, limits, log, admin, health, warnings, notes })
-        }
+        (true, Some(limits)) => Ok(Settings {
+            listeners,
+            dns,
+            rules,
+            own_addresses,
+            netfilter: kernel,
+            sources,
+            learn,
+            limits,
+            log,
+            admin,
+            health,
+            warnings,
+            notes,
+        }),
         _ => Err(faults),
     }
 }
@@ -132,7 +148,11 @@ fn nothing_left_out(out: &mut Findings<'_>, written: &file::File) {
     let services = [("admin", &written.admin), ("health", &written.health)];
     let services =
         services.into_iter().filter_map(|(path, part)| Some((path.to_owned(), part.as_ref()?.0.as_ref().err()?)));
-    for (path, why) in listeners.chain(bundles).chain(apps).chain(nets).chain(services) {
+    let kernel = written.netfilter.as_ref().map(|part| part.0.as_ref());
+    let dnat = kernel.and_then(Result::ok).map(|part| file::unreadable(&part.dnat));
+    let dnat = dnat.into_iter().flatten().map(|(at, why)| (format!("netfilter.dnat[{at}]"), why));
+    let kernel = kernel.and_then(Result::err).map(|why| ("netfilter".to_owned(), why));
+    for (path, why) in listeners.chain(bundles).chain(apps).chain(nets).chain(services).chain(kernel).chain(dnat) {
         out.fault(&path, format!("cannot be read: {why}"));
     }
 }
@@ -155,14 +175,27 @@ fn listeners(out: &mut Findings<'_>, written: &file::File) -> Vec<(ListenerSetti
                 let usual = if protocol == Some(AppProtocol::Http) { 80 } else { 443 };
                 ListenerKind::Sni { port: listener.port.unwrap_or(usual), protocol }
             }
+            file::ListenerKind::Transparent => transparent(out, &path, listener),
         };
         let is_forward = listener.kind == file::ListenerKind::Forward;
+        let is_transparent = listener.kind == file::ListenerKind::Transparent;
+        let only_transparent =
+            [("capture", listener.capture.is_some()), ("preserve_source", listener.preserve_source.is_some())];
+        for (key, _) in only_transparent.iter().filter(|(_, is_there)| *is_there && !is_transparent) {
+            out.fault(&format!("{path}.{key}"), "only a transparent listener is handed connections; remove it");
+        }
         let only_sni = [("port", listener.port.is_some()), ("protocol", listener.protocol.is_some())];
-        for (key, _) in only_sni.iter().filter(|(_, is_there)| *is_there && is_forward) {
-            out.fault(
-                &format!("{path}.{key}"),
-                format!("a forward listener learns the {key} from its clients; remove it"),
-            );
+        for (key, _) in only_sni.iter().filter(|(_, is_there)| *is_there) {
+            let message = match listener.kind {
+                file::ListenerKind::Forward => {
+                    format!("a forward listener learns the {key} from its clients; remove it")
+                }
+                file::ListenerKind::Transparent => {
+                    format!("a transparent listener learns the {key} from the connection; remove it")
+                }
+                file::ListenerKind::Sni => continue,
+            };
+            out.fault(&format!("{path}.{key}"), message);
         }
         let only_forward = [("tls", listener.tls.is_some()), ("auth", listener.auth.is_some())];
         for (key, _) in only_forward.iter().filter(|(_, is_there)| *is_there && !is_forward) {
@@ -189,6 +222,24 @@ fn listeners(out: &mut Findings<'_>, written: &file::File) -> Vec<(ListenerSetti
         }
     }
     kept
+}
+
+fn transparent(out: &mut Findings<'_>, path: &str, listener: &file::Listener) -> ListenerKind {
+    let capture = match listener.capture {
+        Some(file::Capture::Redirect) => Capture::Redirect,
+        Some(file::Capture::Tproxy) => Capture::Tproxy,
+        None => {
+            let message = "how does the kernel hand connections over? write `capture: tproxy` on a next hop, `capture: redirect` in a sidecar";
+            out.fault(path, message);
+            Capture::Tproxy
+        }
+    };
+    let preserve_source = listener.preserve_source == Some(true);
+    if preserve_source && capture == Capture::Redirect {
+        let message = "the clients are on this machine: their address is its own; remove it";
+        out.fault(&format!("{path}.preserve_source"), message);
+    }
+    ListenerKind::Transparent { capture, preserve_source }
 }
 
 fn proxies(out: &mut Findings<'_>, path: &str, written: &file::ProxyProtocol) -> Vec<IpNet> {
@@ -395,17 +446,23 @@ fn log(written: &file::Log) -> LogSettings {
         None | Some(file::LogOverflow::Drop) => LogOverflow::Drop,
         Some(file::LogOverflow::Block) => LogOverflow::Block,
     };
-    LogSettings { format, output, access, overflow }
+    LogSettings { format, output, access, overflow, net_all: written.net == Some(file::LogNet::All) }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Bounds {
+pub(super) enum Bounds {
     Zero,
     Positive,
 }
 
 /// A duration such as `5s`; a fault leaves the default, for the checks after it.
-fn duration(out: &mut Findings<'_>, path: &str, text: Option<&str>, default: u64, bounds: Bounds) -> Duration {
+pub(super) fn duration(
+    out: &mut Findings<'_>,
+    path: &str,
+    text: Option<&str>,
+    default: u64,
+    bounds: Bounds,
+) -> Duration {
     /// Past this a timer means "never", which no limit may.
     const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
     let default = Duration::from_secs(default);

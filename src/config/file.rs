@@ -24,6 +24,18 @@ pub(super) struct File {
     /// Addresses or CIDRs that lead back to egret, such as a load balancer's frontend; never dialled.
     #[serde(default)]
     pub(super) own_addresses: Vec<String>,
+    /// What the kernel does on a next hop, and what it leaves alone. `egret netfilter` applies it.
+    #[serde(default)]
+    pub(super) netfilter: Option<Lenient<Netfilter>>,
+    /// How egret leaves the machine.
+    #[serde(default)]
+    pub(super) upstream: Upstream,
+    /// Addresses that stand for the names of network rules.
+    #[serde(default)]
+    pub(super) learn: Learn,
+    /// Whether this is one of several behind a load balancer. Default false.
+    #[serde(default)]
+    pub(super) fleet: bool,
     /// The bound of every wait, buffer and count.
     #[serde(default)]
     pub(super) limits: Limits,
@@ -86,6 +98,12 @@ pub(super) struct Listener {
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub(super) port: Option<u16>,
+    /// `transparent` only: how the kernel hands connections over.
+    #[serde(default)]
+    pub(super) capture: Option<Capture>,
+    /// `transparent` with `capture: tproxy` only: upstreams see the client's address. Default false.
+    #[serde(default)]
+    pub(super) preserve_source: Option<bool>,
     /// `sni` only: what clients must speak. Default: what the rules for the port allow.
     #[serde(default)]
     pub(super) protocol: Option<AppProtocol>,
@@ -160,6 +178,95 @@ pub(super) enum ListenerKind {
     Forward,
     /// Clients steered here by DNS or a load balancer: the name is in the bytes, the port is configured.
     Sni,
+    /// Clients that the kernel hands over, where they wanted to go included.
+    Transparent,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Capture {
+    /// Routed traffic, on a next hop.
+    Tproxy,
+    /// The machine's or pod's own traffic, in a sidecar.
+    Redirect,
+}
+
+/// The kernel's part of a next hop.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Netfilter {
+    /// Whose traffic is judged, as CIDRs: the subnets whose default route leads here.
+    #[serde(default)]
+    pub(super) clients: Vec<String>,
+    /// Where clients come in. Default: every interface.
+    #[serde(default)]
+    pub(super) interfaces: Vec<String>,
+    /// Destinations that clients reach unjudged and with their own address, such as peered networks.
+    #[serde(default)]
+    pub(super) bypass: Vec<String>,
+    /// Whether what the kernel forwards bears the machine's address, or one of `upstream.sources`. Default
+    /// `masquerade`.
+    #[serde(default)]
+    pub(super) snat: Option<Snat>,
+    /// What comes to this machine from elsewhere and is led to a client.
+    #[serde(default)]
+    pub(super) dnat: Vec<Lenient<Dnat>>,
+    /// Whether clients stay shut in when egret ends. Default `keep`.
+    #[serde(default)]
+    pub(super) on_exit: Option<OnExit>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Snat {
+    Masquerade,
+    /// Whoever is behind routes answers back through this machine.
+    None,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum OnExit {
+    /// The rules stay: nothing gets out without egret.
+    Keep,
+    /// They go, and so does forwarding.
+    Remove,
+}
+
+/// Ingress behind the same hop.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Dnat {
+    /// `tcp:443` or `udp:5000`: the port on this machine.
+    pub(super) protocol: String,
+    /// A client's address and port.
+    pub(super) to: String,
+    /// Who may come in, as CIDRs. Default: everyone.
+    #[serde(default)]
+    pub(super) sources: Option<Vec<String>>,
+    /// Whether the client sees this machine's address, so that it answers this way. Default true.
+    #[serde(default)]
+    pub(super) snat: Option<bool>,
+}
+
+/// How egret leaves the machine.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Upstream {
+    /// This machine's addresses to dial from, and for what the kernel forwards. Default: the system's choice.
+    pub(super) sources: Vec<String>,
+}
+
+/// Addresses of names in network rules.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Learn {
+    /// The least time between two look-ups of a name. Default `15s`.
+    pub(super) refresh: Option<String>,
+    /// How long an address counts after it was answered last. Default `24h`.
+    pub(super) remember: Option<String>,
+    /// Where addresses outlive a restart. Default `/var/lib/egret` with `netfilter`, else nowhere.
+    pub(super) state_dir: Option<String>,
 }
 
 /// Name resolution.
@@ -186,6 +293,8 @@ pub(super) struct Dns {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Policy {
     pub(super) mode: Mode,
+    /// What becomes of a flow through the kernel whose rule a reload takes away. Default `keep`.
+    pub(super) on_change: Option<OnChange>,
     /// The network's NAT64 prefix (RFC 6052): addresses under it are judged by the IPv4 address they carry.
     pub nat64_prefix: Option<String>,
     /// Microsoft's file "Azure IP Ranges and Service Tags" (JSON), relative to this file: fills the tags in
@@ -205,6 +314,15 @@ pub(super) enum Mode {
     /// What is not allowed is refused.
     #[default]
     Enforce,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum OnChange {
+    /// It goes on until it ends.
+    Keep,
+    /// It ends.
+    Cut,
 }
 
 /// An application rule.
@@ -297,6 +415,8 @@ pub(super) enum Sni {
 pub(super) enum Destination {
     /// egret's own answer for the name.
     Redial,
+    /// The client's address, where egret finds it behind the name too.
+    Verify,
 }
 
 /// A network rule.
@@ -374,6 +494,8 @@ pub(super) struct Log {
     pub(super) output: Option<String>,
     /// Which lines are written. Default `all`.
     pub(super) access: Option<LogAccess>,
+    /// Which flows through the kernel have a line. Default `refused`.
+    pub(super) net: Option<LogNet>,
     /// What happens where lines come faster than they can be written. Default `drop`.
     pub(super) overflow: Option<LogOverflow>,
 }
@@ -398,6 +520,15 @@ pub(super) enum LogAccess {
     Refused,
     /// Metrics alone.
     None,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum LogNet {
+    /// Those that were let out too, once they have ended.
+    All,
+    /// Only those that were refused.
+    Refused,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]

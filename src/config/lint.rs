@@ -267,7 +267,7 @@ fn nobody_listens(out: &mut Findings<'_>, apps: &[AppPlace<'_>], listeners: &[Li
     let mut carried = BTreeSet::new();
     for listener in listeners {
         match listener.kind {
-            ListenerKind::Forward => return,
+            ListenerKind::Forward | ListenerKind::Transparent { .. } => return,
             ListenerKind::Sni { port, .. } => carried.insert(port),
         };
     }

@@ -11,6 +11,7 @@ use super::tags::ServiceTags;
 use super::{Origin, Rules, bundle, file};
 use crate::files::read_bounded;
 use crate::peek::http_head::is_token_byte;
+use crate::policy::kept::Kept;
 use crate::policy::paths::PathPattern;
 use crate::policy::pattern::Pattern;
 use crate::policy::prefixes::{PrefixSet, prefix};
@@ -21,11 +22,11 @@ const MAX_RICH: usize = 1000;
 /// Names twice in a file that are told of one by one.
 const MAX_TWINS: usize = 20;
 
-pub(super) fn rules(out: &mut Findings<'_>, policy: &file::Policy) -> Rules {
+pub(super) fn rules(out: &mut Findings<'_>, policy: &file::Policy, has_kernel: bool) -> Rules {
     // The one mode there is; `audit` is refused by the schema.
     let file::Mode::Enforce = policy.mode;
     let nat64 = policy.nat64_prefix.as_deref().and_then(|text| out.keep("policy.nat64_prefix", nat64_prefix(text)));
-    let mut rules = Rules { nat64, ..Rules::default() };
+    let mut rules = Rules { nat64, cuts: policy.on_change == Some(file::OnChange::Cut), ..Rules::default() };
     let tags = TagSource::load(out, policy);
     for (at, written) in file::readable(&policy.bundles) {
         bundle::add(out, &format!("policy.bundles[{at}]"), written, &tags, &mut rules);
@@ -50,7 +51,7 @@ pub(super) fn rules(out: &mut Findings<'_>, policy: &file::Policy) -> Rules {
     }
     one_name_each(out, policy, &rules);
     names_keep_their_ports(out, policy, &rules);
-    what_network_rules_do(out, policy, &rules);
+    what_network_rules_do(out, policy, &rules, has_kernel);
     if rules.apps.is_empty() && rules.nets.is_empty() {
         out.warn("policy", "there is no rule: everything will be refused");
     }
@@ -111,6 +112,7 @@ fn application_rule(out: &mut Findings<'_>, path: &str, written: &file::Applicat
         methods,
         paths,
         websocket: written.upgrade.contains(&file::Upgrade::WebSocket),
+        verify: written.destination == Some(file::Destination::Verify),
         reach: reach(out, &format!("{path}.addresses"), written.addresses.as_deref()),
     }
 }
@@ -195,11 +197,16 @@ fn network_rule(out: &mut Findings<'_>, path: &str, written: &file::NetworkRule,
         action,
         sources: sources(out, path, written.sources.as_deref(), written.clients.as_deref()),
         destinations: destinations(out, &format!("{path}.destinations"), &written.destinations, tags),
-        kept: Vec::new(),
+        kept: kept(&fqdns),
         fqdns,
         ports,
         reach: reach(out, &format!("{path}.addresses"), written.addresses.as_deref()),
     }
+}
+
+/// The exact names of a network rule, to be kept resolved: clients that ask others dial their addresses.
+pub(super) fn kept(fqdns: &[Pattern]) -> Vec<Arc<Kept>> {
+    fqdns.iter().filter_map(Pattern::exact).map(|name| Arc::new(Kept::new(name))).collect()
 }
 
 /// The file of service tags, and whether one is named at all.
@@ -447,12 +454,12 @@ fn one_name_each(out: &mut Findings<'_>, policy: &file::Policy, rules: &Rules) {
 }
 
 /// What a network rule takes away from names, and what nothing in this version carries.
-fn what_network_rules_do(out: &mut Findings<'_>, policy: &file::Policy, rules: &Rules) {
+fn what_network_rules_do(out: &mut Findings<'_>, policy: &file::Policy, rules: &Rules, has_kernel: bool) {
     let own = rules.nets.iter().skip(rules.nets.len() - file::readable(&policy.network_rules).count());
     for ((at, written), rule) in file::readable(&policy.network_rules).zip(own) {
         let path = format!("policy.network_rules[{at}]");
-        if rule.ports.iter().any(|port| !matches!(port, NetPort::Tcp(_))) {
-            let message = "udp and icmp are not carried in this version; only `egret explain` judges them";
+        if !has_kernel && rule.ports.iter().any(|port| !matches!(port, NetPort::Tcp(_))) {
+            let message = "only the kernel carries udp and icmp, and there is no `netfilter`: nothing will use this";
             out.warn(&format!("{path}.protocols"), message);
         }
         let unseen = rules.apps.iter().flat_map(|r| &r.protocols).find(|app| rule.takes_tcp(app.port));

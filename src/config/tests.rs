@@ -301,10 +301,6 @@ fn rules_are_checked() {
     let rule = |rule: &str| format!("{BASE}policy:\n  application_rules:\n    - {rule}\n");
     fault(&rule("{ fqdns: [], protocols: [\"https:443\"] }"), &[("4:7", "lists no name")]);
     fault(&rule("{ fqdns: [a.example] }"), &[("4:7", "opens no port")]);
-    fault(
-        &rule("{ fqdns: [a.example], protocols: [\"https:443\"], destination: verify }"),
-        &[("4:68", "not available")],
-    );
     fault(&rule("{ fqdns: [a.example], protocols: [\"http:80\"], alpn: [h2] }"), &[("4:59", "no ALPN")]);
     fault(&rule("{ action: deny, fqdns: [a.example], ech: deny }"), &[("4:48", "takes no conditions")]);
     fault(
@@ -352,6 +348,41 @@ fn what_would_mean_nothing_is_a_fault() {
 }
 
 #[test]
+fn the_kernels_part_is_checked() {
+    const HOP: &str = "listeners: [{ kind: transparent, bind: \"[::]:3129\", capture: tproxy }]\n";
+    let kernel = |keys: &str| format!("{HOP}netfilter: {{ clients: [10.224.0.0/16], {keys} }}\n");
+    let settings = parse(&kernel("interfaces: [eth1, cali-1.2@if3], bypass: [10.1.0.0/16], on_exit: remove")).unwrap();
+    let part = settings.netfilter.unwrap();
+    assert!(part.masquerades && part.removes && part.interfaces.len() == 2);
+    assert_eq!(settings.learn.state_dir, Some("/var/lib/egret".into()));
+    fault(&format!("{HOP}netfilter: {{ clients: [] }}\n"), &[("2:23", "there is no client")]);
+    fault(&format!("{HOP}netfilter: {{ clients: [0.0.0.0/0] }}\n"), &[("2:24", "takes the internet for clients")]);
+    for name in ["eth 1", "a\\\"b", "x; flush ruleset", "0123456789abcdef", ""] {
+        fault(&kernel(&format!("interfaces: [\"{name}\"]")), &[("2:53", "no interface's name")]);
+    }
+    fault(&kernel("bypass: [\"::/0\"]"), &[("2:48", "lets everything out unjudged")]);
+    let dnat = |line: &str| kernel(&format!("dnat: [{line}]"));
+    fault(&dnat("{ protocol: \"tcp:1-2\", to: \"10.224.0.1:80\" }"), &[("2:59", "one port leads to one port")]);
+    fault(&dnat("{ protocol: icmp, to: \"10.224.0.1:80\" }"), &[("2:59", "icmp has no port")]);
+    fault(&dnat("{ protocol: \"tcp:1\", to: \"10.1.0.1:80\" }"), &[("2:72", "in none of netfilter.clients")]);
+    fault("listeners: [{ kind: transparent, bind: \"[::]:3129\" }]\n", &[("1:13", "write `capture: tproxy`")]);
+    let listener = |keys: &str| format!("listeners: [{{ kind: transparent, bind: \"[::]:3129\", {keys} }}]\n");
+    fault(&listener("capture: tproxy, port: 443"), &[("1:72", "learns the port from the connection")]);
+    fault(&listener("capture: redirect, preserve_source: true"), &[("1:74", "their address is its own")]);
+    let keeps = listener("capture: tproxy, preserve_source: true");
+    let clients = "clients: [10.224.0.0/16]";
+    fault(&format!("{keeps}netfilter: {{ {clients} }}\n"), &[("1:72", "write netfilter.snat: none")]);
+    fault(&format!("{keeps}netfilter: {{ {clients}, snat: none }}\nfleet: true\n"), &[("1:72", "another instance")]);
+    parse(&format!("{keeps}netfilter: {{ {clients}, snat: none }}\n")).unwrap();
+    fault(&format!("{BASE}upstream: {{ sources: [0.0.0.0] }}\n"), &[("2:23", "no address of this machine")]);
+    fault(&format!("{BASE}learn: {{ remember: 5s }}\n"), &[("2:20", "shorter than `learn.refresh`")]);
+    let verify =
+        "policy: { application_rules: [{ fqdns: [a.example], protocols: [\"https:443\"], destination: verify }] }";
+    parse(&format!("{BASE}{verify}\n")).unwrap();
+    fault(&format!("{BASE}fleet: true\n{verify}\n"), &[("3:89", "do not know each other's answers")]);
+}
+
+#[test]
 fn network_rules_that_do_less_or_more_than_meant_are_warned_of() {
     let warnings = |rule: &str| {
         let text = format!(
@@ -363,7 +394,9 @@ fn network_rules_that_do_less_or_more_than_meant_are_warned_of() {
         warnings("{ destinations: [\"0.0.0.0/0\"], protocols: [\"tcp:1-1000\"] }")[0]
             .contains("port 443 are not judged by name")
     );
-    assert!(warnings("{ destinations: [\"0.0.0.0/0\"], protocols: [\"udp:123\"] }")[0].contains("not carried"));
+    assert!(
+        warnings("{ destinations: [\"0.0.0.0/0\"], protocols: [\"udp:123\"] }")[0].contains("nothing will use this")
+    );
     assert!(warnings("{ destinations: [\"0.0.0.0/0\"], protocols: [\"tcp:22\"] }").is_empty());
     assert!(warnings("{ action: deny, destinations: [\"0.0.0.0/0\"], protocols: [\"tcp:443\"] }").is_empty());
 }

@@ -1,5 +1,9 @@
 //! Answers and absences, each until its time. The time is an argument: nothing here asks the clock.
 
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
 use foldhash::quality::RandomState;
 use moka::sync::Cache as Store;
 use tokio::time::Instant;
@@ -16,34 +20,67 @@ const MAX_NAMES: u64 = 65_536;
 pub(super) type Kept = Result<Answers, Reason>;
 
 #[derive(Debug)]
-pub(super) struct Cache(Store<HostName, (Kept, Instant), RandomState>);
+pub(super) struct Cache {
+    now: Store<HostName, (Kept, Instant), RandomState>,
+    /// What was answered before: addresses and when they were answered last.
+    before: Store<HostName, Arc<[(IpAddr, Instant)]>, RandomState>,
+    remember: Duration,
+}
+
+/// Addresses of one name that are remembered; the longest unseen go first.
+const MAX_REMEMBERED: usize = 256;
 
 impl Cache {
-    pub(super) fn new() -> Self {
-        Self(Store::builder().max_capacity(MAX_NAMES).build_with_hasher(RandomState::default()))
+    pub(super) fn new(remember: Duration) -> Self {
+        let now = Store::builder().max_capacity(MAX_NAMES).build_with_hasher(RandomState::default());
+        let before = Store::builder().max_capacity(MAX_NAMES).time_to_live(remember);
+        Self { now, before: before.build_with_hasher(RandomState::default()), remember }
     }
 
     /// What is kept and still holds at `now`.
     pub(super) fn get(&self, name: &HostName, now: Instant) -> Option<Kept> {
-        let (kept, until) = self.0.get(name)?;
+        let (kept, until) = self.now.get(name)?;
         (now < until).then_some(kept)
     }
 
     pub(super) fn put(&self, name: &HostName, kept: Kept, until: Instant) {
-        self.0.insert(name.clone(), (kept, until));
+        self.now.insert(name.clone(), (kept, until));
+    }
+
+    /// Remembers what was answered.
+    pub(super) fn remember(&self, name: &HostName, answered: &[IpAddr], now: Instant) {
+        let known = self.before.get(name);
+        let holds =
+            |(ip, seen): &&(IpAddr, Instant)| !answered.contains(ip) && now.duration_since(*seen) < self.remember;
+        let mut all: Vec<_> = known.iter().flat_map(|known| known.iter().filter(holds)).copied().collect();
+        all.extend(answered.iter().map(|ip| (*ip, now)));
+        all.drain(..all.len().saturating_sub(MAX_REMEMBERED));
+        self.before.insert(name.clone(), all.into());
+    }
+
+    /// When an address was answered for a name last, if it is remembered.
+    pub(super) fn remembers(&self, name: &HostName, ip: IpAddr, now: Instant) -> bool {
+        let known = self.before.get(name);
+        let mut known = known.iter().flat_map(|known| known.iter());
+        known.any(|(other, seen)| *other == ip && now.duration_since(*seen) < self.remember)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn an_answer_holds_until_its_time_and_not_a_moment_longer() {
-        let cache = Cache::new();
+        let cache = Cache::new(Duration::from_secs(60));
         let name = HostName::from_wire(b"a.example").unwrap();
         let now = Instant::now();
+        let (first, second) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
+        cache.remember(&name, &[first], now);
+        cache.remember(&name, &[second], now + Duration::from_secs(59));
+        assert!(cache.remembers(&name, first, now + Duration::from_secs(59)));
+        assert!(!cache.remembers(&name, first, now + Duration::from_secs(60)));
+        assert!(cache.remembers(&name, second, now + Duration::from_secs(60)));
         let until = now + Duration::from_secs(5);
         assert!(cache.get(&name, now).is_none());
         cache.put(&name, Err(Reason::NoSuchName), until);

@@ -7,7 +7,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::client::linger;
 use super::entrance::Entrance;
-use crate::claim::{ClientAddr, Identity};
+use crate::claim::{ClientAddr, Identity, OriginalDst};
 use crate::ending::{Hint, Reason, Refusal, Stage};
 use crate::identity;
 use crate::peek::proxy_header::{self, Origin};
@@ -20,6 +20,8 @@ pub struct Arrived {
     pub link: Link<ClientStream>,
     pub address: ClientAddr,
     pub identity: Identity,
+    /// Where the client wanted to go, on a listener that the kernel hands connections to.
+    pub original_dst: Option<OriginalDst>,
 }
 
 /// Whose connection it is, from the header that the listed peers send; the peer's own where none is asked for.
@@ -64,7 +66,9 @@ pub async fn welcome(
     until: Instant,
 ) -> Result<Arrived, Refusal> {
     let Some(tls) = &entrance.tls else {
-        return Ok(Arrived { link: Link::new(ClientStream::Bare(stream)), address, identity: Identity::default() });
+        let original_dst = entrance.original_dst(&stream)?;
+        let link = Link::new(ClientStream::Bare(stream));
+        return Ok(Arrived { link, address, identity: Identity::default(), original_dst });
     };
     let wire = Wire::new(stream);
     let accepting = TlsAcceptor::from(tls.get()).accept(wire);
@@ -72,7 +76,8 @@ pub async fn welcome(
         Ok(Ok(stream)) => {
             let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
             let identity = Identity::new(certificate.map(identity::names).unwrap_or_default());
-            Ok(Arrived { link: Link::new(ClientStream::Tls(Box::new(stream))), address, identity })
+            let link = Link::new(ClientStream::Tls(Box::new(stream)));
+            Ok(Arrived { link, address, identity, original_dst: None })
         }
         Ok(Err((error, mut wire))) => {
             // The alert has been written: it must arrive.

@@ -10,7 +10,7 @@ use super::arrival::{Arrived, told};
 use super::entrance::Entrance;
 use super::refusal::Speech;
 use super::socks5;
-use crate::claim::{Claim, ClientAddr, Identity, Target, Via};
+use crate::claim::{Claim, ClientAddr, Identity, OriginalDst, Target, Via};
 use crate::config::{Adds, ListenerKind};
 use crate::ending::{Reason, Refusal, Stage};
 use crate::identity::{Credentials, Pass};
@@ -36,6 +36,7 @@ pub struct Client {
     pub window: Window,
     pub address: ClientAddr,
     identity: Identity,
+    original_dst: Option<OriginalDst>,
     entrance: Arc<Entrance>,
     shown: Shown,
     /// What a user was let in by.
@@ -65,9 +66,9 @@ pub struct Claimed {
 impl Client {
     #[must_use]
     pub fn new(arrived: Arrived, entrance: Arc<Entrance>, window: Window) -> Self {
-        let Arrived { link, address, identity } = arrived;
+        let Arrived { link, address, identity, original_dst } = arrived;
         let (shown, speech) = (Shown::Nothing, Speech::ByBytes);
-        Self { link, window, address, identity, entrance, shown, pass: None, speech, go_ahead: None }
+        Self { link, window, address, identity, original_dst, entrance, shown, pass: None, speech, go_ahead: None }
     }
 
     /// Finds out what the client asks for; `before` is what it asked for earlier on this connection.
@@ -80,6 +81,10 @@ impl Client {
             (Some(before), _) if before.via == Via::Absolute => self.claim_http(limits).await,
             (Some(before), _) => Ok(Claimed { claim: before.clone(), sighting: None }),
             (None, ListenerKind::Sni { port, .. }) => Ok(self.claimed(Target::Unnamed, port, Via::Steered, None)),
+            (None, ListenerKind::Transparent { .. }) => {
+                let dst = self.original_dst.ok_or_else(|| Refusal::new(Reason::NoOriginalDst, Stage::Claim))?;
+                Ok(self.claimed(Target::Address(dst), dst.0.port(), Via::Steered, None))
+            }
             (None, ListenerKind::Forward) => match self.first_byte(limits.until).await? {
                 socks5::VERSION => self.claim_socks(limits).await,
                 socks5::VERSION_4 => {
@@ -92,6 +97,12 @@ impl Client {
                 _ => Err(Refusal::new(Reason::BadRequest, Stage::Claim)),
             },
         }
+    }
+
+    /// Whether upstreams are to see its own address.
+    #[must_use]
+    pub fn preserves_source(&self) -> bool {
+        matches!(self.entrance.kind, ListenerKind::Transparent { preserve_source: true, .. })
     }
 
     /// What its requests and their answers are told of the way.
@@ -254,7 +265,9 @@ impl Client {
         let expected = match self.entrance.kind {
             ListenerKind::Sni { protocol: Some(AppProtocol::Http), .. } => Expected { tls: false, ..expected },
             ListenerKind::Sni { protocol: Some(AppProtocol::Https), .. } => Expected { http: false, ..expected },
-            ListenerKind::Sni { protocol: None, .. } | ListenerKind::Forward => expected,
+            ListenerKind::Sni { protocol: None, .. } | ListenerKind::Forward | ListenerKind::Transparent { .. } => {
+                expected
+            }
         };
         let sighting = peek::sight(&mut self.link.stream, &mut self.window, expected, limits).await?;
         self.speech = match &sighting {

@@ -1,12 +1,16 @@
 //! What one listener asks of those who come in, and does with their requests.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use socket2::SockRef;
+use tokio::net::TcpStream;
 
-use crate::claim::ClientAddr;
-use crate::config::{Adds, ListenerKind, ListenerSettings};
+use super::arrival::told;
+use crate::claim::{ClientAddr, OriginalDst};
+use crate::config::{Adds, Capture, ListenerKind, ListenerSettings};
+use crate::ending::{Reason, Refusal};
 use crate::identity::{Refreshed, TlsFiles, UsersFile};
 
 /// A listener, but for its socket.
@@ -15,6 +19,7 @@ pub struct Entrance {
     /// Its name in the log, such as `forward:127.0.0.1:3128`.
     pub name: Arc<str>,
     pub kind: ListenerKind,
+    bind: SocketAddr,
     /// Who must say whose connection it is; `None`: nobody may.
     pub proxies: Option<Vec<IpNet>>,
     pub tls: Option<Arc<Refreshed<TlsFiles>>>,
@@ -26,7 +31,29 @@ impl Entrance {
     #[must_use]
     pub fn new(settings: &ListenerSettings) -> Self {
         let ListenerSettings { bind, kind, proxies, tls, users, adds } = settings.clone();
-        Self { name: format!("{}:{bind}", kind.as_str()).into(), kind, proxies, tls, users, adds }
+        Self { name: format!("{}:{bind}", kind.as_str()).into(), kind, bind, proxies, tls, users, adds }
+    }
+
+    /// Where a connection was going before the kernel handed it over; `None` on listeners that clients dial.
+    ///
+    /// # Errors
+    /// `no_original_dst`: somebody dialled the listener itself.
+    pub fn original_dst(&self, stream: &TcpStream) -> Result<Option<OriginalDst>, Refusal> {
+        let ListenerKind::Transparent { capture, .. } = self.kind else { return Ok(None) };
+        let socket = SockRef::from(stream);
+        let local = stream.local_addr().ok();
+        let dst = match capture {
+            Capture::Tproxy => local.filter(|dst| dst.port() != self.bind.port()),
+            Capture::Redirect => {
+                let v4 = local.is_some_and(|local| local.ip().to_canonical().is_ipv4());
+                let asked = if v4 { socket.original_dst_v4() } else { socket.original_dst_v6() };
+                let plain = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+                let dst = asked.ok().and_then(|dst| dst.as_socket());
+                dst.filter(|dst| Some(plain(*dst)) != local.map(plain))
+            }
+        };
+        let dst = dst.map(|dst| OriginalDst(SocketAddr::new(dst.ip().to_canonical(), dst.port())));
+        dst.map(Some).ok_or_else(|| told(Reason::NoOriginalDst, "the client dialled the listener itself"))
     }
 
     /// Reads the files again that have changed.

@@ -195,8 +195,8 @@ impl Policy {
         port: u16,
     ) -> Result<Because, Refusal> {
         let asker = question.asker.clone();
-        let clearance =
-            super::Clearance { destination: super::Destination::Literal(ip), port, prefers_v6: false, asker, grants };
+        let destination = super::Destination::Literal(ip);
+        let clearance = super::Clearance { destination, port, prefers_v6: false, dst: None, asker, grants };
         self.by_address(&clearance, &Answers::literal(ip)).map(|permit| permit.because().clone())
     }
 

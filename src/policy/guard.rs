@@ -117,6 +117,20 @@ pub fn is_public(net: &IpNet) -> bool {
     SPECIAL.iter().all(apart) && !is_reserved(net.addr())
 }
 
+/// What a prefix opens: the part of it where addresses are, and the special ranges in it that it does not.
+#[must_use]
+pub fn opening(net: &IpNet) -> (Option<IpNet>, Vec<IpNet>) {
+    let is_special = SPECIAL.iter().any(|special| special.net.contains(net));
+    let inside = match net {
+        IpNet::V6(v6) if !is_special && !GLOBAL_V6.contains(v6) => {
+            v6.contains(&GLOBAL_V6).then_some(IpNet::V6(GLOBAL_V6))
+        }
+        _ => Some(*net),
+    };
+    let closed = SPECIAL.iter().map(|special| special.net).filter(|special| !special.contains(net));
+    (inside, closed.collect())
+}
+
 /// Whether a prefix opens whatever another one does: it lies around it, and in whatever special range that one
 /// lies in.
 #[must_use]

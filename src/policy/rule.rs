@@ -147,6 +147,8 @@ pub struct AppRule {
     pub paths: Option<Vec<PathPattern>>,
     /// Whether a plain HTTP connection may become a WebSocket.
     pub websocket: bool,
+    /// Whether the client's own destination must be one of the name's, and is dialled then.
+    pub verify: bool,
     pub reach: Reach,
 }
 

@@ -217,6 +217,7 @@ fn a_translated_address_is_the_address_it_carries() {
             destination: Destination::Literal(ip.parse().unwrap()),
             port: 443,
             prefers_v6: false,
+            dst: None,
             asker: Asker::at("10.9.0.1".parse().unwrap()),
             grants: vec![Grant::App { rule: 0, pattern: 0 }],
         };

@@ -278,8 +278,13 @@ mod tests {
     }
 
     fn start(overflow: LogOverflow) -> (Disk, Scribe, LogWriter, Arc<Metrics>) {
-        let settings =
-            LogSettings { format: LogFormat::Json, output: LogOutput::Stdout, access: LogAccess::All, overflow };
+        let settings = LogSettings {
+            format: LogFormat::Json,
+            output: LogOutput::Stdout,
+            access: LogAccess::All,
+            overflow,
+            net_all: false,
+        };
         let (disk, metrics) = (Disk::default(), Arc::new(Metrics::default()));
         let (scribe, writer) = Scribe::write_to(Box::new(disk.clone()), &settings, Arc::clone(&metrics)).unwrap();
         (disk, scribe, writer, metrics)

@@ -1,0 +1,162 @@
+//! The kernel's part of a configuration: who the clients are, and what is left alone.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::check::{Bounds, Findings, duration};
+use super::{Capture, ListenerKind, ListenerSettings, file, rules};
+use crate::policy::rule::NetPort;
+
+/// What the kernel does on a next hop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Netfilter {
+    /// Empty in a sidecar, whose clients are the machine's own processes.
+    pub clients: Vec<IpNet>,
+    /// Empty: every interface. Nothing in a name needs quoting.
+    pub interfaces: Vec<String>,
+    /// Destinations that are reached unjudged.
+    pub bypass: Vec<IpNet>,
+    /// Whether flows that are forwarded bear the machine's address.
+    pub masquerades: bool,
+    pub dnat: Vec<Dnat>,
+    /// Whether the rules go when egret ends.
+    pub removes: bool,
+}
+
+/// Ingress that is led to a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dnat {
+    /// TCP or UDP, and one port.
+    pub port: NetPort,
+    pub to: SocketAddr,
+    /// Empty: everyone.
+    pub sources: Vec<IpNet>,
+    pub masquerades: bool,
+}
+
+/// How long addresses stand for names in network rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Learn {
+    pub refresh: Duration,
+    pub remember: Duration,
+    /// `None`: nothing outlives a restart.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Where addresses outlive a restart on a next hop.
+const STATE_DIR: &str = "/var/lib/egret";
+
+pub(super) fn netfilter(
+    out: &mut Findings<'_>,
+    written: &file::File,
+    listeners: &[(ListenerSettings, String)],
+) -> Option<Netfilter> {
+    let captures = |by: Capture| {
+        listeners.iter().any(|(l, _)| matches!(l.kind, ListenerKind::Transparent { capture, .. } if capture == by))
+    };
+    let part = written.netfilter.as_ref()?.0.as_ref().ok()?;
+    let clients = out.nets("netfilter.clients", &part.clients);
+    for (at, _) in clients.iter().enumerate().filter(|(_, net)| net.prefix_len() == 0) {
+        out.fault(&format!("netfilter.clients[{at}]"), "takes the internet for clients; write the subnets' CIDRs");
+    }
+    if part.clients.is_empty() && !captures(Capture::Redirect) {
+        out.fault("netfilter.clients", "there is no client; write the CIDRs of the subnets that are routed here");
+    }
+    if !captures(Capture::Tproxy) && !captures(Capture::Redirect) {
+        let message = "no listener takes what the kernel captures, so that only network rules let anything out; write a listener { kind: transparent, bind: \"[::]:3129\", capture: tproxy }";
+        out.warn("netfilter", message);
+    }
+    let interface = |name: &String| {
+        // As ip(8) takes them, less what would need quoting.
+        let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@".contains(&b));
+        let fits = (1..=15).contains(&name.len()) && plain;
+        fits.then(|| name.clone()).ok_or_else(|| format!("`{name}` is no interface's name; write one such as eth1"))
+    };
+    let read = |(at, name): (usize, &String)| out.keep(&format!("netfilter.interfaces[{at}]"), interface(name));
+    let interfaces = part.interfaces.iter().enumerate().filter_map(read).collect();
+    let bypass = out.nets("netfilter.bypass", &part.bypass);
+    for (at, _) in bypass.iter().enumerate().filter(|(_, net)| net.prefix_len() == 0) {
+        out.fault(&format!("netfilter.bypass[{at}]"), "lets everything out unjudged; write the networks' own CIDRs");
+    }
+    let dnat = file::readable(&part.dnat).filter_map(|(at, written)| dnat(out, at, written, &clients)).collect();
+    Some(Netfilter {
+        clients,
+        interfaces,
+        bypass,
+        masquerades: part.snat != Some(file::Snat::None),
+        dnat,
+        removes: part.on_exit == Some(file::OnExit::Remove),
+    })
+}
+
+fn dnat(out: &mut Findings<'_>, at: usize, written: &file::Dnat, clients: &[IpNet]) -> Option<Dnat> {
+    let path = format!("netfilter.dnat[{at}]");
+    let port = match rules::net_port(&written.protocol) {
+        Ok(NetPort::Tcp(ports) | NetPort::Udp(ports)) if ports.start() != ports.end() => {
+            Err("one port leads to one port; write a line for each".to_owned())
+        }
+        Ok(NetPort::Icmp) => Err("icmp has no port to lead anywhere; write tcp:443 or udp:5000".to_owned()),
+        other => other,
+    };
+    let port = out.keep(&format!("{path}.protocol"), port);
+    let to = written.to.parse::<SocketAddr>();
+    let to = to.map_err(|_| format!("`{}` is no address with a port; write 10.224.0.10:443", written.to));
+    let to = to.and_then(|to| {
+        let is_client = clients.iter().any(|net| net.contains(&to.ip()));
+        is_client.then_some(to).ok_or_else(|| format!("{} is in none of netfilter.clients; write a client", to.ip()))
+    });
+    let to = out.keep(&format!("{path}.to"), to);
+    let from = rules::sources(out, &path, written.sources.as_deref(), None);
+    Some(Dnat { port: port?, to: to?, sources: from.nets, masquerades: written.snat != Some(false) })
+}
+
+pub(super) fn upstream_sources(out: &mut Findings<'_>, texts: &[String]) -> Vec<IpAddr> {
+    let read = |(at, text): (usize, &String)| {
+        let ip = text.parse::<IpAddr>().ok().filter(|ip| !ip.is_unspecified() && ip.to_canonical() == *ip);
+        let wrong = || format!("`{text}` is no address of this machine; write one such as 10.0.1.4");
+        out.keep(&format!("upstream.sources[{at}]"), ip.ok_or_else(wrong))
+    };
+    texts.iter().enumerate().filter_map(read).collect()
+}
+
+pub(super) fn learn(out: &mut Findings<'_>, written: &file::Learn, is_next_hop: bool) -> Learn {
+    let refresh = duration(out, "learn.refresh", written.refresh.as_deref(), 15, Bounds::Positive);
+    let remember = duration(out, "learn.remember", written.remember.as_deref(), 24 * 3600, Bounds::Positive);
+    if remember < refresh {
+        out.fault("learn.remember", "is shorter than `learn.refresh`: names would lose their addresses; write more");
+    }
+    let usual = || is_next_hop.then(|| PathBuf::from(STATE_DIR));
+    let state_dir = written.state_dir.as_ref().map(|dir| out.folder.join(dir)).or_else(usual);
+    Learn { refresh, remember, state_dir }
+}
+
+/// What a client's own address at upstreams, and a fleet, cannot go with.
+pub(super) fn what_goes_together(
+    out: &mut Findings<'_>,
+    written: &file::File,
+    netfilter: Option<&Netfilter>,
+    listeners: &[(ListenerSettings, String)],
+) {
+    for (listener, bind) in listeners {
+        let ListenerKind::Transparent { preserve_source: true, .. } = listener.kind else { continue };
+        let path = bind.replace(".bind", ".preserve_source");
+        if netfilter.is_some_and(|part| part.masquerades) {
+            out.fault(&path, "source NAT hides the client's address again; write netfilter.snat: none, or remove it");
+        }
+        if written.fleet {
+            out.fault(&path, "answers to a client's address may reach another instance; remove it, or `fleet`");
+        }
+        if !written.upstream.sources.is_empty() {
+            out.fault(&path, "egret cannot dial from upstream.sources and from the client's address; remove one");
+        }
+    }
+    for (at, rule) in file::readable(&written.policy.application_rules) {
+        if written.fleet && rule.destination == Some(file::Destination::Verify) {
+            let path = format!("policy.application_rules[{at}].destination");
+            out.fault(&path, "the instances of a fleet do not know each other's answers yet; write redial");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The kernel's part of a next hop: which flows come to egret, which are let through by address, and that nothing
+//! else leaves.
+//!
+//! ```text
+//! Settings ──▶ Plan ──▶ ruleset (text, for `nft`) ──▶ table inet egret
+//!               │  └──▶ routes (netlink) ──▶ ip rules: no way for clients but by egret's mark
+//!               └──▶ members ──▶ batch (netlink) ──▶ what changes while egret runs: set elements, never chains
+//! ```
+//!
+//! Two barriers, each enough by itself. The table decides once per flow, at its first packet, and writes the decision
+//! into the flow's conntrack mark: **captured** (comes to egret, never leaves the forward chain) or **forwarded**. The
+//! policy routes give what carries no such mark no way out, so that a flushed table closes.
+
+pub mod batch;
+pub mod members;
+pub mod plan;
+pub mod routes;
+pub mod ruleset;
+mod sysctl;
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+pub use plan::Plan;
+
+/// The state that a mark tells, in its highest byte; what is below is the rule's place.
+pub const STATE: u32 = 0xff00_0000;
+/// The flow comes to egret's transparent listener.
+pub const CAPTURED: u32 = 0xe900_0000;
+/// The flow is let through by address.
+pub const FORWARDED: u32 = 0xea00_0000;
+/// Places of flows that no network rule let through.
+pub const BYPASSED: u32 = FORWARDED | 0x00ff_fffe;
+pub const INGRESS: u32 = FORWARDED | 0x00ff_fffd;
+/// Ingress whose client sees where it comes from.
+pub const INGRESS_PLAIN: u32 = FORWARDED | 0x00ff_fffc;
+/// Where refused packets are told (nfnetlink_log).
+pub const LOG_GROUP: u16 = 1129;
+/// The table's name, in the family `inet`.
+pub const TABLE: &str = "egret";
+
+/// Why the kernel was not told.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    #[error("changing the kernel's rules needs a right that this process lacks; run as root, or add CAP_NET_ADMIN")]
+    Right,
+    #[error(
+        "`nft` is not on this machine; install nftables (apt-get install nftables), or load what `egret netfilter show` prints"
+    )]
+    NoNft,
+    #[error("nft refused the rules, and nothing has changed: {0}")]
+    Nft(String),
+    #[error("{what}: {source}")]
+    Io {
+        what: String,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl KernelError {
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| match source.kind() {
+            std::io::ErrorKind::PermissionDenied => Self::Right,
+            _ => Self::Io { what: what.into(), source },
+        }
+    }
+}
+
+/// Whether this process may change the kernel's rules.
+///
+/// # Errors
+/// [`KernelError::Right`].
+pub fn may_apply() -> Result<(), KernelError> {
+    match caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_NET_ADMIN) {
+        Ok(true) => Ok(()),
+        _ => Err(KernelError::Right),
+    }
+}
+
+/// Puts a plan into the kernel: the barrier of routes first, then the table in one transaction, and forwarding last.
+/// What could be better and was left alone is returned.
+///
+/// # Errors
+/// [`KernelError`]; clients are shut in then, or as they were.
+pub fn apply(plan: &Plan) -> Result<Vec<String>, KernelError> {
+    may_apply()?;
+    routes::install(plan)?;
+    nft(&ruleset::text(plan))?;
+    sysctl::set(plan)
+}
+
+/// Takes everything out of the kernel again; forwarding first.
+///
+/// # Errors
+/// [`KernelError`].
+pub fn remove() -> Result<(), KernelError> {
+    may_apply()?;
+    sysctl::stop_forwarding()?;
+    batch::delete_table()?;
+    routes::remove()
+}
+
+/// Runs `nft -f -`: one transaction, all of it or nothing.
+fn nft(text: &str) -> Result<(), KernelError> {
+    let spawn = |program: &str| {
+        let mut command = Command::new(program);
+        command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()
+    };
+    // Where a service's PATH has no sbin.
+    let found = ["nft", "/usr/sbin/nft", "/sbin/nft"].iter().find_map(|program| spawn(program).ok());
+    let mut child = found.ok_or(KernelError::NoNft)?;
+    let lost = KernelError::io("cannot talk to nft");
+    if let Some(mut stdin) = child.stdin.take()
+        && let Err(error) = stdin.write_all(text.as_bytes())
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        return Err(lost(error));
+    }
+    let output = child.wait_with_output().map_err(lost)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    // Its complaint repeats the whole line behind the message.
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said: Vec<&str> = said.lines().filter(|line| line.contains("rror")).take(3).collect();
+    Err(KernelError::Nft(said.join("; ")))
+}

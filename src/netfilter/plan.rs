@@ -1,0 +1,108 @@
+//! All that the kernel is to be told, as data.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::members::{Addresses, Members};
+use crate::config::{Capture, Dnat, ListenerKind, Settings};
+use crate::policy::rule::{Action, AppRule, NetRule};
+
+/// Rules that a reload may add before the table must be made anew.
+const SPARE: usize = 8;
+
+/// What the table and the routes are made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub clients: Addresses,
+    pub interfaces: Vec<String>,
+    pub bypass: Addresses,
+    /// Addresses that lead back to egret.
+    pub own: Addresses,
+    /// Where captured connections go, IPv4 and IPv6.
+    pub listeners: [Option<SocketAddr>; 2],
+    /// Ports of this machine that clients may come to.
+    pub doors: BTreeSet<u16>,
+    pub masquerades: bool,
+    pub preserves_source: bool,
+    /// Addresses that what is forwarded bears; empty: the outgoing interface's.
+    pub pool: Vec<IpAddr>,
+    pub dnat: Vec<Dnat>,
+    pub filter: Filter,
+    /// Places in the table for rules that allow, and for those that deny.
+    pub places: [usize; 2],
+}
+
+/// What a reload may change: members of sets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// The ports that application rules name.
+    pub captured: BTreeSet<u16>,
+    pub allows: Vec<Place>,
+    pub denies: Vec<Place>,
+}
+
+/// One network rule in the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub rule: Arc<str>,
+    pub members: Members,
+    /// Addresses that were answered for its names before, and how long each still counts.
+    pub learned: Vec<(IpAddr, std::time::Duration)>,
+}
+
+impl Filter {
+    /// What rules come to. The kernel sees no certificate: rules for `clients` stay with the listeners that do.
+    #[must_use]
+    pub fn of(apps: &[AppRule], nets: &[NetRule], nat64: Option<ipnet::Ipv6Net>) -> Self {
+        let allowing = apps.iter().filter(|rule| rule.action == Action::Allow);
+        let captured = allowing.flat_map(|rule| &rule.protocols).map(|app| app.port).collect();
+        let place = |rule: &NetRule| Place {
+            rule: Arc::clone(&rule.name),
+            members: Members::of(rule, nat64),
+            learned: Vec::new(),
+        };
+        let of = |action: &Action| nets.iter().filter(|rule| rule.action == *action).map(place).collect();
+        Self { captured, allows: of(&Action::Allow), denies: of(&Action::Deny) }
+    }
+}
+
+impl Plan {
+    /// The plan of some settings; `None` where nothing is asked of the kernel.
+    #[must_use]
+    pub fn of(settings: &Settings) -> Option<Self> {
+        let part = settings.netfilter.as_ref()?;
+        let rules = &settings.rules;
+        let filter = Filter::of(&rules.apps, &rules.nets, rules.nat64);
+        let tproxy = settings.listeners.iter().filter_map(|listener| match listener.kind {
+            ListenerKind::Transparent { capture: Capture::Tproxy, preserve_source } => {
+                Some((listener.bind, preserve_source))
+            }
+            _ => None,
+        });
+        let tproxy: Vec<(SocketAddr, bool)> = tproxy.collect();
+        let takes_v4 = |bind: &SocketAddr| bind.is_ipv4() || bind.ip().is_unspecified();
+        let binds = || tproxy.iter().map(|(bind, _)| *bind);
+        let doors = settings.listeners.iter().map(|listener| listener.bind).chain(settings.health);
+        Some(Self {
+            clients: Addresses::of(&part.clients),
+            interfaces: part.interfaces.clone(),
+            bypass: Addresses::of(&part.bypass),
+            own: Addresses::of(&settings.own_addresses),
+            listeners: [binds().find(takes_v4), binds().find(SocketAddr::is_ipv6)],
+            doors: doors.filter(|bind| !bind.ip().is_loopback()).map(|bind| bind.port()).collect(),
+            masquerades: part.masquerades,
+            preserves_source: tproxy.iter().any(|(_, preserves)| *preserves),
+            pool: settings.sources.clone(),
+            dnat: part.dnat.clone(),
+            places: [filter.allows.len() + SPARE, filter.denies.len() + SPARE],
+            filter,
+        })
+    }
+
+    /// Whether any client has an IPv6 address.
+    #[must_use]
+    pub fn has_v6(&self) -> bool {
+        !self.clients.v6.is_empty()
+    }
+}

@@ -1,0 +1,408 @@
+//! The table `inet egret` as text for `nft -f`.
+//!
+//! Chains are a function of what only a restart changes, and of the number of places; everything else is a member of
+//! a set. `prerouting` decides, once per flow; `forward` opens for what was decided and for nothing else.
+
+use std::collections::BTreeSet;
+use std::fmt::{Display, Write as _};
+use std::net::{IpAddr, SocketAddr};
+
+use super::members::{Addresses, ICMP, ICMPV6, TCP};
+use super::plan::{Place, Plan};
+use super::{BYPASSED, CAPTURED, FORWARDED, INGRESS, INGRESS_PLAIN, LOG_GROUP, STATE, TABLE};
+use crate::ending::Reason;
+use crate::policy::rule::NetPort;
+
+/// Refused packets that are told of each second; the others are only counted.
+const TOLD_PER_SECOND: u32 = 100;
+/// Echo requests to destinations that a rule opens for `icmp`, each second.
+const ECHOES_PER_SECOND: u32 = 50;
+/// RFC 4443 §2.4 (c): an error needs no more than this.
+const LARGEST_ICMP_ERROR: u32 = 1280;
+
+/// Why packets are refused in the table: a chain and a counter for each.
+pub const REASONS: &[Reason] = &[
+    Reason::NoRule,
+    Reason::RuleDenied,
+    Reason::SourceNotAllowed,
+    Reason::OwnAddress,
+    Reason::NoFlow,
+    Reason::ProtocolDenied,
+    Reason::QuicDenied,
+];
+
+/// The names of a place's sets, such as `allow0_sources4`.
+#[must_use]
+pub fn set_name(action: &str, number: usize, what: &str) -> String {
+    format!("{action}{number}_{what}")
+}
+
+/// The whole table, which takes the place of an older one in one transaction.
+#[must_use]
+pub fn text(plan: &Plan) -> String {
+    let mut table = Table::default();
+    table.sets(plan);
+    table.prerouting(plan);
+    table.forward(plan);
+    table.input(plan);
+    table.nat(plan);
+    table.refusals();
+    format!(
+        "# egret: what is not let out by name or address does not leave.\n\
+         table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n{}}}\n",
+        table.text
+    )
+}
+
+/// What `egret netfilter show` prints: the table, and the routes beside it.
+#[must_use]
+pub fn shown(plan: &Plan) -> String {
+    let mut out = text(plan);
+    out.push_str("\n# And, before the table, the policy routes:\n");
+    for command in super::routes::commands(plan) {
+        let _ = writeln!(out, "#   {command}");
+    }
+    out
+}
+
+/// The number of rules in all chains: fewer in the kernel mean that somebody else was there.
+#[must_use]
+pub fn rules(plan: &Plan) -> usize {
+    let mut table = Table::default();
+    table.prerouting(plan);
+    table.forward(plan);
+    table.input(plan);
+    table.nat(plan);
+    table.refusals();
+    table.rules
+}
+
+#[derive(Default)]
+struct Table {
+    text: String,
+    rules: usize,
+}
+
+impl Table {
+    fn chain(&mut self, name: &str, hook: Option<&str>, rules: impl FnOnce(&mut Self)) {
+        let _ = writeln!(self.text, "  chain {name} {{");
+        if let Some(hook) = hook {
+            let _ = writeln!(self.text, "    type {hook};");
+        }
+        rules(self);
+        self.text.push_str("  }\n");
+    }
+
+    fn rule(&mut self, rule: impl Display) {
+        self.rules += 1;
+        let _ = writeln!(self.text, "    {rule}");
+    }
+
+    fn set(&mut self, name: &str, kind: &str, flags: &str, members: &[String]) {
+        let flags = if flags.is_empty() { String::new() } else { format!(" flags {flags};") };
+        let members =
+            if members.is_empty() { String::new() } else { format!(" elements = {{ {} }}", members.join(", ")) };
+        let _ = writeln!(self.text, "  set {name} {{ type {kind};{flags}{members} }}");
+    }
+
+    fn addresses(&mut self, name: &str, addresses: &Addresses) {
+        let (v4, v6) = addresses.texts();
+        self.set(&format!("{name}4"), "ipv4_addr", "interval", &v4);
+        self.set(&format!("{name}6"), "ipv6_addr", "interval", &v6);
+    }
+
+    fn sets(&mut self, plan: &Plan) {
+        self.addresses("clients", &plan.clients);
+        self.addresses("bypass", &plan.bypass);
+        self.addresses("own", &plan.own);
+        let captured: Vec<String> = plan.filter.captured.iter().map(u16::to_string).collect();
+        self.set("captured", "inet_service", "", &captured);
+        for (action, places, count) in each_action(plan) {
+            for number in 0..count {
+                self.place(action, number, places.get(number));
+            }
+        }
+        for reason in REASONS {
+            let _ = writeln!(self.text, "  counter {reason} {{ }}");
+        }
+    }
+
+    fn place(&mut self, action: &str, number: usize, place: Option<&Place>) {
+        let (sources, destinations, ports) = place.map_or_else(Default::default, |place| {
+            let members = &place.members;
+            (members.sources.clone(), members.destinations.clone(), members.ports.clone())
+        });
+        self.addresses(&set_name(action, number, "sources"), &sources);
+        self.addresses(&set_name(action, number, "destinations"), &destinations);
+        let ports: Vec<String> =
+            ports.iter().map(|(protocol, low, high)| format!("{protocol} . {low}-{high}")).collect();
+        self.set(&set_name(action, number, "ports"), "inet_proto . inet_service", "interval", &ports);
+        if action == "allow" {
+            for (family, kind) in [("4", "ipv4_addr"), ("6", "ipv6_addr")] {
+                let is_of = |ip: &IpAddr| ip.is_ipv4() == (family == "4");
+                let learned = place.into_iter().flat_map(|place| &place.learned).filter(|(ip, _)| is_of(ip));
+                let learned: Vec<String> =
+                    learned.map(|(ip, left)| format!("{ip} timeout {}s", left.as_secs().max(1))).collect();
+                self.set(&set_name(action, number, &format!("learned{family}")), kind, "timeout", &learned);
+            }
+            let _ = writeln!(self.text, "  counter {action}{number} {{ }}");
+        }
+    }
+
+    fn prerouting(&mut self, plan: &Plan) {
+        let inside = interfaces(plan);
+        self.chain("prerouting", Some("filter hook prerouting priority mangle; policy accept"), |chain| {
+            chain.rule("iifname \"lo\" accept");
+            // What was decided holds in both directions, for as long as the flow is known.
+            chain.rule(format_args!("ct mark & {STATE:#x} == {FORWARDED:#x} meta mark set ct mark accept"));
+            chain.rule(format_args!("ct mark & {STATE:#x} == {CAPTURED:#x} goto to_egret"));
+            if plan.preserves_source {
+                // Answers to what egret itself dialled from a client's address.
+                chain.rule(format_args!(
+                    "ct direction reply meta l4proto tcp socket transparent 1 meta mark set {CAPTURED:#x} accept"
+                ));
+            }
+            if let Some(inside) = &inside {
+                // Nobody outside is a client.
+                chain.rule(format_args!("iifname != {inside} ip saddr @clients4 goto drop_source_not_allowed"));
+                chain.rule(format_args!("iifname != {inside} ip6 saddr @clients6 goto drop_source_not_allowed"));
+                chain.rule(format_args!("iifname != {inside} goto from_elsewhere"));
+            }
+            chain.rule("ip saddr @clients4 goto from_client");
+            chain.rule("ip6 saddr @clients6 goto from_client");
+            chain.rule("goto from_elsewhere");
+        });
+        self.chain("from_elsewhere", None, |chain| {
+            for dnat in &plan.dnat {
+                let mark = if dnat.masquerades { INGRESS } else { INGRESS_PLAIN };
+                let from = sources(&dnat.sources);
+                let family = if dnat.to.is_ipv4() { "ipv4" } else { "ipv6" };
+                chain.rule(format_args!(
+                    "meta nfproto {family} {from}fib daddr type local {} ct mark set {mark:#x} meta mark set {mark:#x} accept",
+                    port(&dnat.port)
+                ));
+            }
+            if inside.is_none() {
+                // Not for this machine, and from nobody who may ask to be forwarded.
+                chain.rule("ct direction original fib daddr type unicast goto drop_source_not_allowed");
+            } else if let Some(inside) = &inside {
+                chain.rule(format_args!("iifname {inside} fib daddr type unicast goto drop_source_not_allowed"));
+            }
+            chain.rule("accept");
+        });
+        self.chain("from_client", None, |chain| {
+            chain.rule("ip frag-off & 0x3fff != 0 drop");
+            chain.rule("exthdr frag exists drop");
+            chain.rule("fib daddr type { local, broadcast, multicast, anycast } accept");
+            chain.rule("ct state invalid goto refuse_no_flow");
+            chain.rule("ct state new tcp flags & (fin | syn | rst | ack) != syn goto refuse_no_flow");
+            chain.rule("ip daddr @own4 goto refuse_own_address");
+            chain.rule("ip6 daddr @own6 goto refuse_own_address");
+            for family in ["ip daddr @bypass4", "ip6 daddr @bypass6"] {
+                chain.rule(format_args!("{family} ct mark set {BYPASSED:#x} meta mark set ct mark accept"));
+            }
+            chain.rule("meta l4proto != { tcp, udp, icmp, ipv6-icmp } goto refuse_protocol_denied");
+            chain.rule("icmp type != echo-request drop");
+            chain.rule("icmpv6 type != echo-request drop");
+            let echoes = format!("limit rate over {ECHOES_PER_SECOND}/second burst {ECHOES_PER_SECOND} packets drop");
+            chain.rule(format_args!("meta l4proto {{ {ICMP}, {ICMPV6} }} {echoes}"));
+            for (action, _, count) in each_action(plan).into_iter().rev() {
+                for number in 0..count {
+                    let ports = set_name(action, number, "ports");
+                    chain.rule(format_args!("meta l4proto . th dport @{ports} jump {action}{number}"));
+                }
+            }
+            chain.rule(format_args!("tcp dport @captured ct mark set {CAPTURED:#x} goto to_egret"));
+            chain.rule("udp dport 443 goto refuse_quic_denied");
+            chain.rule("goto refuse_no_rule");
+        });
+        for (action, _, count) in each_action(plan) {
+            for number in 0..count {
+                self.chain(&format!("{action}{number}"), None, |chain| chain.place_rules(action, number));
+            }
+        }
+        self.chain("to_egret", None, |chain| {
+            // The mark first: where nobody listens, the packet still ends on this machine.
+            chain.rule(format_args!("meta mark set {CAPTURED:#x}"));
+            for (listener, family, ip) in
+                plan.listeners.iter().zip([("ipv4", "ip"), ("ipv6", "ip6")]).map(|(l, (f, i))| (l, f, i))
+            {
+                let Some(listener) = listener else { continue };
+                let to = place_of(*listener);
+                chain.rule(format_args!("meta nfproto {family} meta l4proto {TCP} tproxy {ip} to {to}"));
+            }
+            chain.rule("accept");
+        });
+    }
+
+    fn place_rules(&mut self, action: &str, number: usize) {
+        let verdict = if action == "allow" {
+            let mark = FORWARDED | u32::try_from(number).unwrap_or(0);
+            format!("counter name {action}{number} ct mark set {mark:#x} meta mark set ct mark accept")
+        } else {
+            "goto refuse_rule_denied".to_owned()
+        };
+        for (ip, family) in [("ip", "4"), ("ip6", "6")] {
+            let sources = set_name(action, number, &format!("sources{family}"));
+            let learned = (action == "allow").then(|| format!("learned{family}"));
+            for what in [Some(format!("destinations{family}")), learned].into_iter().flatten() {
+                let destinations = set_name(action, number, &what);
+                self.rule(format_args!("{ip} saddr @{sources} {ip} daddr @{destinations} {verdict}"));
+            }
+        }
+    }
+
+    fn forward(&mut self, plan: &Plan) {
+        self.chain("forward", Some("filter hook forward priority filter; policy drop"), |chain| {
+            if let Some(inside) = interfaces(plan) {
+                // Between others this machine forwards as it did before.
+                chain.rule(format_args!("iifname != {inside} oifname != {inside} accept"));
+            }
+            chain.rule(format_args!("ct mark & {STATE:#x} == {FORWARDED:#x} ct state != invalid goto forwarded"));
+            chain.rule("counter drop");
+        });
+        self.chain("forwarded", None, |chain| {
+            chain.rule(format_args!(
+                "ct state related meta l4proto {{ {ICMP}, {ICMPV6} }} meta length > {LARGEST_ICMP_ERROR} drop"
+            ));
+            chain.rule(
+                "ct state related icmp type != { destination-unreachable, time-exceeded, parameter-problem } drop",
+            );
+            chain.rule("ct state related icmpv6 type != { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } drop");
+            chain.rule("tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu");
+            chain.rule("accept");
+        });
+    }
+
+    fn input(&mut self, plan: &Plan) {
+        self.chain("input", Some("filter hook input priority filter; policy accept"), |chain| {
+            chain.rule("iifname \"lo\" accept");
+            if let Some(inside) = interfaces(plan) {
+                chain.rule(format_args!("iifname != {inside} accept"));
+            }
+            chain.rule(format_args!("ct mark & {STATE:#x} == {CAPTURED:#x} accept"));
+            // What this machine itself has asked.
+            chain.rule("ct direction reply ct state established accept");
+            chain.rule("ct state related meta l4proto { icmp, ipv6-icmp } accept");
+            chain.rule("ip saddr @clients4 goto at_the_door");
+            chain.rule("ip6 saddr @clients6 goto at_the_door");
+            if plan.has_v6() {
+                chain.rule("ip6 saddr fe80::/10 goto at_the_door");
+            }
+        });
+        self.chain("at_the_door", None, |chain| {
+            chain.rule("icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, nd-router-advert, mld-listener-query } accept");
+            chain.rule("udp sport 547 udp dport 546 accept");
+            let doors = list(&plan.doors);
+            if !plan.doors.is_empty() {
+                chain.rule(format_args!("tcp dport {doors} accept"));
+            }
+            chain.rule("fib daddr type { broadcast, multicast } drop");
+            chain.rule("goto refuse_no_rule");
+        });
+    }
+
+    fn nat(&mut self, plan: &Plan) {
+        if !plan.dnat.is_empty() {
+            self.chain("ingress", Some("nat hook prerouting priority dstnat; policy accept"), |chain| {
+                for dnat in &plan.dnat {
+                    let mark = if dnat.masquerades { INGRESS } else { INGRESS_PLAIN };
+                    let (ip, from) = (family(dnat.to.ip()), sources(&dnat.sources));
+                    let to = dnat.to;
+                    chain.rule(format_args!("ct mark {mark:#x} {from}{} dnat {ip} to {to}", port(&dnat.port)));
+                }
+            });
+        }
+        self.chain("postrouting", Some("nat hook postrouting priority srcnat; policy accept"), |chain| {
+            chain.rule(format_args!("ct mark & {STATE:#x} != {FORWARDED:#x} accept"));
+            chain.rule(format_args!("ct mark {{ {BYPASSED:#x}, {INGRESS_PLAIN:#x} }} accept"));
+            chain.rule(format_args!("ct mark {INGRESS:#x} masquerade"));
+            if !plan.masquerades {
+                return;
+            }
+            for is_v4 in [true, false] {
+                let of_family: Vec<IpAddr> = plan.pool.iter().filter(|ip| ip.is_ipv4() == is_v4).copied().collect();
+                let (nfproto, ip) = if is_v4 { ("ipv4", "ip") } else { ("ipv6", "ip6") };
+                match of_family.as_slice() {
+                    [] => chain.rule(format_args!("meta nfproto {nfproto} masquerade")),
+                    [only] => chain.rule(format_args!("meta nfproto {nfproto} snat {ip} to {only}")),
+                    several => {
+                        let map: Vec<String> =
+                            several.iter().enumerate().map(|(at, source)| format!("{at} : {source}")).collect();
+                        chain.rule(format_args!(
+                            "meta nfproto {nfproto} snat {ip} to jhash {ip} saddr mod {} map {{ {} }}",
+                            several.len(),
+                            map.join(", ")
+                        ));
+                    }
+                }
+            }
+        });
+    }
+
+    /// Refusing: counted always, told within bounds, and answered so that clients fail at once. What comes from
+    /// nowhere it should is not answered.
+    fn refusals(&mut self) {
+        for reason in REASONS {
+            let told = format!(
+                "limit rate {TOLD_PER_SECOND}/second burst {TOLD_PER_SECOND} packets log prefix \"{reason}\" group {LOG_GROUP} snaplen 128"
+            );
+            let is_silent = *reason == Reason::SourceNotAllowed;
+            let name = if is_silent { format!("drop_{reason}") } else { format!("refuse_{reason}") };
+            self.chain(&name, None, |chain| {
+                chain.rule(format_args!("counter name {reason}"));
+                chain.rule(told);
+                if is_silent {
+                    chain.rule("drop");
+                } else {
+                    chain.rule("meta l4proto tcp reject with tcp reset");
+                    chain.rule("meta l4proto udp reject with icmpx type port-unreachable");
+                    chain.rule("drop");
+                }
+            });
+        }
+    }
+}
+
+/// The actions of places, in the order of their sets; denials are asked first.
+fn each_action(plan: &Plan) -> [(&'static str, &[Place], usize); 2] {
+    let [allows, denies] = plan.places;
+    [("allow", &plan.filter.allows, allows), ("deny", &plan.filter.denies, denies)]
+}
+
+fn interfaces(plan: &Plan) -> Option<String> {
+    let quoted: Vec<String> = plan.interfaces.iter().map(|name| format!("\"{name}\"")).collect();
+    (!quoted.is_empty()).then(|| format!("{{ {} }}", quoted.join(", ")))
+}
+
+const fn family(ip: IpAddr) -> &'static str {
+    if ip.is_ipv4() { "ip" } else { "ip6" }
+}
+
+/// `ip saddr { … } ` for some networks; nothing for everyone.
+fn sources(nets: &[ipnet::IpNet]) -> String {
+    let listed = Addresses::of(nets);
+    match listed.texts() {
+        (v4, v6) if v4.is_empty() && v6.is_empty() => String::new(),
+        (v4, v6) if v6.is_empty() => format!("ip saddr {{ {} }} ", v4.join(", ")),
+        (_, v6) => format!("ip6 saddr {{ {} }} ", v6.join(", ")),
+    }
+}
+
+fn port(port: &NetPort) -> String {
+    match port {
+        NetPort::Tcp(range) => format!("tcp dport {}", range.start()),
+        NetPort::Udp(range) => format!("udp dport {}", range.start()),
+        NetPort::Icmp => "meta l4proto icmp".to_owned(),
+    }
+}
+
+fn list(ports: &BTreeSet<u16>) -> String {
+    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+    format!("{{ {} }}", ports.join(", "))
+}
+
+/// A listener at every address is found by its port.
+fn place_of(listener: SocketAddr) -> String {
+    if listener.ip().is_unspecified() { format!(":{}", listener.port()) } else { listener.to_string() }
+}

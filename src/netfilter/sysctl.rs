@@ -1,0 +1,74 @@
+//! The kernel's settings that forwarding needs (Documentation/networking/ip-sysctl.rst).
+
+use std::path::{Path, PathBuf};
+
+use super::{KernelError, Plan};
+
+const NET: &str = "/proc/sys/net";
+/// Flows at once, below which a busy subnet may find no room; a flow without room is dropped.
+const ENOUGH_FLOWS: u64 = 131_072;
+/// Ports that one destination can be dialled from, below which a busy name may find none.
+const ENOUGH_PORTS: u64 = 28_000;
+
+fn write(path: &Path, value: &str) -> Result<(), KernelError> {
+    std::fs::write(path, value).map_err(KernelError::io(format!("cannot set {} to {value}", path.display())))
+}
+
+fn read(path: &str) -> Option<String> {
+    Some(std::fs::read_to_string(Path::new(NET).join(path)).ok()?.trim().to_owned())
+}
+
+/// Sets what forwarding needs, forwarding itself last; what could be better is returned.
+pub(super) fn set(plan: &Plan) -> Result<Vec<String>, KernelError> {
+    let net = Path::new(NET);
+    // Packets to egret have addresses that are not this machine's. The table itself drops what clients forge.
+    for interface in interfaces("ipv4") {
+        write(&interface.join("rp_filter"), "0")?;
+    }
+    // The bytes of a flow are in its record.
+    let accounting = net.join("netfilter/nf_conntrack_acct");
+    if accounting.exists() {
+        write(&accounting, "1")?;
+    }
+    write(&net.join("ipv4/ip_forward"), "1")?;
+    if plan.has_v6() {
+        // A router takes no route from advertisements, unless it is told to.
+        for interface in interfaces("ipv6") {
+            let accepts = interface.join("accept_ra");
+            if std::fs::read_to_string(&accepts).is_ok_and(|value| value.trim() == "1") {
+                write(&accepts, "2")?;
+            }
+        }
+        write(&net.join("ipv6/conf/all/forwarding"), "1")?;
+    }
+    Ok(advice())
+}
+
+/// Switches forwarding off in both families.
+pub(super) fn stop_forwarding() -> Result<(), KernelError> {
+    write(&Path::new(NET).join("ipv4/ip_forward"), "0")?;
+    let v6 = Path::new(NET).join("ipv6/conf/all/forwarding");
+    if v6.exists() { write(&v6, "0") } else { Ok(()) }
+}
+
+/// The settings of every interface; the greater of an interface's own and that of `all` counts.
+fn interfaces(family: &str) -> Vec<PathBuf> {
+    let all = std::fs::read_dir(Path::new(NET).join(family).join("conf"));
+    all.into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect()
+}
+
+fn advice() -> Vec<String> {
+    let number = |path| read(path).and_then(|text| text.parse::<u64>().ok());
+    let mut said = Vec::new();
+    if let Some(most) = number("netfilter/nf_conntrack_max").filter(|most| *most < ENOUGH_FLOWS) {
+        said.push(format!("net.netfilter.nf_conntrack_max is {most}: more flows at once are dropped; {ENOUGH_FLOWS} or more are usual on a next hop"));
+    }
+    let ports = read("ipv4/ip_local_port_range").and_then(|text| {
+        let (low, high) = text.split_once(char::is_whitespace)?;
+        Some(high.trim().parse::<u64>().ok()?.saturating_sub(low.parse().ok()?))
+    });
+    if let Some(ports) = ports.filter(|ports| *ports < ENOUGH_PORTS) {
+        said.push(format!("net.ipv4.ip_local_port_range has {ports} ports: so many connections can lead to one destination at once; widen it"));
+    }
+    said
+}
