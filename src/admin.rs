@@ -17,6 +17,7 @@ use tokio::time::Sleep;
 
 use crate::drain::{Guest, Watcher};
 use crate::metrics::Metrics;
+use crate::netfilter::Kernel;
 use crate::peek::PeekBudget;
 
 /// What the pages tell about.
@@ -25,13 +26,23 @@ pub struct Told {
     pub metrics: Arc<Metrics>,
     pub budget: Arc<PeekBudget>,
     pub watcher: Watcher,
+    /// On a next hop: without its rules it lets nothing through.
+    pub kernel: Option<Arc<Kernel>>,
 }
 
 /// `/healthz` and `/readyz`.
 pub fn health_pages(told: &Told) -> Router {
-    let watcher = told.watcher.clone();
+    let told = told.clone();
     let ready = move || async move {
-        if watcher.is_serving() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") }
+        let stands = told.kernel.as_ref().is_none_or(|kernel| kernel.is_in_place());
+        let (status, word) = match (told.watcher.is_serving(), stands) {
+            (true, true) => (StatusCode::OK, "ready"),
+            (true, false) => (StatusCode::SERVICE_UNAVAILABLE, "the kernel's rules are not in place"),
+            (false, _) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+        };
+        // What every instance has alike is told, and takes none of them out of service.
+        let faults: String = told.metrics.faults().map(|fault| format!("fault: {fault}\n")).collect();
+        (status, format!("{word}\n{faults}"))
     };
     Router::new().route("/healthz", get(|| async { "ok\n" })).route("/readyz", get(ready))
 }

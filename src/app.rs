@@ -11,13 +11,15 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 
 use crate::admin::{self, Told};
 use crate::config::{Capture, Limits, ListenerKind, ListenerSettings, Settings};
 use crate::dns::{Resolver, UpstreamError};
 use crate::drain::Drain;
 use crate::listen::{self, Door, Entrance};
-use crate::metrics::Metrics;
+use crate::metrics::{Fault, Metrics};
+use crate::netfilter::{Kernel, Plan};
 use crate::peek::PeekBudget;
 use crate::policy::{OwnAddresses, Policy};
 use crate::record::{Book, LogWriter, Scribe};
@@ -34,6 +36,9 @@ const BYTES_PER_CONNECTION: u64 = 160 << 10;
 const INTERFACES_EVERY: Duration = Duration::from_secs(10);
 /// How often the files of users and certificates are looked at: somebody waits for the change.
 const FILES_EVERY: Duration = Duration::from_secs(1);
+
+/// How often it is seen whether the kernel's rules stand.
+const KERNEL_EVERY: Duration = Duration::from_secs(1);
 
 /// Why egret cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +61,8 @@ pub enum StartError {
     },
     #[error("cannot read this machine's own addresses, which no name may lead to: {0}")]
     Interfaces(#[source] io::Error),
+    #[error("cannot reach the kernel's rules, which `netfilter` asks for: {0}; run as root, or add CAP_NET_ADMIN")]
+    Kernel(#[source] io::Error),
     #[error("cannot start the runtime: {0}")]
     Runtime(#[source] io::Error),
 }
@@ -99,6 +106,7 @@ impl App {
         let binds = settings.listeners.iter().map(|l| l.bind).chain(settings.admin).chain(settings.health).collect();
         let own = Arc::new(OwnAddresses::new(binds, settings.own_addresses.clone()));
         own.set_interfaces(interfaces().map_err(StartError::Interfaces)?);
+        let kernel = Plan::of(&settings).map(Kernel::new).transpose().map_err(StartError::Kernel)?.map(Arc::new);
         let screen_parts = Screen::of(&settings, config, room.connections);
         let policy = std::mem::take(&mut settings.rules).compile(Arc::clone(&own));
         let dns = Resolver::new(settings.dns.clone(), limits.dns, settings.learn.remember, Arc::clone(&metrics))?;
@@ -114,6 +122,7 @@ impl App {
             book: Arc::new(Book::new(scribe, Arc::clone(&metrics))),
             sources: settings.sources.clone(),
             learn: settings.learn.clone(),
+            kernel,
         });
         let source = Source { file: config.map(Path::to_owned), began: settings, own: Arc::clone(&own) };
         Ok(Self { house, listeners, admin, health, metrics, own, source, writer, screen })
@@ -138,6 +147,7 @@ impl App {
             metrics: Arc::clone(&self.metrics),
             budget: Arc::clone(&self.house.budget),
             watcher: drain.watcher(),
+            kernel: self.house.kernel.clone(),
         };
         // The pages are no guests: they answer until everybody else has left.
         let pages = Drain::new();
@@ -158,6 +168,8 @@ impl App {
             tokio::spawn(listen::serve(listener, Arc::clone(&self.house.book), drain.guest(), handle));
         }
         let watch = tokio::spawn(watch_interfaces(self.own));
+        let kernel =
+            self.house.kernel.clone().map(|kernel| tokio::spawn(watch_kernel(kernel, Arc::clone(&self.metrics))));
         let policies = tokio::spawn(reload::run(hangup, self.source, Arc::downgrade(&self.house)));
         tokio::select! {
             _ = terminate.recv() => {}
@@ -175,6 +187,7 @@ impl App {
         tracing::info!("stopped");
         pages.stop(Duration::ZERO, std::future::ready(())).await;
         watch.abort();
+        kernel.iter().for_each(JoinHandle::abort);
         files.abort();
         policies.abort();
         // The watch holds no book; the last scribe goes with the house, and the writer ends.
@@ -371,6 +384,17 @@ async fn watch_interfaces(own: Arc<OwnAddresses>) {
             // The last ones known still hold.
             Err(error) => tracing::warn!(%error, "cannot read this machine's addresses again"),
         }
+    }
+}
+
+/// Sees whether the kernel's rules stand. Whoever took them away is found out within a second; meanwhile nothing gets
+/// out, for the routes or the table alone are enough.
+async fn watch_kernel(kernel: Arc<Kernel>, metrics: Arc<Metrics>) {
+    loop {
+        let looking = Arc::clone(&kernel);
+        let stands = tokio::task::spawn_blocking(move || looking.look()).await.unwrap_or(false);
+        metrics.fault(Fault::Kernel, !stands);
+        tokio::time::sleep(KERNEL_EVERY).await;
     }
 }
 

@@ -22,6 +22,7 @@ use crate::app::{App, StartError};
 use crate::claim::{Asker, Identity};
 use crate::config::{self, ConfigError, Settings};
 use crate::ending::Refusal;
+use crate::keeper;
 use crate::netfilter::KernelError;
 use crate::policy::explain::{Question, Subject};
 use crate::policy::{Because, OwnAddresses};
@@ -47,6 +48,9 @@ enum Command {
         /// Configuration file; without it the built-in one
         #[arg(long, value_name = "FILE", env = "EGRET_CONFIG")]
         config: Option<PathBuf>,
+        /// Put the kernel's rules in place before serving
+        #[arg(long)]
+        netfilter: bool,
     },
     /// Validate and lint a configuration (exit 0; 1 with warnings under --strict; 2 with faults)
     Check {
@@ -137,11 +141,11 @@ impl Cli {
     /// Runs the command; the one place that prints errors.
     #[must_use]
     pub fn run(self) -> ExitCode {
-        let outcome = match self
-            .command
-            .unwrap_or_else(|| Command::Run { config: std::env::var_os("EGRET_CONFIG").map(PathBuf::from) })
-        {
-            Command::Run { config } => run(config.as_deref()),
+        let outcome = match self.command.unwrap_or_else(|| Command::Run {
+            config: std::env::var_os("EGRET_CONFIG").map(PathBuf::from),
+            netfilter: false,
+        }) {
+            Command::Run { config, netfilter } => run(config.as_deref(), netfilter),
             Command::Check { config, strict, json } => check(&config, strict, json),
             Command::Explain(explain) => explain.answer(),
             Command::Bundle(bundle) => bundle.answer().and_then(|(text, said)| {
@@ -177,11 +181,24 @@ fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
     runtime.map_err(|e| StartError::Runtime(e).into())
 }
 
+/// Gives network rules back what was found for their names before.
+fn remember(settings: &Settings) {
+    let (rules, learn) = (&settings.rules, &settings.learn);
+    let Some(dir) = &learn.state_dir else { return };
+    if let Err(why) = keeper::state::restore(dir, &rules.nets, rules.nat64, learn.remember) {
+        complain(&format!("egret: {why}\n"));
+    }
+}
+
 /// How long work that is no connection may take when everything else has ended.
 const LAST_WORK: Duration = Duration::from_secs(2);
 
-fn run(path: Option<&Path>) -> Result<ExitCode, CommandError> {
+fn run(path: Option<&Path>, applies: bool) -> Result<ExitCode, CommandError> {
     let settings = load(path)?;
+    remember(&settings);
+    if applies {
+        netfilter::apply(&settings)?;
+    }
     let runtime = runtime()?;
     let served = {
         let _inside = runtime.enter();

@@ -1,6 +1,8 @@
 //! Keeps names resolved whose addresses stand for them: those of network rules, and a cluster's API server, which
 //! clients dial by address and may show no name.
 
+pub mod state;
+
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -9,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::ending::Refusal;
+use crate::netfilter::plan::learned;
 use crate::policy::kept::Kept;
 use crate::policy::{Clearance, Policy};
 use crate::session::House;
@@ -26,6 +29,9 @@ pub async fn run(house: Weak<House>, policy: Arc<Policy>) {
     for (kept, clearance) in policy.kept() {
         names.spawn(keep(Weak::clone(&house), Arc::clone(&policy), kept, clearance));
     }
+    if let Some(dir) = house.upgrade().and_then(|house| house.learn.state_dir.clone()) {
+        names.spawn(state::keep_writing(dir, policy));
+    }
     while names.join_next().await.is_some() {}
 }
 
@@ -39,6 +45,7 @@ async fn keep(house: Weak<House>, policy: Arc<Policy>, kept: Arc<Kept>, clearanc
             Ok((found, ttl)) => {
                 memory.see(&found, Instant::now());
                 kept.set(memory.addresses.clone());
+                tell_kernel(&house, &policy, &kept);
                 if std::mem::replace(&mut failed, false) {
                     tracing::info!(name = %kept.name(), "resolved again");
                 }
@@ -58,6 +65,17 @@ async fn keep(house: Weak<House>, policy: Arc<Policy>, kept: Arc<Kept>, clearanc
         };
         drop(house);
         tokio::time::sleep(pause).await;
+    }
+}
+
+/// Opens the kernel's way to what was found. Should it refuse, the table is gone, and whoever looks will say so.
+fn tell_kernel(house: &House, policy: &Policy, kept: &Arc<Kept>) {
+    let Some(kernel) = &house.kernel else { return };
+    let rules = policy.network_rules().iter().filter(|rule| rule.kept.iter().any(|own| Arc::ptr_eq(own, kept)));
+    for rule in rules {
+        if let Err(error) = kernel.learn(&rule.name, &learned(rule, house.learn.remember)) {
+            tracing::warn!(%error, name = %kept.name(), rule = %rule.name, "the kernel does not take the addresses");
+        }
     }
 }
 

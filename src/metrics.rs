@@ -34,6 +34,30 @@ pub struct Metrics {
     lookups: Family<Words<1>, Counter>,
     lost_lines: Family<Words<1>, Counter>,
     reloads: Family<Words<1>, Counter>,
+    faults: Family<Words<1>, Gauge>,
+}
+
+/// What is wrong with everything at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// No upstream answered the last question.
+    Dns,
+    /// The last reload was refused.
+    Reload,
+    /// The kernel's rules are not in place.
+    Kernel,
+}
+
+impl Fault {
+    const ALL: [Self; 3] = [Self::Dns, Self::Reload, Self::Kernel];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Dns => "dns",
+            Self::Reload => "reload",
+            Self::Kernel => "kernel",
+        }
+    }
 }
 
 impl Default for Metrics {
@@ -44,7 +68,7 @@ impl Default for Metrics {
         let (bytes, lookups) = (Family::<Words<1>, Counter>::default(), Family::default());
         let [bytes_up, bytes_down] =
             ["up", "down"].map(|direction| bytes.get_or_create(&Words([("direction", direction)])).clone());
-        let (lost_lines, reloads) = (Family::default(), Family::default());
+        let (lost_lines, reloads, faults) = (Family::default(), Family::default(), Family::default());
         registry.register("connections_active", "Client connections open now", active.clone());
         registry.register("peek_memory_bytes", "Memory that all peeks hold now", peek_memory.clone());
         registry.register("connections", "Client connections by how they ended", Family::clone(&endings));
@@ -53,7 +77,20 @@ impl Default for Metrics {
         registry.register("dns_lookups", "Name look-ups by outcome", Family::clone(&lookups));
         registry.register("log_lines_lost", "Access lines that could not be written", Family::clone(&lost_lines));
         registry.register("reloads", "Reloads of the policy by outcome", Family::clone(&reloads));
-        Self { registry, active, peek_memory, endings, refusals, bytes_up, bytes_down, lookups, lost_lines, reloads }
+        registry.register("fault", "What is wrong with everything at once: 1 while it is", Family::clone(&faults));
+        Self {
+            registry,
+            active,
+            peek_memory,
+            endings,
+            refusals,
+            bytes_up,
+            bytes_down,
+            lookups,
+            lost_lines,
+            reloads,
+            faults,
+        }
     }
 }
 
@@ -88,10 +125,23 @@ impl Metrics {
     }
 
     pub(crate) fn dns_asked(&self, failed: Option<Reason>) {
+        self.fault(Fault::Dns, failed == Some(Reason::DnsTimeout));
         self.lookups.get_or_create(&Words([("outcome", failed.map_or("found", Reason::as_str))])).inc();
     }
 
+    pub(crate) fn fault(&self, fault: Fault, is_there: bool) {
+        self.faults.get_or_create(&Words([("fault", fault.as_str())])).set(i64::from(is_there));
+    }
+
+    /// The faults that are there now.
+    pub fn faults(&self) -> impl Iterator<Item = &'static str> {
+        let is_there =
+            |fault: &Fault| self.faults.get(&Words([("fault", fault.as_str())])).is_some_and(|g| g.get() > 0);
+        Fault::ALL.into_iter().filter(is_there).map(Fault::as_str)
+    }
+
     pub(crate) fn reloaded(&self, outcome: &'static str) {
+        self.fault(Fault::Reload, outcome != "done");
         self.reloads.get_or_create(&Words([("outcome", outcome)])).inc();
     }
 

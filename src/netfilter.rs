@@ -12,6 +12,7 @@
 //! policy routes give what carries no such mark no way out, so that a flushed table closes.
 
 pub mod batch;
+pub mod kernel;
 pub mod members;
 pub mod plan;
 pub mod routes;
@@ -21,6 +22,7 @@ mod sysctl;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
+pub use kernel::Kernel;
 pub use plan::Plan;
 
 /// The state that a mark tells, in its highest byte; what is below is the rule's place.

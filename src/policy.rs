@@ -376,6 +376,23 @@ impl Policy {
         Err(first.unwrap_or(Refusal::new(Reason::Internal, Stage::Address)))
     }
 
+    /// Network rules, in the order of the configuration.
+    #[must_use]
+    pub fn network_rules(&self) -> &[NetRule] {
+        &self.nets
+    }
+
+    /// Application rules, without their names.
+    #[must_use]
+    pub fn application_rules(&self) -> &[AppRule] {
+        &self.apps
+    }
+
+    #[must_use]
+    pub const fn nat64(&self) -> Option<Ipv6Net> {
+        self.nat64
+    }
+
     /// The names to keep resolved, each with the leave to do so.
     pub fn kept(&self) -> impl Iterator<Item = (Arc<Kept>, Clearance)> + '_ {
         let mut seen: Vec<&Arc<Kept>> = Vec::new();

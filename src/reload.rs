@@ -13,6 +13,8 @@ use tokio::task::JoinHandle;
 
 use crate::config::{ConfigError, Settings};
 use crate::keeper;
+use crate::netfilter::kernel::ReloadError;
+use crate::netfilter::plan::Filter;
 use crate::policy::{OwnAddresses, Policy};
 use crate::session::House;
 
@@ -99,7 +101,13 @@ pub async fn run(mut hangup: Signal, source: Source, house: Weak<House>) {
         };
         let policy = Arc::new(policy);
         policy.inherit(&house.policy.get());
-        let old = house.policy.replace(Arc::clone(&policy));
+        let old = match tokio::task::block_in_place(|| put_in_force(&house, &policy)) {
+            Ok(old) => old,
+            Err(error) => {
+                refused(&error);
+                continue;
+            }
+        };
         let (rules, patterns) = policy.size();
         house.book.metrics().reloaded("done");
         tracing::info!(rules, patterns, warnings, "the new policy is in force");
@@ -109,6 +117,21 @@ pub async fn run(mut hangup: Signal, source: Source, house: Weak<House>) {
         _keeper = keep(policy);
         tokio::spawn(retire(old));
     }
+}
+
+/// Puts a policy in the place of the old one, in the kernel and here. In between both let out only what each of them
+/// does.
+fn put_in_force(house: &House, policy: &Arc<Policy>) -> Result<Arc<Policy>, ReloadError> {
+    let Some(kernel) = &house.kernel else { return Ok(house.policy.replace(Arc::clone(policy))) };
+    let remember = house.learn.remember;
+    let filter = Filter::of(policy.application_rules(), policy.network_rules(), policy.nat64(), remember);
+    let narrowed = kernel.narrow(&filter)?;
+    let old = house.policy.replace(Arc::clone(policy));
+    if let Err(error) = kernel.widen(narrowed) {
+        house.policy.replace(old);
+        return Err(error);
+    }
+    Ok(old)
 }
 
 /// Frees a policy once nobody is judged by it any more, and nowhere near a connection: a large one takes its time.

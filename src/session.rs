@@ -20,6 +20,7 @@ use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
 use crate::exchange::{self, Answered, ExchangeLimits, Outgoing, Then};
 use crate::handshake::{self, SettleLimits};
 use crate::listen::{Client, Door, Entrance, Ticket, arrival};
+use crate::netfilter::Kernel;
 use crate::peek::http_head::RequestHead;
 use crate::peek::{Expected, PeekBudget, PeekLimits, Sighting, Window};
 use crate::policy::{Clearance, Passage, Permit, Policy};
@@ -41,6 +42,8 @@ pub struct House {
     /// This machine's addresses to dial from; empty: the system's choice.
     pub sources: Vec<IpAddr>,
     pub learn: Learn,
+    /// The kernel's rules, on a next hop.
+    pub kernel: Option<Arc<Kernel>>,
 }
 
 impl House {

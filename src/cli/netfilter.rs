@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use super::{CommandError, complain, load, print};
+use super::{CommandError, complain, load, print, remember};
+use crate::config::Settings;
 use crate::netfilter::{self, Plan, ruleset};
 
 #[derive(Debug, Subcommand)]
@@ -30,23 +31,35 @@ pub(super) struct Config {
 }
 
 impl Config {
-    fn plan(&self) -> Result<Plan, CommandError> {
+    fn settings(&self) -> Result<Settings, CommandError> {
         let settings = load(self.config.as_deref())?;
-        Plan::of(&settings).ok_or_else(|| {
-            let message = "the configuration asks nothing of the kernel; write such as netfilter: { clients: [\"10.224.0.0/16\"] }";
-            CommandError::Usage(message.to_owned())
-        })
+        remember(&settings);
+        Ok(settings)
     }
+}
+
+fn plan(settings: &Settings) -> Result<Plan, CommandError> {
+    Plan::of(settings).ok_or_else(|| {
+        let message =
+            "the configuration asks nothing of the kernel; write such as netfilter: { clients: [\"10.224.0.0/16\"] }";
+        CommandError::Usage(message.to_owned())
+    })
+}
+
+/// Puts the routes and the table of some settings into the kernel, and says what could be better.
+pub(super) fn apply(settings: &Settings) -> Result<(), CommandError> {
+    for advice in netfilter::apply(&plan(settings)?)? {
+        complain(&format!("egret: {advice}\n"));
+    }
+    Ok(())
 }
 
 impl NetfilterCommand {
     pub(super) fn carry_out(self) -> Result<ExitCode, CommandError> {
         match self {
-            Self::Show(config) => print(&ruleset::shown(&config.plan()?)),
+            Self::Show(config) => print(&ruleset::shown(&plan(&config.settings()?)?)),
             Self::Apply(config) => {
-                for advice in netfilter::apply(&config.plan()?)? {
-                    complain(&format!("egret: {advice}\n"));
-                }
+                apply(&config.settings()?)?;
                 Ok(ExitCode::SUCCESS)
             }
             Self::Remove { .. } => {

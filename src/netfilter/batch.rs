@@ -131,10 +131,10 @@ impl Batch {
         self.add(set, elements);
     }
 
-    /// Empties a set.
-    pub fn flush(&mut self, set: &str) {
-        let mut message = self.messages.begin(DEL_ELEMENT, ACK, &head(INET, 0));
-        message.text(LIST_TABLE, TABLE).text(LIST_SET, set);
+    /// Takes some out and puts others in.
+    pub fn swap(&mut self, set: &str, out: &[Element], into: &[Element]) {
+        self.take(set, out);
+        self.add(set, into);
     }
 
     fn elements(&mut self, kind: u16, flags: u16, set: &str, elements: &[Element]) {

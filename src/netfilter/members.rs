@@ -49,6 +49,12 @@ impl Addresses {
         Self { v4: merged(self.v4, |end| end.checked_add(1)), v6: merged(self.v6, |end| end.checked_add(1)) }
     }
 
+    /// What both hold.
+    fn common(&self, other: &Self) -> Self {
+        let outside = Self::of(&crate::policy::prefixes::everywhere()).without(other);
+        self.clone().without(&outside)
+    }
+
     fn and(mut self, other: Self) -> Self {
         self.v4.extend(other.v4);
         self.v6.extend(other.v6);
@@ -97,6 +103,33 @@ fn range(low: IpAddr, high: IpAddr) -> String {
 }
 
 impl Members {
+    /// What both hold.
+    #[must_use]
+    pub fn common(&self, other: &Self) -> Self {
+        let both = |one: &(u8, u16, u16), other: &(u8, u16, u16)| {
+            let (low, high) = (one.1.max(other.1), one.2.min(other.2));
+            (one.0 == other.0 && low <= high).then_some((one.0, low, high))
+        };
+        let ports = self.ports.iter().flat_map(|one| other.ports.iter().filter_map(move |other| both(one, other)));
+        Self {
+            sources: self.sources.common(&other.sources),
+            destinations: self.destinations.common(&other.destinations),
+            ports: ports.collect(),
+        }
+    }
+
+    /// What either holds, source by destination by port, and so more where they differ in several.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let mut ports = [self.ports, other.ports].concat();
+        ports.sort_unstable();
+        Self {
+            sources: self.sources.and(other.sources),
+            destinations: self.destinations.and(other.destinations),
+            ports: merged_ports(ports),
+        }
+    }
+
     /// A rule's members; nothing for a rule that asks for what the kernel cannot see.
     #[must_use]
     pub fn of(rule: &NetRule, nat64: Option<Ipv6Net>) -> Self {

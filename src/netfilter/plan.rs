@@ -1,8 +1,12 @@
 //! All that the kernel is to be told, as data.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::Ipv6Net;
+use tokio::time::Instant;
 
 use super::members::{Addresses, Members};
 use crate::config::{Capture, Dnat, ListenerKind, Settings};
@@ -48,32 +52,45 @@ pub struct Place {
     pub rule: Arc<str>,
     pub members: Members,
     /// Addresses that were answered for its names before, and how long each still counts.
-    pub learned: Vec<(IpAddr, std::time::Duration)>,
+    pub learned: Vec<(IpAddr, Duration)>,
 }
 
 impl Filter {
     /// What rules come to. The kernel sees no certificate: rules for `clients` stay with the listeners that do.
     #[must_use]
-    pub fn of(apps: &[AppRule], nets: &[NetRule], nat64: Option<ipnet::Ipv6Net>) -> Self {
+    pub fn of(apps: &[AppRule], nets: &[NetRule], nat64: Option<Ipv6Net>, remember: Duration) -> Self {
         let allowing = apps.iter().filter(|rule| rule.action == Action::Allow);
         let captured = allowing.flat_map(|rule| &rule.protocols).map(|app| app.port).collect();
         let place = |rule: &NetRule| Place {
             rule: Arc::clone(&rule.name),
             members: Members::of(rule, nat64),
-            learned: Vec::new(),
+            learned: learned(rule, remember),
         };
         let of = |action: &Action| nets.iter().filter(|rule| rule.action == *action).map(place).collect();
         Self { captured, allows: of(&Action::Allow), denies: of(&Action::Deny) }
     }
 }
 
+/// What was found for a rule's names, and how long it still counts.
+#[must_use]
+pub fn learned(rule: &NetRule, remember: Duration) -> Vec<(IpAddr, Duration)> {
+    let now = Instant::now();
+    let left = |seen| remember.saturating_sub(now.saturating_duration_since(seen));
+    let mut all: BTreeMap<IpAddr, Duration> = BTreeMap::new();
+    for (ip, seen) in rule.kept.iter().flat_map(|kept| kept.addresses()) {
+        let longest = all.entry(ip).or_default();
+        *longest = left(seen).max(*longest);
+    }
+    all.into_iter().filter(|(_, left)| !left.is_zero()).collect()
+}
+
 impl Plan {
     /// The plan of some settings; `None` where nothing is asked of the kernel.
     #[must_use]
     pub fn of(settings: &Settings) -> Option<Self> {
-        let part = settings.netfilter.as_ref()?;
+        let part = settings.netfilter.as_ref().filter(|part| !part.clients.is_empty())?;
         let rules = &settings.rules;
-        let filter = Filter::of(&rules.apps, &rules.nets, rules.nat64);
+        let filter = Filter::of(&rules.apps, &rules.nets, rules.nat64, settings.learn.remember);
         let tproxy = settings.listeners.iter().filter_map(|listener| match listener.kind {
             ListenerKind::Transparent { capture: Capture::Tproxy, preserve_source } => {
                 Some((listener.bind, preserve_source))

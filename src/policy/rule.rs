@@ -4,8 +4,9 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
+use super::guard;
 use super::kept::Kept;
 use super::paths::PathPattern;
 use super::pattern::Pattern;
@@ -192,6 +193,12 @@ impl NetRule {
     #[must_use]
     pub fn covers(&self, ip: IpAddr) -> bool {
         self.destinations.contains(ip) || self.kept.iter().any(|kept| kept.contains(ip))
+    }
+
+    /// Whether its names may lead to an address.
+    #[must_use]
+    pub fn leads_to(&self, ip: IpAddr, nat64: Option<Ipv6Net>) -> bool {
+        guard::judge(ip, &self.reach, nat64) == guard::Judgement::Permitted
     }
 
     #[must_use]

@@ -49,7 +49,10 @@ pub struct Dns {
 
 impl Dns {
     pub fn start() -> Self {
-        let address = SocketAddr::new(own_ip(), 5353);
+        Self::at(SocketAddr::new(own_ip(), 5353))
+    }
+
+    pub fn at(address: SocketAddr) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (names, asked) = (Book::default(), Asked::default());
         let answering = Answering { names: Arc::clone(&names), asked: Arc::clone(&asked) };

@@ -77,6 +77,11 @@ impl Egret {
 
     /// The same, with files beside the configuration.
     pub fn run_with(config: &str, ip: IpAddr, files: &[(&str, &str)]) -> Self {
+        Self::run_as(config, ip, files, &[])
+    }
+
+    /// And with more on its command line.
+    pub fn run_as(config: &str, ip: IpAddr, files: &[(&str, &str)], more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for (name, text) in files {
             std::fs::write(folder.path().join(name), text).unwrap();
@@ -86,6 +91,7 @@ impl Egret {
         let mut child = Command::new(env!("CARGO_BIN_EXE_egret"))
             .args(["run", "--config"])
             .arg(&file)
+            .args(more)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

@@ -251,12 +251,13 @@ impl Nginx {
         let stem = authority.sign("nginx", names);
         let root = tempfile::tempdir().unwrap();
         let (dir, stem) = (root.path().display(), stem.display());
+        let (plain, tls) = (SocketAddr::new(ip, http), SocketAddr::new(ip, https));
         let config = format!(
             "daemon off; user root; pid {dir}/pid; error_log {dir}/error.log; worker_processes 1;\n\
              events {{ worker_connections 512; }}\n\
              http {{ access_log {dir}/access.log; client_body_temp_path {dir}/t1; proxy_temp_path {dir}/t2;\n\
              fastcgi_temp_path {dir}/t3; uwsgi_temp_path {dir}/t4; scgi_temp_path {dir}/t5; client_max_body_size 0;\n\
-             server {{ listen {ip}:{http}; listen {ip}:{https} ssl http2; root {dir};\n\
+             server {{ listen {plain}; listen {tls} ssl http2; root {dir};\n\
              ssl_certificate {stem}.crt; ssl_certificate_key {stem}.key; ssl_protocols TLSv1.2 TLSv1.3; {more}\n\
              location /who {{ return 200 \"$host $server_protocol $ssl_protocol\\n\"; }} }} }}\n"
         );
