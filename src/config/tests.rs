@@ -360,26 +360,26 @@ fn the_kernels_part_is_checked() {
     for name in ["eth 1", "a\\\"b", "x; flush ruleset", "0123456789abcdef", ""] {
         fault(&kernel(&format!("interfaces: [\"{name}\"]")), &[("2:53", "no interface's name")]);
     }
-    fault(&kernel("bypass: [\"::/0\"]"), &[("2:48", "lets everything out unjudged")]);
+    fault(&kernel("bypass: [\"::/0\"]"), &[("2:49", "lets everything out unjudged")]);
     let dnat = |line: &str| kernel(&format!("dnat: [{line}]"));
     fault(&dnat("{ protocol: \"tcp:1-2\", to: \"10.224.0.1:80\" }"), &[("2:59", "one port leads to one port")]);
     fault(&dnat("{ protocol: icmp, to: \"10.224.0.1:80\" }"), &[("2:59", "icmp has no port")]);
     fault(&dnat("{ protocol: \"tcp:1\", to: \"10.1.0.1:80\" }"), &[("2:72", "in none of netfilter.clients")]);
     fault("listeners: [{ kind: transparent, bind: \"[::]:3129\" }]\n", &[("1:13", "write `capture: tproxy`")]);
     let listener = |keys: &str| format!("listeners: [{{ kind: transparent, bind: \"[::]:3129\", {keys} }}]\n");
-    fault(&listener("capture: tproxy, port: 443"), &[("1:72", "learns the port from the connection")]);
-    fault(&listener("capture: redirect, preserve_source: true"), &[("1:74", "their address is its own")]);
+    fault(&listener("capture: tproxy, port: 443"), &[("1:76", "learns the port from the connection")]);
+    fault(&listener("capture: redirect, preserve_source: true"), &[("1:89", "their address is its own")]);
     let keeps = listener("capture: tproxy, preserve_source: true");
     let clients = "clients: [10.224.0.0/16]";
-    fault(&format!("{keeps}netfilter: {{ {clients} }}\n"), &[("1:72", "write netfilter.snat: none")]);
-    fault(&format!("{keeps}netfilter: {{ {clients}, snat: none }}\nfleet: true\n"), &[("1:72", "another instance")]);
+    fault(&format!("{keeps}netfilter: {{ {clients} }}\n"), &[("1:87", "write netfilter.snat: none")]);
+    fault(&format!("{keeps}netfilter: {{ {clients}, snat: none }}\nfleet: true\n"), &[("1:87", "another instance")]);
     parse(&format!("{keeps}netfilter: {{ {clients}, snat: none }}\n")).unwrap();
     fault(&format!("{BASE}upstream: {{ sources: [0.0.0.0] }}\n"), &[("2:23", "no address of this machine")]);
     fault(&format!("{BASE}learn: {{ remember: 5s }}\n"), &[("2:20", "shorter than `learn.refresh`")]);
     let verify =
         "policy: { application_rules: [{ fqdns: [a.example], protocols: [\"https:443\"], destination: verify }] }";
     parse(&format!("{BASE}{verify}\n")).unwrap();
-    fault(&format!("{BASE}fleet: true\n{verify}\n"), &[("3:89", "do not know each other's answers")]);
+    fault(&format!("{BASE}fleet: true\n{verify}\n"), &[("3:92", "do not know each other's answers")]);
 }
 
 #[test]
