@@ -5,7 +5,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -19,7 +19,8 @@ use crate::dns::{Resolver, UpstreamError};
 use crate::drain::Drain;
 use crate::listen::{self, Door, Entrance};
 use crate::metrics::{Fault, Metrics};
-use crate::netfilter::{Kernel, Plan};
+use crate::netfilter::told::Counted;
+use crate::netfilter::{self, Kernel, Plan};
 use crate::peek::PeekBudget;
 use crate::policy::{OwnAddresses, Policy};
 use crate::record::{Book, LogWriter, Scribe};
@@ -79,6 +80,7 @@ pub struct App {
     source: Source,
     writer: LogWriter,
     screen: String,
+    tells_flows: bool,
 }
 
 impl App {
@@ -124,8 +126,9 @@ impl App {
             learn: settings.learn.clone(),
             kernel,
         });
+        let tells_flows = settings.log.net_all;
         let source = Source { file: config.map(Path::to_owned), began: settings, own: Arc::clone(&own) };
-        Ok(Self { house, listeners, admin, health, metrics, own, source, writer, screen })
+        Ok(Self { house, listeners, admin, health, metrics, own, source, writer, screen, tells_flows })
     }
 
     /// What egret does, on one screen.
@@ -169,7 +172,10 @@ impl App {
         }
         let watch = tokio::spawn(watch_interfaces(self.own));
         let kernel =
-            self.house.kernel.clone().map(|kernel| tokio::spawn(watch_kernel(kernel, Arc::clone(&self.metrics))));
+            self.house.kernel.clone().map(|kernel| tokio::spawn(watch_kernel(kernel, Arc::downgrade(&self.house))));
+        if self.house.kernel.is_some() {
+            netfilter::told::listen(&self.house, self.tells_flows)?;
+        }
         let policies = tokio::spawn(reload::run(hangup, self.source, Arc::downgrade(&self.house)));
         tokio::select! {
             _ = terminate.recv() => {}
@@ -389,11 +395,17 @@ async fn watch_interfaces(own: Arc<OwnAddresses>) {
 
 /// Sees whether the kernel's rules stand. Whoever took them away is found out within a second; meanwhile nothing gets
 /// out, for the routes or the table alone are enough.
-async fn watch_kernel(kernel: Arc<Kernel>, metrics: Arc<Metrics>) {
+async fn watch_kernel(kernel: Arc<Kernel>, house: Weak<House>) {
+    let mut counted = Counted::default();
     loop {
         let looking = Arc::clone(&kernel);
-        let stands = tokio::task::spawn_blocking(move || looking.look()).await.unwrap_or(false);
-        metrics.fault(Fault::Kernel, !stands);
+        let looked = tokio::task::spawn_blocking(move || (looking.look(), looking.counters())).await;
+        let Some(house) = house.upgrade() else { return };
+        let (stands, counters) = looked.unwrap_or((false, Ok(Vec::new())));
+        house.book.metrics().fault(Fault::Kernel, !stands);
+        // Without a table there are no counters.
+        counted.count(&house, counters.unwrap_or_default());
+        drop(house);
         tokio::time::sleep(KERNEL_EVERY).await;
     }
 }

@@ -1,5 +1,7 @@
 //! Counters with closed label sets: no label value ever comes from the network.
 
+use std::sync::Arc;
+
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -35,6 +37,18 @@ pub struct Metrics {
     lost_lines: Family<Words<1>, Counter>,
     reloads: Family<Words<1>, Counter>,
     faults: Family<Words<1>, Gauge>,
+    net_refusals: Family<Words<1>, Counter>,
+    net_flows: Family<RuleLabel, Counter>,
+}
+
+/// A rule, by the name that the operator gave it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct RuleLabel(Arc<str>);
+
+impl EncodeLabelSet for RuleLabel {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+        ("rule", &*self.0).encode(encoder.encode_label())
+    }
 }
 
 /// What is wrong with everything at once.
@@ -77,6 +91,9 @@ impl Default for Metrics {
         registry.register("dns_lookups", "Name look-ups by outcome", Family::clone(&lookups));
         registry.register("log_lines_lost", "Access lines that could not be written", Family::clone(&lost_lines));
         registry.register("reloads", "Reloads of the policy by outcome", Family::clone(&reloads));
+        let (net_refusals, net_flows) = (Family::default(), Family::default());
+        registry.register("net_refusals", "Packets that the kernel refused, by reason", Family::clone(&net_refusals));
+        registry.register("net_flows", "Flows that the kernel let through, by network rule", Family::clone(&net_flows));
         registry.register("fault", "What is wrong with everything at once: 1 while it is", Family::clone(&faults));
         Self {
             registry,
@@ -90,6 +107,8 @@ impl Default for Metrics {
             lost_lines,
             reloads,
             faults,
+            net_refusals,
+            net_flows,
         }
     }
 }
@@ -127,6 +146,14 @@ impl Metrics {
     pub(crate) fn dns_asked(&self, failed: Option<Reason>) {
         self.fault(Fault::Dns, failed == Some(Reason::DnsTimeout));
         self.lookups.get_or_create(&Words([("outcome", failed.map_or("found", Reason::as_str))])).inc();
+    }
+
+    pub(crate) fn net_refused(&self, reason: Reason, packets: u64) {
+        self.net_refusals.get_or_create(&Words([("reason", reason.as_str())])).inc_by(packets);
+    }
+
+    pub(crate) fn net_flows(&self, rule: &Arc<str>, flows: u64) {
+        self.net_flows.get_or_create(&RuleLabel(Arc::clone(rule))).inc_by(flows);
     }
 
     pub(crate) fn fault(&self, fault: Fault, is_there: bool) {

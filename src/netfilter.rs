@@ -12,12 +12,16 @@
 //! policy routes give what carries no such mark no way out, so that a flushed table closes.
 
 pub mod batch;
+pub mod flows;
 pub mod kernel;
 pub mod members;
+pub mod packet;
 pub mod plan;
+pub mod refusals;
 pub mod routes;
 pub mod ruleset;
 mod sysctl;
+pub mod told;
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};

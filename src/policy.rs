@@ -302,7 +302,7 @@ impl Policy {
                 if self.ports.contains_key(&claim.port) {
                     return Ok(Passage::Peek(self.expectation(claim.port)));
                 }
-                Err(Refusal::new(Reason::NoRule, Stage::Network).with(self.address_hint(asker, ip, claim.port)))
+                Err(Refusal::new(Reason::NoRule, Stage::Network).with(self.address_hint(asker, ip, claim.port, "tcp")))
             }
         }
     }

@@ -18,6 +18,8 @@ use crate::claim::{Claim, ClientAddr, Identity, Target, Via};
 use crate::ending::{Ending, Reason, Refusal, Stage};
 use crate::metrics::Metrics;
 use crate::name::Host;
+use crate::netfilter::flows::Flow;
+use crate::netfilter::members::{ICMP, ICMPV6, TCP, UDP};
 use crate::peek::Sighting;
 use crate::peek::client_hello::{ClientHello, Sni};
 use crate::peek::http_head::{HostField, RequestHead};
@@ -85,6 +87,89 @@ impl Book {
             book: Arc::clone(self),
             closed: false,
         }
+    }
+}
+
+/// The listener that packets have which the kernel judged.
+const KERNEL: &str = "netfilter";
+
+impl Book {
+    /// Writes down what the kernel judged. Nobody waits for such a line: it is written where there is room.
+    pub fn net(&self, verdict: &NetVerdict<'_>, client: SocketAddr, dst: SocketAddr, protocol: u8) {
+        if !self.scribe.writes() {
+            return;
+        }
+        let mut line = self.net_line();
+        line.client = Some(client);
+        line.original_dst = Some(dst);
+        line.port = Some(dst.port()).filter(|port| *port > 0);
+        line.protocol = match protocol {
+            TCP => Some("tcp"),
+            UDP => Some("udp"),
+            ICMP | ICMPV6 => Some("icmp"),
+            _ => None,
+        };
+        match verdict {
+            NetVerdict::Refused(refusal) => {
+                deny(&mut line, refusal);
+                line.ending = Some(Ending::Refused.as_str());
+                if refusal.reason == Reason::QuicDenied {
+                    line.protocol = Some("quic");
+                }
+            }
+            NetVerdict::Ended { rule, flow } => {
+                line.verdict = Some("allow");
+                line.rule = Some(Arc::clone(rule));
+                line.upstream = Some(flow.upstream);
+                (line.bytes_up, line.bytes_down) = (flow.bytes_up, flow.bytes_down);
+                let duration = flow.duration.unwrap_or_default();
+                line.duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+                line.ts = Stamp(SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH));
+                line.ending = Some(Ending::Closed.as_str());
+            }
+        }
+        self.scribe.write_if_room(line);
+    }
+
+    /// Writes down how many refused packets have no line.
+    pub fn net_left_out(&self, reason: Reason, count: u64) {
+        if self.scribe.writes() {
+            let mut line = self.net_line();
+            deny(&mut line, &Refusal::new(reason, Stage::Network));
+            line.left_out = Some(count);
+            self.scribe.write_if_room(line);
+        }
+    }
+
+    fn net_line(&self) -> Box<Line> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (id, listener) = (Id { run: self.run, number }, Arc::from(KERNEL));
+        Box::new(Line { ts: Stamp(SystemTime::now()), event: "net", id, listener, ..Line::default() })
+    }
+}
+
+/// What the kernel decided.
+#[derive(Debug)]
+pub enum NetVerdict<'a> {
+    Refused(&'a Refusal),
+    /// A flow was let through by a rule, and has ended.
+    Ended {
+        rule: Arc<str>,
+        flow: &'a Flow,
+    },
+}
+
+fn deny(line: &mut Line, refusal: &Refusal) {
+    line.verdict = Some("deny");
+    line.reason = Some(refusal.reason.as_str());
+    line.stage = Some(refusal.stage.as_str());
+    if let Some(hint) = &refusal.hint {
+        if let Some(rule) = &hint.rule {
+            line.rule = Some(Arc::clone(rule));
+            line.pattern = hint.pattern.as_deref().map(Into::into);
+        }
+        line.nearest = hint.nearest.as_deref().map(Into::into);
+        line.fix = hint.fix.as_deref().map(Into::into);
     }
 }
 
@@ -247,27 +332,13 @@ impl Record {
 
     /// Closes the record of a connection that was refused.
     pub fn refuse(mut self, refusal: &Refusal) {
-        self.denied(refusal.reason, refusal.stage);
-        if let Some(hint) = &refusal.hint {
-            self.tell(|line| {
-                if let Some(rule) = &hint.rule {
-                    line.rule = Some(Arc::clone(rule));
-                    line.pattern = hint.pattern.as_deref().map(Into::into);
-                }
-                line.nearest = hint.nearest.as_deref().map(Into::into);
-                line.fix = hint.fix.as_deref().map(Into::into);
-            });
-        }
+        self.denied(refusal);
         self.finish(Ending::Refused);
     }
 
-    fn denied(&mut self, reason: Reason, stage: Stage) {
-        self.tell(|line| {
-            line.verdict = Some("deny");
-            line.reason = Some(reason.as_str());
-            line.stage = Some(stage.as_str());
-        });
-        self.book.metrics.refused(reason, stage);
+    fn denied(&mut self, refusal: &Refusal) {
+        self.tell(|line| deny(line, refusal));
+        self.book.metrics.refused(refusal.reason, refusal.stage);
     }
 
     fn finish(&mut self, ending: Ending) {
@@ -291,14 +362,14 @@ impl Drop for Record {
             return;
         }
         if std::thread::panicking() {
-            self.denied(Reason::Internal, Stage::Relay);
+            self.denied(&Refusal::new(Reason::Internal, Stage::Relay));
             return self.finish(Ending::Failed);
         }
         if self.is_dialled {
             self.tell(|line| line.verdict = Some("allow"));
             return self.finish(Ending::Drained);
         }
-        self.denied(Reason::Draining, Stage::Limit);
+        self.denied(&Refusal::new(Reason::Draining, Stage::Limit));
         self.finish(Ending::Refused);
     }
 }

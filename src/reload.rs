@@ -56,8 +56,9 @@ impl Source {
     fn compile(&self, file: &std::path::Path) -> Result<Fresh, ConfigError> {
         let mut settings = Settings::load(file)?;
         let waits = self.began.differs(&settings);
+        let cuts = settings.rules.cuts;
         let policy = std::mem::take(&mut settings.rules).compile(Arc::clone(&self.own));
-        Ok(Fresh { policy, waits, warnings: settings.warnings.len() })
+        Ok(Fresh { cuts, policy, waits, warnings: settings.warnings.len() })
     }
 }
 
@@ -67,6 +68,8 @@ struct Fresh {
     /// What else has changed in the file, and waits for a restart.
     waits: Vec<&'static str>,
     warnings: usize,
+    /// Whether flows of the kernel end with their rule.
+    cuts: bool,
 }
 
 /// Keeps the policy's names resolved, and replaces the policy whenever it is told to, until the house is gone.
@@ -87,7 +90,7 @@ pub async fn run(mut hangup: Signal, source: Source, house: Weak<House>) {
             house.book.metrics().reloaded("refused");
             tracing::error!("nothing has changed: {why}");
         };
-        let Fresh { policy, waits, warnings } = match compiled {
+        let Fresh { policy, waits, warnings, cuts: fresh_cuts } = match compiled {
             Ok(Ok(fresh)) => fresh,
             Ok(Err(error)) => {
                 refused(&error);
@@ -108,6 +111,12 @@ pub async fn run(mut hangup: Signal, source: Source, house: Weak<House>) {
                 continue;
             }
         };
+        let cut = fresh_cuts.then(|| house.kernel.as_ref().map(|kernel| kernel.cut())).flatten();
+        match cut {
+            Some(Ok(flows)) => tracing::info!(flows, "flows whose rule is gone have ended"),
+            Some(Err(error)) => tracing::error!(%error, "flows whose rule is gone go on"),
+            None => {}
+        }
         let (rules, patterns) = policy.size();
         house.book.metrics().reloaded("done");
         tracing::info!(rules, patterns, warnings, "the new policy is in force");

@@ -11,10 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::batch::{self, Batch, Element};
+use super::flows::{self, Flow};
 use super::members::{Addresses, Members};
 use super::plan::{Filter, Place, Plan};
 use super::ruleset::{self, set_name};
-use super::{FORWARDED, STATE, routes};
+use super::{FORWARDED, STATE, refusals, routes};
+use crate::ending::Reason;
 use crate::netlink::Socket;
 
 /// The kernel's rules, from this process's side.
@@ -25,6 +27,8 @@ pub struct Kernel {
     rules: usize,
     state: Mutex<State>,
     is_in_place: AtomicBool,
+    /// Refused packets that have a line and are not counted yet, by reason.
+    lines: Mutex<HashMap<Reason, u64>>,
 }
 
 #[derive(Debug)]
@@ -79,6 +83,16 @@ impl Places {
             *free.ok_or(ReloadError::NoPlace(self.taken.len(), action))? = Some(Taken::of(place));
         }
         Ok(Self { taken })
+    }
+
+    /// Whether some rule's sets hold a flow.
+    fn let_through(&self, flow: &Flow) -> bool {
+        let (from, to, port) = (flow.client.ip(), flow.destination.ip(), flow.destination.port());
+        self.taken.iter().flatten().any(|Taken { members, learned, .. }| {
+            members.sources.contains(from)
+                && (members.destinations.contains(to) || learned.contains(&to))
+                && members.ports.iter().any(|(of, low, high)| *of == flow.protocol && (*low..=*high).contains(&port))
+        })
     }
 
     fn number(&self, rule: &str) -> Option<usize> {
@@ -195,7 +209,7 @@ impl Kernel {
             denies: Places::of(&plan.filter.denies, denies),
         };
         let (rules, state) = (ruleset::rules(&plan), Mutex::new(state));
-        Ok(Self { plan, rules, state, is_in_place: AtomicBool::new(false) })
+        Ok(Self { plan, rules, state, is_in_place: AtomicBool::new(false), lines: Mutex::default() })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -222,6 +236,50 @@ impl Kernel {
             );
         }
         stands
+    }
+
+    /// A refused packet has its line.
+    pub(super) fn told(&self, reason: Reason) {
+        *self.lines.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default() += 1;
+    }
+
+    /// Of so many packets refused since the last time, those that have no line. A line that comes before its count
+    /// stands for a later one.
+    pub(super) fn left_out(&self, reason: Reason, refused: u64) -> u64 {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = lines.entry(reason).or_default();
+        let left = refused.saturating_sub(*told);
+        *told = told.saturating_sub(refused);
+        left
+    }
+
+    /// The rule whose flows a counter counts.
+    pub(super) fn rule_of_counter(&self, name: &str) -> Option<Arc<str>> {
+        let number: usize = name.strip_prefix("allow")?.parse().ok()?;
+        self.state().allows.taken.get(number)?.as_ref().map(|taken| Arc::clone(&taken.rule))
+    }
+
+    /// What the table's counters show.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn counters(&self) -> io::Result<Vec<(String, u64)>> {
+        refusals::counters(&self.state().socket)
+    }
+
+    /// Ends the flows that the rules of now would not let through; how many there were.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn cut(&self) -> io::Result<usize> {
+        let (allows, denies) = {
+            let state = self.state();
+            (state.allows.clone(), state.denies.clone())
+        };
+        flows::cut(|flow| {
+            let is_of_rule = usize::try_from(flow.mark & !STATE).is_ok_and(|number| number < allows.taken.len());
+            !is_of_rule || (allows.let_through(flow) && !denies.let_through(flow))
+        })
     }
 
     /// The rule that let a flow through, from its conntrack mark.

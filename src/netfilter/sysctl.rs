@@ -25,10 +25,12 @@ pub(super) fn set(plan: &Plan) -> Result<Vec<String>, KernelError> {
     for interface in interfaces("ipv4") {
         write(&interface.join("rp_filter"), "0")?;
     }
-    // The bytes of a flow are in its record.
-    let accounting = net.join("netfilter/nf_conntrack_acct");
-    if accounting.exists() {
-        write(&accounting, "1")?;
+    // The bytes and the time of a flow are in its record.
+    for what in ["nf_conntrack_acct", "nf_conntrack_timestamp"] {
+        let path = net.join("netfilter").join(what);
+        if path.exists() {
+            write(&path, "1")?;
+        }
     }
     write(&net.join("ipv4/ip_forward"), "1")?;
     if plan.has_v6() {

@@ -125,7 +125,7 @@ impl Policy {
                 return Err(Refusal::new(Reason::IpLiteral, Stage::Name).with(Hint { nearest, ..Hint::default() }));
             }
             Host::Address(ip) => {
-                let hint = self.address_hint(&question.asker, *ip, port);
+                let hint = self.address_hint(&question.asker, *ip, port, "tcp");
                 return Err(Refusal::new(Reason::NoRule, Stage::Network).with(hint));
             }
         };
@@ -174,8 +174,8 @@ impl Policy {
             return Ok(self.because(*grant));
         }
         let hint = match ip {
-            Some(ip) if kind == NetKind::Tcp => self.address_hint(&question.asker, ip, port),
-            _ => Hint::default(),
+            Some(ip) => self.address_hint(&question.asker, ip, port, if kind == NetKind::Tcp { "tcp" } else { "udp" }),
+            None => Hint::default(),
         };
         Err(Refusal::new(Reason::NoRule, Stage::Network).with(hint))
     }

@@ -84,7 +84,7 @@ impl Policy {
         )
     }
 
-    pub(super) fn address_hint(&self, asker: &Asker, ip: IpAddr, port: u16) -> Hint {
+    pub(super) fn address_hint(&self, asker: &Asker, ip: IpAddr, port: u16, protocol: &str) -> Hint {
         let covering = self
             .nets
             .iter()
@@ -94,7 +94,7 @@ impl Policy {
         let sources = self.fix_sources(asker);
         let len = if ip.is_ipv4() { 32 } else { 128 };
         let fix = format!(
-            "- {{ name: tcp-{port}, {sources}destinations: [\"{ip}/{len}\"], protocols: [\"tcp:{port}\"] }} # policy.network_rules"
+            "- {{ name: {protocol}-{port}, {sources}destinations: [\"{ip}/{len}\"], protocols: [\"{protocol}:{port}\"] }} # policy.network_rules"
         );
         Hint { rule: None, pattern: None, nearest, fix: Some(fix) }
     }

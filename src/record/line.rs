@@ -69,6 +69,9 @@ pub struct Line {
     pub duration_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ending: Option<&'static str>,
+    /// Refusals like this one that have no line of their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<u64>,
 }
 
 /// When a connection began; told as RFC 3339 with microseconds.

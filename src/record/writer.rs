@@ -110,6 +110,15 @@ impl Scribe {
         self.access == LogAccess::All
     }
 
+    /// Writes what nobody waits with, if there is room.
+    pub(super) fn write_if_room(&self, line: Box<Line>) {
+        let lane = if line.reason.is_some() { &self.refused } else { &self.allowed };
+        if lane.waiting.load(Ordering::Relaxed) > LANE {
+            return self.metrics.lines_lost(lane.name, 1);
+        }
+        self.write(line);
+    }
+
     pub(super) fn write(&self, line: Box<Line>) {
         let is_refusal = line.reason.is_some();
         let is_wanted = match self.access {

@@ -10,8 +10,10 @@
 #![allow(clippy::disallowed_methods, reason = "real time: these tests talk to real processes")]
 
 mod hop;
+mod leak;
 #[path = "../missing/mod.rs"]
 mod missing;
 #[path = "../e2e/support/mod.rs"]
 mod support;
+mod told;
 mod world;

@@ -270,6 +270,11 @@ impl Capture {
         String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
     }
 
+    /// Whether some bytes passed.
+    pub fn contains(&self, bytes: &[u8]) -> bool {
+        std::fs::read(self.file.path()).unwrap().windows(bytes.len()).any(|window| window == bytes)
+    }
+
     #[track_caller]
     pub fn saw_nothing(&mut self, filter: &str) {
         let packets = self.packets(filter);

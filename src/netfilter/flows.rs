@@ -1,0 +1,152 @@
+//! Flows that the kernel forwards, from conntrack (linux/netfilter/nfnetlink_conntrack.h): told when they end, and ended
+//! when their rule is gone.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use nix::sys::socket::{MsgFlags, SockProtocol};
+
+use super::{FORWARDED, STATE};
+use crate::netlink::{ACK, DUMP, Messages, Socket, attributes, received};
+
+const NEW: u16 = 1 << 8;
+const GET: u16 = (1 << 8) | 1;
+const DELETE: u16 = (1 << 8) | 2;
+/// The group of ended flows, as a bit.
+const ENDED: u32 = 1 << (3 - 1);
+const TUPLE_ORIGINAL: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
+const MARK: u16 = 8;
+const COUNTERS_ORIGINAL: u16 = 9;
+const COUNTERS_REPLY: u16 = 10;
+const TIMESTAMP: u16 = 20;
+const MARK_MASK: u16 = 21;
+const ROOM: usize = 8 << 20;
+
+/// One flow that was let through by address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flow {
+    pub client: SocketAddr,
+    pub destination: SocketAddr,
+    /// Who answers: another address than the destination where that was translated.
+    pub upstream: SocketAddr,
+    pub protocol: u8,
+    pub mark: u32,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    pub duration: Option<Duration>,
+    /// The original tuple as the kernel wrote it: what the flow is deleted by.
+    tuple: Vec<u8>,
+    family: u8,
+}
+
+fn read(payload: &[u8]) -> Option<Flow> {
+    let family = *payload.first()?;
+    let attrs = || attributes(payload.get(4..).unwrap_or_default());
+    let get = |kind| attrs().find(|(k, _)| *k == kind).map(|(_, value)| value);
+    let mark = u32::from_be_bytes(*get(MARK)?.first_chunk()?);
+    if mark & STATE != FORWARDED {
+        return None;
+    }
+    let original = get(TUPLE_ORIGINAL)?;
+    let (client, destination, protocol) = tuple(original)?;
+    let (upstream, _, _) = tuple(get(TUPLE_REPLY)?)?;
+    let bytes = |kind| get(kind).and_then(|counters| number(counters, 2)).unwrap_or(0);
+    let duration = get(TIMESTAMP).and_then(|stamps| {
+        let (start, stop) = (number(stamps, 1)?, number(stamps, 2)?);
+        Some(Duration::from_nanos(stop.saturating_sub(start)))
+    });
+    Some(Flow {
+        client,
+        destination,
+        upstream,
+        protocol,
+        mark,
+        bytes_up: bytes(COUNTERS_ORIGINAL),
+        bytes_down: bytes(COUNTERS_REPLY),
+        duration,
+        tuple: original.to_vec(),
+        family,
+    })
+}
+
+fn number(attrs: &[u8], kind: u16) -> Option<u64> {
+    let (_, value) = attributes(attrs).find(|(k, _)| *k == kind)?;
+    Some(u64::from_be_bytes(*value.first_chunk()?))
+}
+
+/// Source, destination and protocol of a tuple.
+fn tuple(bytes: &[u8]) -> Option<(SocketAddr, SocketAddr, u8)> {
+    let part = |kind| attributes(bytes).find(|(k, _)| *k == kind).map(|(_, value)| value);
+    let (ip, proto) = (part(1)?, part(2)?);
+    let address = |v4: u16, v6: u16| {
+        attributes(ip).find_map(|(kind, value)| match kind {
+            _ if kind == v4 => Some(IpAddr::from(*value.first_chunk::<4>()?)),
+            _ if kind == v6 => Some(IpAddr::from(*value.first_chunk::<16>()?)),
+            _ => None,
+        })
+    };
+    let field = |kind| attributes(proto).find(|(k, _)| *k == kind).map(|(_, value)| value);
+    let port = |kind| field(kind).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u16::from_be_bytes(*bytes));
+    let protocol = *field(1)?.first()?;
+    Some((SocketAddr::new(address(1, 3)?, port(2)), SocketAddr::new(address(2, 4)?, port(3)), protocol))
+}
+
+/// Where the kernel tells of flows that have ended.
+#[derive(Debug)]
+pub struct Endings(Socket);
+
+impl Endings {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    /// The kernel's; it takes CAP_NET_ADMIN.
+    pub fn listen() -> io::Result<Self> {
+        let socket = Socket::listen(SockProtocol::NetlinkNetFilter, ENDED)?;
+        socket.set_room(64 << 10, ROOM)?;
+        Ok(Self(socket))
+    }
+
+    /// Waits for some; `None` where the kernel had more to tell than there was room for.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn next(&self, buffer: &mut [u8]) -> io::Result<Option<Vec<Flow>>> {
+        match self.0.receive(buffer, MsgFlags::empty()) {
+            Ok(bytes) => Ok(Some(received(bytes).filter_map(|message| read(message.payload)).collect())),
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Ends the forwarded flows that are not wanted any more; how many there were.
+///
+/// # Errors
+/// The kernel's.
+pub fn cut(is_wanted: impl Fn(&Flow) -> bool) -> io::Result<usize> {
+    let socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
+    socket.set_room(64 << 10, ROOM)?;
+    let mut messages = Messages::default();
+    let mut message = messages.begin(GET, DUMP, &[0, 0, 0, 0]);
+    message.attr(MARK, &FORWARDED.to_be_bytes()).attr(MARK_MASK, &STATE.to_be_bytes());
+    drop(message);
+    let mut gone = Vec::new();
+    socket.dump(&messages, |message| {
+        let flow = (message.kind == NEW).then(|| read(message.payload)).flatten();
+        gone.extend(flow.filter(|flow| !is_wanted(flow)));
+    })?;
+    let mut count = 0;
+    for flow in gone {
+        let mut messages = Messages::default();
+        messages.begin(DELETE, ACK, &[flow.family, 0, 0, 0]).attr(TUPLE_ORIGINAL | 0x8000, &flow.tuple);
+        match socket.ask(&messages) {
+            Ok(()) => count += 1,
+            // It has ended by itself.
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(count)
+}

@@ -1,0 +1,118 @@
+//! What the kernel did by itself, told in the log and counted: refused packets, and flows that have ended.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Weak};
+
+use super::flows::Endings;
+use super::members::{TCP, UDP};
+use super::refusals::{Refusals, Refused};
+use super::ruleset::REASONS;
+use super::{BYPASSED, INGRESS, INGRESS_PLAIN};
+use crate::claim::Asker;
+use crate::ending::{Reason, Refusal, Stage};
+use crate::name::Host;
+use crate::policy::explain::{Question, Subject};
+use crate::record::NetVerdict;
+use crate::session::House;
+
+/// Bytes of one datagram from the kernel.
+const DATAGRAM: usize = 64 << 10;
+
+/// Starts the threads that listen to the kernel; they hold nothing that egret's end waits for.
+///
+/// # Errors
+/// The kernel's: CAP_NET_ADMIN is missing, or another egret listens in this network namespace.
+pub fn listen(house: &Arc<House>, tells_flows: bool) -> io::Result<()> {
+    let (refusals, weak) = (Refusals::listen()?, Arc::downgrade(house));
+    let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+    thread("net-refusals").spawn(move || {
+        let mut buffer = vec![0; DATAGRAM];
+        while let Some(all) = heard(refusals.next(&mut buffer), "refused packets") {
+            let Some(house) = weak.upgrade() else { return };
+            all.iter().for_each(|refused| tell_refusal(&house, refused));
+        }
+    })?;
+    if tells_flows {
+        let (endings, weak) = (Endings::listen()?, Arc::downgrade(house));
+        thread("net-flows").spawn(move || tell_flows(&endings, &weak))?;
+    }
+    Ok(())
+}
+
+fn heard<T>(outcome: io::Result<T>, what: &str) -> Option<T> {
+    outcome.inspect_err(|error| tracing::error!(%error, "the kernel tells no more of {what}")).ok()
+}
+
+fn tell_refusal(house: &House, refused: &Refused) {
+    let Refused { packet, reason } = refused;
+    house.book.net(&NetVerdict::Refused(&refusal(house, refused)), packet.from, packet.to, packet.protocol);
+    if let Some(kernel) = &house.kernel {
+        kernel.told(*reason);
+    }
+}
+
+/// The refusal with the rule that denied it, or what would have to be written for it.
+fn refusal(house: &House, refused: &Refused) -> Refusal {
+    let Refused { packet, reason } = refused;
+    let plain = Refusal::new(*reason, Stage::Network);
+    let (host, port) = (Host::Address(packet.to.ip()), packet.to.port());
+    let subject = match packet.protocol {
+        TCP => Subject::Tcp { host, port },
+        UDP => Subject::Udp { host, port },
+        _ => return plain,
+    };
+    if !matches!(reason, Reason::NoRule | Reason::RuleDenied) {
+        return plain;
+    }
+    let question = Question { subject, asker: Asker::at(packet.from.ip()), dst: None, alpn: Vec::new() };
+    let explained = house.policy.get().explain(&question).err();
+    // The policy may have changed since.
+    explained
+        .filter(|explained| explained.reason == *reason)
+        .map_or(plain, |explained| Refusal { stage: Stage::Network, ..explained })
+}
+
+fn tell_flows(endings: &Endings, house: &Weak<House>) {
+    let mut buffer = vec![0; DATAGRAM];
+    while let Some(ended) = heard(endings.next(&mut buffer), "ended flows") {
+        let Some(house) = house.upgrade() else { return };
+        let Some(ended) = ended else {
+            tracing::warn!("more flows ended at once than could be told; some have no line");
+            continue;
+        };
+        for flow in &ended {
+            let rule = match flow.mark {
+                BYPASSED => Arc::from("netfilter.bypass"),
+                INGRESS | INGRESS_PLAIN => Arc::from("netfilter.dnat"),
+                mark => house.kernel.as_ref().and_then(|kernel| kernel.rule(mark)).unwrap_or_else(|| "?".into()),
+            };
+            house.book.net(&NetVerdict::Ended { rule, flow }, flow.client, flow.destination, flow.protocol);
+        }
+    }
+}
+
+/// What the counters showed before.
+#[derive(Debug, Default)]
+pub struct Counted(HashMap<String, u64>);
+
+impl Counted {
+    /// Takes new readings: metrics grow by what came since, and refused packets without a line are told of.
+    pub fn count(&mut self, house: &House, readings: Vec<(String, u64)>) {
+        let Some(kernel) = &house.kernel else { return };
+        for (name, packets) in readings {
+            let before = self.0.insert(name.clone(), packets).unwrap_or(0);
+            // A table made anew begins at nothing.
+            let new = if packets < before { packets } else { packets - before };
+            if let Some(reason) = REASONS.iter().find(|reason| reason.as_str() == name) {
+                house.book.metrics().net_refused(*reason, new);
+                let left_out = kernel.left_out(*reason, new);
+                if left_out > 0 {
+                    house.book.net_left_out(*reason, left_out);
+                }
+            } else if let Some(rule) = kernel.rule_of_counter(&name) {
+                house.book.metrics().net_flows(&rule, new);
+            }
+        }
+    }
+}

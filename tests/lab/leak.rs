@@ -1,0 +1,202 @@
+//! Whatever happens to egret, its rules or its surroundings: nothing gets out that is not listed.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::hop::{POLICY, config, hop, page, tcp, udp};
+use crate::support::{Egret, curl, eventually, pause, run, text};
+use crate::world::{CLIENT, Capture, DECOY, DECOY6, HOP1_WAN, ORIGIN, PARTNER, Through, World, set};
+
+/// What nobody may see: a client tries every way to the decoy, and origins past egret.
+fn stray(world: &World) {
+    world.at("client", || {
+        std::thread::scope(|scope| {
+            for ip in [DECOY, DECOY6] {
+                for port in [22, 80, 443, 8443, 9000] {
+                    scope.spawn(move || {
+                        let to = SocketAddr::new(ip.parse().unwrap(), port);
+                        let Ok(mut stream) = TcpStream::connect_timeout(&to, Duration::from_millis(700)) else {
+                            return;
+                        };
+                        // Captured: whatever is said must end at egret.
+                        let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: stray.example\r\n\r\n");
+                    });
+                }
+                for port in [123, 443, 1194] {
+                    scope.spawn(move || udp_once(ip, port));
+                }
+            }
+        });
+    });
+}
+
+fn udp_once(ip: &str, port: u16) {
+    let to = SocketAddr::new(ip.parse().unwrap(), port);
+    let socket = std::net::UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+    let _ = socket.send_to(b"stray", to);
+}
+
+#[track_caller]
+fn leaked_nothing(capture: &mut Capture) {
+    capture.saw_nothing(&format!("host {DECOY} or host {DECOY6} or net 10.224.0.0/16 or net fd00:224::/64"));
+}
+
+/// An egret that cannot serve.
+fn start(world: &World, config: &str, path: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("egret.yaml");
+    std::fs::write(&file, config).unwrap();
+    world.at("hop1", || {
+        let mut command = Command::new("timeout");
+        command.args(["10", env!("CARGO_BIN_EXE_egret"), "run", "--netfilter", "--config"]).arg(&file);
+        let output = command.env("PATH", path).output().unwrap();
+        assert!(!output.status.success() && output.status.code() != Some(124), "{}", text(&output));
+        text(&output)
+    })
+}
+
+fn nft(world: &World, command: &str) -> String {
+    let output = world.at("hop1", || run("nft", &command.split(' ').collect::<Vec<_>>()));
+    assert!(output.status.success(), "{}", text(&output));
+    text(&output)
+}
+
+fn is_ready(world: &World) -> bool {
+    world.at("hop1", || page("readyz")).starts_with("HTTP/1.1 200")
+}
+
+#[test]
+fn a_killed_egret_leaves_the_door_shut() {
+    let Some(world) = World::build(Through::One) else { return };
+    let mut capture = world.capture();
+    let egret = hop(&world, &config(POLICY, ""));
+    // A connection that is under way, by a client that will not hear of its end.
+    let mut stream = world.at("client", || {
+        let mut stream = TcpStream::connect((ORIGIN, 80)).unwrap();
+        stream.write_all(b"GET /hello HTTP/1.1\r\nHost: a.example\r\n\r\n").unwrap();
+        let mut first = [0; 15];
+        stream.read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200 OK");
+        let deaf = "add table ip deaf; add chain ip deaf in { type filter hook input priority 0; }; \
+                    add rule ip deaf in tcp flags & rst == rst drop";
+        assert!(run("nft", &[deaf]).status.success());
+        stream
+    });
+    egret.signal("KILL");
+    eventually("egret is gone", || world.at("hop1", || page("readyz").is_empty()));
+    for _ in 0..20 {
+        let _ = stream.write_all(b"SAID-AFTER-THE-KILL");
+        pause();
+    }
+    stray(&world);
+    assert!(world.at("client", || tcp(ORIGIN, 443)).is_err());
+    assert_eq!(world.at("client", || udp(PARTNER, 1194)), Ok(()), "what the kernel forwards needs no egret");
+    leaked_nothing(&mut capture);
+    assert!(!capture.contains(b"SAID-AFTER-THE-KILL"));
+}
+
+#[test]
+fn an_egret_that_does_not_start_opens_nothing() {
+    let Some(world) = World::build(Through::One) else { return };
+    let mut capture = world.capture();
+    world.at("hop1", || {
+        // As on a machine that forwards already.
+        set("net/ipv4/ip_forward", "1");
+        set("net/ipv6/conf/all/forwarding", "1");
+    });
+    let path = std::env::var("PATH").unwrap();
+    // nft refuses: the barrier of routes is up all the same.
+    let tools = tempfile::tempdir().unwrap();
+    let fake = tools.path().join("nft");
+    std::fs::write(&fake, "#!/bin/sh\ncat > /dev/null; echo 'Error: no such file or directory' >&2; exit 1\n").unwrap();
+    assert!(run("chmod", &["+x", fake.to_str().unwrap()]).status.success());
+    let said = start(&world, &config(POLICY, ""), &format!("{}:{path}", tools.path().display()));
+    assert!(said.contains("nft refused the rules") && said.contains("no such file"), "{said}");
+    stray(&world);
+    assert!(world.at("client", || udp(PARTNER, 1194)).is_err());
+    // A listener's port is taken.
+    let taken = world.at("hop1", || std::net::TcpListener::bind("[::]:3129").unwrap());
+    let said = start(&world, &config(POLICY, ""), &path);
+    assert!(said.contains("cannot listen on [::]:3129"), "{said}");
+    stray(&world);
+    drop(taken);
+    // A configuration with a fault changes nothing.
+    let said = start(&world, "listeners: []\nnetfilter: {}\n", &path);
+    assert!(said.contains("there is no listener"), "{said}");
+    stray(&world);
+    leaked_nothing(&mut capture);
+}
+
+#[test]
+fn a_flushed_table_closes_and_is_seen() {
+    let Some(world) = World::build(Through::One) else { return };
+    let mut capture = world.capture();
+    let egret = hop(&world, &config(POLICY, ""));
+    assert_eq!(world.at("client", || udp(PARTNER, 1194)), Ok(()));
+    for flush in ["flush ruleset", "flush table inet egret", "delete table inet egret"] {
+        nft(&world, flush);
+        stray(&world);
+        assert!(world.at("client", || udp(PARTNER, 1194)).is_err(), "{flush}");
+        assert!(world.at("client", || tcp(ORIGIN, 443)).is_err(), "{flush}");
+        eventually("not ready", || world.at("hop1", || page("readyz")).contains("rules are not in place"));
+        assert!(world.at("hop1", || page("healthz")).starts_with("HTTP/1.1 200"));
+        let file = egret.folder().join("egret.yaml");
+        let applied = world.at("hop1", || {
+            run(env!("CARGO_BIN_EXE_egret"), &["netfilter", "apply", "--config", file.to_str().unwrap()])
+        });
+        assert!(applied.status.success(), "{}", text(&applied));
+        eventually("ready again", || is_ready(&world));
+        assert_eq!(world.at("client", || udp(PARTNER, 1194)), Ok(()), "{flush}");
+    }
+    // A route taken away is seen too; the table alone holds.
+    world.at("hop1", || {
+        assert!(run("ip", &["rule", "del", "pref", "82"]).status.success());
+    });
+    stray(&world);
+    eventually("not ready", || !is_ready(&world));
+    assert!(egret.errors().contains("the kernel's rules are not as egret left them"), "{}", egret.errors());
+    leaked_nothing(&mut capture);
+}
+
+#[test]
+fn neither_a_bad_reload_nor_silent_dns_opens_or_closes_anything() {
+    let Some(world) = World::build(Through::One) else { return };
+    world.dns.answer("time.example", &[PARTNER]);
+    let mut capture = world.capture();
+    let egret = hop(&world, &config(POLICY, ""));
+    let ca = world.authority.ca();
+    let fetch = || world.at("client", || curl(&["--cacert", &ca, "https://a.example/who"]));
+    let by_name = |egret: &Egret| egret.records().iter().filter(|line| line["name"] == "a.example").count();
+    // Asked for as clients do: by the network's own DNS.
+    let resolver = |ip: &str| format!("nameserver {ip}\n");
+    let _ = resolver;
+    eventually("time.example is learned", || world.at("client", || udp(PARTNER, 123)) == Ok(()));
+    let file = egret.folder().join("egret.yaml");
+    std::fs::write(&file, "listeners: [").unwrap();
+    egret.signal("HUP");
+    eventually("the fault is told", || world.at("hop1", || page("readyz")).contains("fault: reload"));
+    assert!(is_ready(&world), "what every instance has alike takes none out of service");
+    stray(&world);
+    assert_eq!(world.at("client", || udp(PARTNER, 1194)), Ok(()));
+    // No DNS at all.
+    world.at("internet", || assert!(run("ip", &["link", "set", "dns0", "down"]).status.success()));
+    let block = "add table ip deaf; add chain ip deaf in { type filter hook input priority 0; }; \
+                 add rule ip deaf in udp dport 53 drop; add rule ip deaf in tcp dport 53 drop";
+    world.at("internet", || assert!(run("nft", &[block]).status.success()));
+    let resolved = format!("a.example:443:{ORIGIN}");
+    let said = world.at("client", || curl(&["--cacert", &ca, "--resolve", &resolved, "https://a.example/who"]));
+    assert!(!said.status.success(), "egret resolves the name itself");
+    eventually("a record", || by_name(&egret) > 0);
+    let line = egret.last("a.example");
+    assert!(line["reason"] == "dns_timeout", "{line:#}");
+    eventually("the fault is told", || world.at("hop1", || page("readyz")).contains("fault: dns"));
+    assert!(is_ready(&world));
+    stray(&world);
+    assert_eq!(world.at("client", || udp(PARTNER, 123)), Ok(()), "what was learned is remembered");
+    let _ = fetch;
+    leaked_nothing(&mut capture);
+    assert!(!capture.packets(&format!("src host {HOP1_WAN}")).is_empty(), "the capture sees what passes");
+    let _ = CLIENT;
+}

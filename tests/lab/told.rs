@@ -1,0 +1,165 @@
+//! What the kernel does by itself, told: refused packets with reason and cure, flows with their bytes; and what a reload
+//! changes while flows go on.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::hop::{POLICY, RESET, config, hop, tcp, udp};
+use crate::support::{Egret, eventually, have};
+use crate::world::{API_SERVER, CLIENT, DECOY, ORIGIN, PARTNER, Through, World};
+
+fn metrics(world: &World, egret: &Egret) -> String {
+    world.at("hop1", || egret.metrics())
+}
+
+fn net<'a>(egret: &Egret, dst: &'a str, reason: &'a str) -> Value {
+    egret.record(&format!("{reason} for {dst}"), |line| {
+        line["event"] == "net" && line["original_dst"] == dst && line["reason"] == reason
+    })
+}
+
+#[test]
+fn refused_packets_and_ended_flows_have_their_lines() {
+    let Some(world) = World::build(Through::One) else { return };
+    if !have(&["python3", "ping"]) {
+        return;
+    }
+    let policy = format!(
+        "{POLICY}    - {{ name: never, action: deny, destinations: [20.60.3.9/32], protocols: [\"tcp:1-65535\"] }}\n    - {{ name: echo, destinations: [{PARTNER}/32], protocols: [icmp] }}\n"
+    );
+    let egret = hop(&world, &config(&policy, "log: { net: all }"));
+    world.at("client", || {
+        assert_eq!(tcp(DECOY, 9000), RESET);
+        assert_eq!(udp(DECOY, 443), RESET);
+        assert_eq!(udp(DECOY, 1194), RESET);
+        assert_eq!(tcp("20.60.3.9", 9000), RESET);
+        let ping = |to: &str| crate::support::run("ping", &["-c1", "-W1", to]).status.success();
+        assert!(ping(PARTNER) && !ping(DECOY), "echo by an icmp rule only");
+    });
+    let line = net(&egret, &format!("{DECOY}:9000"), "no_rule");
+    assert!(line["verdict"] == "deny" && line["stage"] == "network" && line["protocol"] == "tcp", "{line:#}");
+    assert!(line["client"].as_str().unwrap().starts_with(CLIENT) && line["port"] == 9000);
+    let fix = format!("destinations: [\"{DECOY}/32\"], protocols: [\"tcp:9000\"]");
+    assert!(line["fix"].as_str().unwrap().contains(&fix), "{line:#}");
+    assert!(net(&egret, &format!("{DECOY}:1194"), "no_rule")["fix"].as_str().unwrap().contains("udp:1194"));
+    assert_eq!(net(&egret, &format!("{DECOY}:443"), "quic_denied")["protocol"], "quic");
+    assert_eq!(net(&egret, "20.60.3.9:9000", "rule_denied")["rule"], "never");
+    // Amid a connection that nobody here knows, and an answer whose question went another way.
+    let raw = "import socket,struct,sys\n\
+        s=socket.socket(socket.AF_INET,socket.SOCK_RAW,socket.IPPROTO_TCP)\n\
+        def send(dst,port,flags):\n\
+        \x20h=struct.pack('!HHLLBBHHH',4242,port,7,9,80,flags,1024,0,0)\n\
+        \x20p=socket.inet_aton('10.224.0.10')+socket.inet_aton(dst)+struct.pack('!BBH',0,6,len(h))+h\n\
+        \x20t=sum(struct.unpack('!%dH'%(len(p)//2),p)); t=(t>>16)+(t&65535); t+=t>>16\n\
+        \x20s.sendto(h[:16]+struct.pack('!H',~t&65535)+h[18:],(dst,0))\n\
+        send('20.60.3.3',9000,16)\nsend('20.60.1.1',443,18)\n";
+    world.at("client", || assert!(crate::support::run("python3", &["-c", raw]).status.success()));
+    net(&egret, &format!("{PARTNER}:9000"), "no_flow");
+    net(&egret, &format!("{ORIGIN}:443"), "no_flow");
+    // A flow has its line when it is over.
+    world.at("client", || assert_eq!(tcp(PARTNER, 9000), Ok(())));
+    world.at("hop1", || {
+        crate::support::run("conntrack", &["-D", "-p", "tcp", "--dport", "9000"]);
+    });
+    let line = egret.record("the flow", |line| line["event"] == "net" && line["verdict"] == "allow");
+    assert!(line["rule"] == "tunnel" || line["rule"] == "echo", "{line:#}");
+    let line = egret.record("the TCP flow", |line| line["event"] == "net" && line["rule"] == "tunnel");
+    assert!(line["bytes_up"].as_u64().unwrap() > 100 && line["bytes_down"].as_u64().unwrap() > 100, "{line:#}");
+    assert_eq!(line["upstream"], format!("{PARTNER}:9000"));
+    // Counted, and beyond some only counted.
+    eventually("counters", || {
+        let page = metrics(&world, &egret);
+        page.contains("egret_net_refusals_total{reason=\"quic_denied\"} 1")
+            && page.contains("egret_net_flows_total{rule=\"tunnel\"} 1")
+    });
+    world.at("client", || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        for _ in 0..2000 {
+            let _ = socket.send_to(b"x", (DECOY, 7777));
+        }
+    });
+    let line = egret.record("what was left out", |line| line["left_out"].as_u64().is_some_and(|n| n > 500));
+    assert!(line["event"] == "net" && line["reason"] == "no_rule", "{line:#}");
+    assert!(egret.records().len() < 1500);
+}
+
+/// A flow that says something now and then, and whether it is heard.
+struct Talk(TcpStream);
+
+impl Talk {
+    fn begin(world: &World, to: &str, port: u16) -> Self {
+        let stream = world.at("client", || TcpStream::connect(SocketAddr::new(to.parse().unwrap(), port)).unwrap());
+        stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        Self(stream)
+    }
+
+    fn is_heard(&mut self) -> bool {
+        self.0.write_all(b"hello").is_ok() && self.0.read_exact(&mut [0; 5]).is_ok()
+    }
+}
+
+#[test]
+fn a_reload_reaches_the_kernel_and_cuts_or_keeps_what_is_under_way() {
+    let Some(world) = World::build(Through::One) else { return };
+    let mut capture = world.capture();
+    let egret = hop(&world, &config(POLICY, ""));
+    let file = egret.folder().join("egret.yaml");
+    let reload = |policy: &str, outcome: &str| {
+        let count = |page: &str| {
+            let line =
+                page.lines().find(|line| line.starts_with(&format!("egret_reloads_total{{outcome=\"{outcome}\"}}")));
+            line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+        };
+        let before = count(&metrics(&world, &egret));
+        std::fs::write(&file, config(policy, "")).unwrap();
+        egret.signal("HUP");
+        eventually("the reload", || count(&metrics(&world, &egret)) > before);
+    };
+    let from_client = |port| world.at("client", || tcp(PARTNER, port));
+    let mut talk = Talk::begin(&world, PARTNER, 9000);
+    assert!(talk.is_heard());
+    assert_eq!(from_client(9001), RESET);
+
+    // A wider rule, a new one and a new port for egret; nobody's flow is touched.
+    let wider = POLICY.replace("\"tcp:9000\"", "\"tcp:9000-9001\"")
+        + "    - { name: more, destinations: [20.60.9.9/32], protocols: [\"tcp:443\"] }\n    - { name: late, fqdns: [late.example], protocols: [\"tcp:9000\"] }\n";
+    world.dns.answer("late.example", &[DECOY]);
+    reload(&wider, "done");
+    assert_eq!(from_client(9001), Ok(()));
+    assert!(talk.is_heard());
+    let connects = |to: &'static str, port| {
+        world.at("client", || {
+            TcpStream::connect_timeout(&SocketAddr::new(to.parse().unwrap(), port), Duration::from_secs(2)).is_ok()
+        })
+    };
+    assert!(connects(API_SERVER, 443));
+    eventually("late.example is learned", || world.at("client", || tcp(DECOY, 9000)) == Ok(()));
+    let stands = || world.at("hop1", || crate::hop::page("readyz")).starts_with("HTTP/1.1 200");
+    assert!(stands(), "what a reload changes is no foreign hand");
+
+    // Too many for the table: refused whole, and the old ones hold.
+    let many: String = (0..40)
+        .map(|n| format!("    - {{ name: n{n}, destinations: [20.60.3.{n}/32], protocols: [\"tcp:22\"] }}\n"))
+        .collect();
+    reload(&format!("{wider}{many}"), "refused");
+    assert!(egret.errors().contains("places for network rules"), "{}", egret.errors());
+    assert_eq!(from_client(9001), Ok(()));
+
+    // A rule that goes leaves its flows alone, and lets no new one begin; its name's addresses go with it.
+    reload(POLICY, "done");
+    assert_eq!(from_client(9001), RESET);
+    assert_eq!(world.at("client", || tcp(DECOY, 9000)), RESET);
+    let narrower = POLICY.replace("\"tcp:9000\", ", "");
+    reload(&narrower, "done");
+    assert_eq!(from_client(9000), RESET);
+    assert!(talk.is_heard(), "on_change: keep");
+    // Or ends them.
+    reload(&format!("\n  on_change: cut{narrower}"), "done");
+    assert!(!talk.is_heard(), "on_change: cut");
+    net(&egret, &format!("{PARTNER}:9000"), "no_flow");
+    assert!(capture.packets(&format!("dst host {DECOY} and dst port 9000")).len() > 1);
+    capture.saw_nothing(&format!("dst host {DECOY} and not port 9000"));
+}
