@@ -30,8 +30,12 @@ pub fn config(policy: &str, more: &str) -> String {
 }
 
 pub fn hop(world: &World, config: &str) -> Egret {
-    let egret = world.at("hop1", || Egret::run_as(config, "127.0.0.1".parse().unwrap(), &[], &["--netfilter"]));
-    eventually("the hop is ready", || world.at("hop1", || page("readyz")).starts_with("HTTP/1.1 200"));
+    hop_at(world, "hop1", config)
+}
+
+pub fn hop_at(world: &World, role: &str, config: &str) -> Egret {
+    let egret = world.at(role, || Egret::run_as(config, "127.0.0.1".parse().unwrap(), &[], &["--netfilter"]));
+    eventually("the hop is ready", || world.at(role, || page("readyz")).starts_with("HTTP/1.1 200"));
     egret
 }
 

@@ -16,4 +16,5 @@ mod missing;
 #[path = "../e2e/support/mod.rs"]
 mod support;
 mod told;
+mod ways;
 mod world;

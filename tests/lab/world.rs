@@ -182,6 +182,7 @@ impl World {
             };
             ip(ways);
         });
+        inside(&at("internet"), || set("net/ipv4/ip_forward", "1"));
         let dns = inside(&at("internet"), || Dns::at("0.0.0.0:53".parse().unwrap()));
         let forwarder = inside(&at("fabric"), || {
             let mut command = Command::new("dnsmasq");
@@ -217,12 +218,20 @@ impl World {
         inside(&format!("{}-{role}", self.prefix), work)
     }
 
+    /// Puts a file where the web server at an address finds it.
+    pub fn nginx(&self, at: &str, name: &str, bytes: &[u8]) {
+        let web = [ORIGIN, ORIGIN6, DECOY, API_SERVER].iter().position(|ip| *ip == at).unwrap();
+        std::fs::write(self._nginx[web].root.path().join(name), bytes).unwrap();
+    }
+
     /// Everything that reaches the internet from the hops, from now on.
     pub fn capture(&self) -> Capture {
         let file = tempfile::NamedTempFile::new().unwrap();
         let child = self.at("internet", || {
             let mut command = Command::new("tcpdump");
-            command.args(["-i", "any", "-n", "-U", "-s", "256", "-Z", "root", "-w"]).arg(file.path());
+            command
+                .args(["-i", "any", "-n", "-U", "--immediate-mode", "-s", "256", "-Z", "root", "-w"])
+                .arg(file.path());
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
         });
         // A file with its header is a capture that has begun.

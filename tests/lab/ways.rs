@@ -1,0 +1,189 @@
+//! The ways through: two hops at once, ingress, narrow links, large transfers, and clients' own addresses.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use crate::hop::{POLICY, config, hop, hop_at, page, tcp, udp};
+use crate::support::{curl, eventually, run, text};
+use crate::world::{API_SERVER, CLIENT, DECOY, HOP1_WAN, ORIGIN, OUTSIDER, PARTNER, Through, World, ip};
+
+const HOP2_WAN: &str = "20.50.2.4";
+
+fn echo(port: u16) {
+    let listener = TcpListener::bind(("0.0.0.0", port)).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                let (mut from, mut to) = (stream.try_clone().unwrap(), stream);
+                let _ = std::io::copy(&mut from, &mut to);
+            });
+        }
+    });
+}
+
+#[test]
+fn two_hops_share_the_work_and_ingress_answers_the_way_it_came() {
+    let Some(world) = World::build(Through::Both) else { return };
+    let mut capture = world.capture();
+    let ingress = config(POLICY, "").replace(
+        "interfaces: [lan]",
+        "interfaces: [lan], dnat: [{ protocol: \"tcp:8080\", to: \"10.224.0.10:8000\" }, { protocol: \"tcp:8081\", to: \"10.224.0.10:8000\", sources: [20.71.0.0/16] }]",
+    );
+    // Each asks the DNS server on its own link.
+    let hops = [("hop1", "20.50.1.1"), ("hop2", "20.50.2.1")]
+        .map(|(role, dns)| hop_at(&world, role, &ingress.replace("20.50.1.1", dns)));
+    let ca = world.authority.ca();
+    world.at("client", || echo(8000));
+    for n in 0..30 {
+        let resolved = format!("a.example:443:{ORIGIN}");
+        let said = world.at("client", || curl(&["--cacert", &ca, "--resolve", &resolved, "https://a.example/who"]));
+        assert_eq!(text(&said), "a.example HTTP/2.0 TLSv1.3\n", "{n}");
+        assert_eq!(world.at("client", || tcp(PARTNER, 9000)), Ok(()), "{n}");
+        assert_eq!(world.at("client", || udp(PARTNER, 1194)), Ok(()), "{n}");
+        assert!(world.at("client", || tcp(DECOY, 9000)).is_err(), "{n}");
+    }
+    let shares = hops.each_ref().map(|egret| egret.records().iter().filter(|line| line["rule"] == "web").count());
+    assert!(shares.iter().all(|share| *share >= 3), "{shares:?}");
+    for wan in [HOP1_WAN, HOP2_WAN] {
+        for n in 0..10 {
+            assert_eq!(world.at("outside", || tcp(wan, 8080)), Ok(()), "{wan} {n}");
+        }
+        assert!(world.at("outside", || tcp(wan, 8081)).is_err(), "not one of its sources");
+    }
+    assert_eq!(capture.packets(&format!("dst host {DECOY}")).len(), 0);
+    capture.saw_nothing(&format!("host {CLIENT}"));
+}
+
+#[test]
+fn narrow_links_and_large_transfers_are_no_hindrance() {
+    let Some(world) = World::build(Through::One) else { return };
+    let policy = POLICY.to_owned()
+        + &format!(
+            "    - {{ name: outside, destinations: [{OUTSIDER}/32, {API_SERVER}/32], protocols: [\"tcp:9000\", \"udp:9000\"] }}\n"
+        );
+    let _egret = hop(&world, &config(&policy, ""));
+    // Behind the internet there is a narrow link, which only ICMP tells of.
+    world.at("internet", || {
+        ip(&["link", "set", "o0", "mtu", "1280"]);
+    });
+    world.at("outside", || {
+        ip(&["link", "set", "eth0", "mtu", "1280"]);
+        echo(9000);
+    });
+    world.at("client", || {
+        let mut stream = TcpStream::connect((OUTSIDER, 9000)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let sent: Vec<u8> = (0..2_000_000u32).map(|n| n.to_le_bytes()[0]).collect();
+        let mut back = stream.try_clone().unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut all = vec![0; 2_000_000];
+            back.read_exact(&mut all).map(|()| all)
+        });
+        stream.write_all(&sent).unwrap();
+        assert_eq!(reader.join().unwrap().unwrap(), sent);
+    });
+    // The hop's own narrow link: datagrams that may not be cut are answered for, so that their sender learns.
+    world.at("hop1", || ip(&["link", "set", "wan", "mtu", "1300"]));
+    world.at("client", || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.connect((PARTNER, 1194)).unwrap();
+        eventually("the path's MTU is learned", || socket.send(&[0; 1400]).is_err());
+        // And cut ones go through, put together and judged as a whole.
+        assert!(run("ip", &["route", "flush", "cache"]).status.success());
+    });
+    // By name, through egret: up and down, over both narrow links.
+    let big = vec![7; 30_000_000];
+    world.nginx(ORIGIN, "big", &big);
+    let ca = world.authority.ca();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let resolved = format!("a.example:443:{ORIGIN}");
+    let path = file.path().to_str().unwrap();
+    let said =
+        world.at("client", || curl(&["--cacert", &ca, "--resolve", &resolved, "-o", path, "https://a.example/big"]));
+    assert!(said.status.success(), "{}", text(&said));
+    assert!(std::fs::read(file.path()).unwrap() == big);
+}
+
+#[test]
+fn an_api_server_is_reached_by_its_address_alone() {
+    let Some(world) = World::build(Through::One) else { return };
+    let bundle = format!(
+        "\n  bundles: [{{ bundle: aks, location: westeurope, sources: [10.224.0.0/16], api_server: api.example }}]\n  network_rules:\n    - {{ name: tunnel, destinations: [{PARTNER}/32], protocols: [\"tcp:9000\"] }}\n"
+    );
+    let egret = hop(&world, &config(&bundle, ""));
+    let get = |host: &str| {
+        let url = format!("https://{host}/hello");
+        world.at("client", || curl(&["-k", "--max-time", "5", &url]))
+    };
+    eventually("the API server is known", || text(&get(API_SERVER)) == "hello\n");
+    assert!(!get(ORIGIN).status.success(), "another address without a name is not");
+    let line = egret.record("the other one", |line| line["original_dst"] == format!("{ORIGIN}:443"));
+    assert!(
+        line["reason"] == "no_sni" && line["nearest"].as_str().unwrap().contains("set-kube-service-host-fqdn"),
+        "{line:#}"
+    );
+    assert_eq!(world.at("client", || tcp(PARTNER, 9000)), Ok(()));
+}
+
+#[test]
+fn what_was_found_for_a_name_outlives_a_restart_and_dns() {
+    let Some(world) = World::build(Through::One) else { return };
+    world.dns.answer("time.example", &[PARTNER]);
+    let state = tempfile::tempdir().unwrap();
+    let text = config(POLICY, "").replace("state_dir: state", &format!("state_dir: {}", state.path().display()));
+    let mut egret = hop(&world, &text);
+    eventually("time.example is learned", || world.at("client", || udp(PARTNER, 123)) == Ok(()));
+    eventually("it is written down", || state.path().join("learned.json").exists());
+    egret.signal("TERM");
+    egret.wait();
+    world.at("hop1", || {
+        assert!(page("readyz").is_empty());
+        assert!(run("nft", &["flush", "ruleset"]).status.success());
+    });
+    assert!(world.at("client", || udp(PARTNER, 123)).is_err());
+    let deaf = text.replace("20.50.1.1", "20.50.1.99");
+    let _egret = hop(&world, &deaf);
+    assert_eq!(world.at("client", || udp(PARTNER, 123)), Ok(()), "without one answer");
+}
+
+#[test]
+fn upstreams_may_see_the_clients_own_address() {
+    let Some(world) = World::build(Through::One) else { return };
+    world.at("internet", || ip(&["route", "add", "10.224.0.0/16", "via", HOP1_WAN]));
+    let mut capture = world.capture();
+    let text_of = config(POLICY, "")
+        .replace("capture: tproxy", "capture: tproxy, preserve_source: true")
+        .replace("interfaces: [lan]", "interfaces: [lan], snat: none");
+    let egret = hop(&world, &text_of);
+    let ca = world.authority.ca();
+    let resolved = format!("a.example:443:{ORIGIN}");
+    for _ in 0..5 {
+        let said = world.at("client", || curl(&["--cacert", &ca, "--resolve", &resolved, "https://a.example/who"]));
+        assert_eq!(text(&said), "a.example HTTP/2.0 TLSv1.3\n");
+    }
+    assert_eq!(world.at("client", || tcp(PARTNER, 9000)), Ok(()));
+    assert!(world.at("client", || tcp(DECOY, 9000)).is_err());
+    assert_eq!(egret.last("a.example")["upstream"], format!("{ORIGIN}:443"));
+    assert!(!capture.packets(&format!("src host {CLIENT} and dst host {ORIGIN} and dst port 443")).is_empty());
+    capture.saw_nothing(&format!("src host {HOP1_WAN} and dst host {ORIGIN}"));
+    capture.saw_nothing(&format!("dst host {DECOY}"));
+}
+
+#[test]
+fn a_pool_of_addresses_serves_kernel_and_egret_alike() {
+    let Some(world) = World::build(Through::One) else { return };
+    world.at("hop1", || ["20.50.1.10/24", "20.50.1.11/24"].iter().for_each(|a| ip(&["addr", "add", a, "dev", "wan"])));
+    let mut capture = world.capture();
+    let _egret = hop(&world, &config(POLICY, "upstream: { sources: [20.50.1.10, 20.50.1.11] }"));
+    let ca = world.authority.ca();
+    let resolved = format!("a.example:443:{ORIGIN}");
+    let said = world.at("client", || curl(&["--cacert", &ca, "--resolve", &resolved, "https://a.example/who"]));
+    assert_eq!(text(&said), "a.example HTTP/2.0 TLSv1.3\n");
+    assert_eq!(world.at("client", || tcp(PARTNER, 9000)), Ok(()));
+    assert_eq!(world.at("client", || udp(PARTNER, 1194)), Ok(()));
+    let pool = "(src host 20.50.1.10 or src host 20.50.1.11)";
+    assert!(!capture.packets(&format!("{pool} and dst host {ORIGIN}")).is_empty());
+    assert!(!capture.packets(&format!("{pool} and dst host {PARTNER} and tcp")).is_empty());
+    capture.saw_nothing(&format!("src host {HOP1_WAN} and (dst host {ORIGIN} or dst host {PARTNER})"));
+}
