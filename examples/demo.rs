@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use egret::app::App;
+use egret::app::{App, Bound};
 use egret::config::Settings;
 use hickory_proto::op::{Header, HeaderCounts, Metadata};
 use hickory_proto::rr::rdata::A;
@@ -107,7 +107,9 @@ async fn demo() -> Result<(), Box<dyn Error>> {
          protocols: [\"https:{port}\"]\n      addresses: [\"127.0.0.0/8\"]\nlog: {{ format: text }}\n"
     );
     println!("{text}");
-    let app = App::build(Settings::parse(&text, "demo", Path::new("."))?, None)?;
+    let settings = Settings::parse(&text, "demo", Path::new("."))?;
+    let bound = Bound::bind(&settings)?;
+    let app = App::build(settings, bound, None, None)?;
     let serving = tokio::spawn(app.serve());
     for name in ["allowed.test", "other.test"] {
         let url = format!("https://{name}:{port}/");

@@ -23,6 +23,7 @@ use crate::netfilter::told::Counted;
 use crate::netfilter::{self, Kernel, Plan};
 use crate::peek::PeekBudget;
 use crate::policy::{OwnAddresses, Policy};
+use crate::privileges::Kept;
 use crate::record::{Book, LogWriter, Scribe};
 use crate::relay;
 use crate::reload::{self, Current, Source};
@@ -68,6 +69,33 @@ pub enum StartError {
     Runtime(#[source] io::Error),
 }
 
+/// Every socket that clients and operators come to. Bound before rights are given up, and so before there is a runtime.
+#[derive(Debug)]
+pub struct Bound {
+    listeners: Vec<std::net::TcpListener>,
+    admin: Option<std::net::TcpListener>,
+    health: Option<std::net::TcpListener>,
+}
+
+impl Bound {
+    /// Binds them all.
+    ///
+    /// # Errors
+    /// [`StartError::Bind`], with the cure.
+    pub fn bind(settings: &Settings) -> Result<Self, StartError> {
+        let keepalive = settings.limits.keepalive;
+        let listeners = settings.listeners.iter().map(|listener| {
+            let is_tproxy = matches!(listener.kind, ListenerKind::Transparent { capture: Capture::Tproxy, .. });
+            bind_to(listener.bind, keepalive, &listener.name(), is_tproxy)
+        });
+        Ok(Self {
+            listeners: listeners.collect::<Result<_, _>>()?,
+            admin: settings.admin.map(|bind| bind_to(bind, keepalive, "admin", false)).transpose()?,
+            health: settings.health.map(|bind| bind_to(bind, keepalive, "health", false)).transpose()?,
+        })
+    }
+}
+
 /// Everything bound and built, not yet serving.
 #[derive(Debug)]
 pub struct App {
@@ -84,27 +112,27 @@ pub struct App {
 }
 
 impl App {
-    /// Binds all sockets and builds all rooms. Must run inside a runtime. `config` is the file, which a reload reads
-    /// again.
+    /// Builds all rooms around what was bound. Must run inside a runtime. `config` is the file, which a reload reads
+    /// again; `kept` is what was not given up, where anything was.
     ///
     /// # Errors
     /// [`StartError`]; nothing has been served then.
-    pub fn build(mut settings: Settings, config: Option<&Path>) -> Result<Self, StartError> {
+    pub fn build(
+        mut settings: Settings,
+        bound: Bound,
+        kept: Option<&Kept>,
+        config: Option<&Path>,
+    ) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::default());
         let limits = settings.limits;
         let room = Room::measure(&limits);
         raise_descriptors();
-        let listeners = settings
-            .listeners
-            .iter()
-            .map(|settings| {
-                let entrance = Entrance::new(settings);
-                let is_tproxy = matches!(settings.kind, ListenerKind::Transparent { capture: Capture::Tproxy, .. });
-                Ok((bind_to(settings.bind, limits.keepalive, &entrance.name, is_tproxy)?, Arc::new(entrance)))
-            })
-            .collect::<Result<Vec<_>, StartError>>()?;
-        let admin = settings.admin.map(|bind| bind_to(bind, limits.keepalive, "admin", false)).transpose()?;
-        let health = settings.health.map(|bind| bind_to(bind, limits.keepalive, "health", false)).transpose()?;
+        let listen = |socket| TcpListener::from_std(socket).map_err(StartError::Runtime);
+        let entrances = settings.listeners.iter().map(|settings| Arc::new(Entrance::new(settings)));
+        let listeners =
+            bound.listeners.into_iter().zip(entrances).map(|(socket, entrance)| Ok((listen(socket)?, entrance)));
+        let listeners = listeners.collect::<Result<Vec<_>, StartError>>()?;
+        let (admin, health) = (bound.admin.map(listen).transpose()?, bound.health.map(listen).transpose()?);
         let binds = settings.listeners.iter().map(|l| l.bind).chain(settings.admin).chain(settings.health).collect();
         let own = Arc::new(OwnAddresses::new(binds, settings.own_addresses.clone()));
         own.set_interfaces(interfaces().map_err(StartError::Interfaces)?);
@@ -114,7 +142,7 @@ impl App {
         let dns = Resolver::new(settings.dns.clone(), limits.dns, settings.learn.remember, Arc::clone(&metrics))?;
         let (scribe, writer) = Scribe::start(&settings.log, Arc::clone(&metrics))
             .map_err(|source| StartError::Log { output: settings.log.output.to_string(), source })?;
-        let screen = screen_parts.text(&policy, &dns);
+        let screen = screen_parts.text(&policy, &dns, kept);
         let house = Arc::new(House {
             policy: Current::new(policy),
             dns,
@@ -262,7 +290,7 @@ impl Screen {
         }
     }
 
-    fn text(&self, policy: &Policy, dns: &Resolver) -> String {
+    fn text(&self, policy: &Policy, dns: &Resolver, kept: Option<&Kept>) -> String {
         use std::fmt::Write as _;
         let (rules, patterns) = policy.size();
         let mut out = format!("egret {} lets out only what is named\n\n", env!("CARGO_PKG_VERSION"));
@@ -280,6 +308,9 @@ impl Screen {
         let _ = writeln!(out, "  dns          {}", dns.described());
         let per_client = self.per_client.map_or_else(String::new, |n| format!(", {n} from one client"));
         let _ = writeln!(out, "  limits       {} connections{per_client}", self.most);
+        if let Some(kept) = kept {
+            let _ = writeln!(out, "  kept         {kept}");
+        }
         if self.warnings > 0 {
             let _ = writeln!(out, "  warnings     {}; `egret check` shows them", self.warnings);
         }
@@ -312,7 +343,7 @@ fn bind_to(
     keepalive: Duration,
     listener: &str,
     is_tproxy: bool,
-) -> Result<TcpListener, StartError> {
+) -> Result<std::net::TcpListener, StartError> {
     listen::bind(address, keepalive, is_tproxy).map_err(|source| {
         let cure = match source.kind() {
             io::ErrorKind::PermissionDenied if is_tproxy => {

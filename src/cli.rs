@@ -18,14 +18,15 @@ use init::InitCommand;
 use netfilter::NetfilterCommand;
 use serde_json::json;
 
-use crate::app::{App, StartError};
+use crate::app::{App, Bound, StartError};
 use crate::claim::{Asker, Identity};
-use crate::config::{self, ConfigError, Settings};
+use crate::config::{self, Capture, ConfigError, ListenerKind, LogOutput, Settings};
 use crate::ending::Refusal;
 use crate::keeper;
-use crate::netfilter::KernelError;
+use crate::netfilter::{KernelError, Plan};
 use crate::policy::explain::{Question, Subject};
 use crate::policy::{Because, OwnAddresses};
+use crate::privileges::{self, Needs, PrivilegeError};
 
 /// What the configuration in the binary is called.
 const BUILT_IN: &str = "default.yaml";
@@ -125,6 +126,8 @@ enum CommandError {
     #[error("{0}")]
     Kernel(#[from] KernelError),
     #[error("{0}")]
+    Privilege(#[from] PrivilegeError),
+    #[error("{0}")]
     Io(#[from] std::io::Error),
 }
 
@@ -132,7 +135,7 @@ impl CommandError {
     const fn code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Usage(_) => 2,
-            Self::Start(_) | Self::Kernel(_) | Self::Io(_) => 1,
+            Self::Start(_) | Self::Kernel(_) | Self::Privilege(_) | Self::Io(_) => 1,
         }
     }
 }
@@ -199,10 +202,13 @@ fn run(path: Option<&Path>, applies: bool) -> Result<ExitCode, CommandError> {
     if applies {
         netfilter::apply(&settings)?;
     }
+    let bound = Bound::bind(&settings)?;
+    let removes = applies && settings.netfilter.as_ref().is_some_and(|part| part.removes);
+    let kept = privileges::give_up(&needs(&settings, removes))?;
     let runtime = runtime()?;
     let served = {
         let _inside = runtime.enter();
-        let app = App::build(settings, path)?;
+        let app = App::build(settings, bound, Some(&kept), path)?;
         // The screen is for people; stdout belongs to the access log.
         complain(&format!("{}\n", app.screen()));
         runtime.block_on(app.serve())
@@ -210,7 +216,26 @@ fn run(path: Option<&Path>, applies: bool) -> Result<ExitCode, CommandError> {
     // A look at a file on a disk that has gone away may never return.
     runtime.shutdown_timeout(LAST_WORK);
     served?;
+    if removes {
+        crate::netfilter::remove()?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What serving takes beyond reading files and opening connections.
+fn needs(settings: &Settings, removes: bool) -> Needs {
+    let is_tproxy = |kind| matches!(kind, ListenerKind::Transparent { capture: Capture::Tproxy, .. });
+    let network = Plan::of(settings).is_some() || settings.listeners.iter().any(|listener| is_tproxy(listener.kind));
+    let log = match &settings.log.output {
+        LogOutput::File(path) => path.parent().map(|folder| folder.join(".")),
+        LogOutput::Stdout | LogOutput::Stderr => None,
+    };
+    let state = settings.learn.state_dir.clone().inspect(|dir| {
+        // Should this fail, whoever writes there will say so.
+        let _ = std::fs::create_dir_all(dir);
+    });
+    let forwarding = removes.then(|| netfilter::FORWARDING.map(PathBuf::from)).into_iter().flatten();
+    Needs { network, writes: log.into_iter().chain(state).chain(forwarding).collect() }
 }
 
 fn check(path: &Path, strict: bool, as_json: bool) -> Result<ExitCode, CommandError> {

@@ -114,6 +114,12 @@ pub struct Adds {
 }
 
 impl ListenerSettings {
+    /// What the log calls it, such as `forward:127.0.0.1:3128`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("{}:{}", self.kind.as_str(), self.bind)
+    }
+
     /// Whether clients must show who they are.
     #[must_use]
     pub fn identifies(&self) -> bool {

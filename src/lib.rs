@@ -29,6 +29,7 @@ pub mod netfilter;
 pub mod netlink;
 pub mod peek;
 pub mod policy;
+pub mod privileges;
 pub mod record;
 pub mod relay;
 pub mod reload;

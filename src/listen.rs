@@ -35,7 +35,7 @@ const BACK_OFF: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// The kernel's.
-pub fn bind(address: SocketAddr, keepalive: Duration, is_tproxy: bool) -> io::Result<TcpListener> {
+pub fn bind(address: SocketAddr, keepalive: Duration, is_tproxy: bool) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
@@ -48,7 +48,7 @@ pub fn bind(address: SocketAddr, keepalive: Duration, is_tproxy: bool) -> io::Re
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
 /// How many may be inside at once.

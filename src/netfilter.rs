@@ -45,6 +45,9 @@ pub const LOG_GROUP: u16 = 1129;
 /// The table's name, in the family `inet`.
 pub const TABLE: &str = "egret";
 
+/// The switches of forwarding, IPv4 and IPv6.
+pub const FORWARDING: [&str; 2] = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];
+
 /// Why the kernel was not told.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {

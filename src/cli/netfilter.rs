@@ -7,6 +7,7 @@ use clap::Subcommand;
 
 use super::{CommandError, complain, load, print, remember};
 use crate::config::Settings;
+pub(super) use crate::netfilter::FORWARDING;
 use crate::netfilter::{self, Plan, ruleset};
 
 #[derive(Debug, Subcommand)]

@@ -31,7 +31,7 @@ impl Entrance {
     #[must_use]
     pub fn new(settings: &ListenerSettings) -> Self {
         let ListenerSettings { bind, kind, proxies, tls, users, adds } = settings.clone();
-        Self { name: format!("{}:{bind}", kind.as_str()).into(), kind, bind, proxies, tls, users, adds }
+        Self { name: settings.name().into(), kind, bind, proxies, tls, users, adds }
     }
 
     /// Where a connection was going before the kernel handed it over; `None` on listeners that clients dial.

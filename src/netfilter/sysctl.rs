@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{KernelError, Plan};
+use super::{FORWARDING, KernelError, Plan};
 
 const NET: &str = "/proc/sys/net";
 /// Flows at once, below which a busy subnet may find no room; a flow without room is dropped.
@@ -32,7 +32,8 @@ pub(super) fn set(plan: &Plan) -> Result<Vec<String>, KernelError> {
             write(&path, "1")?;
         }
     }
-    write(&net.join("ipv4/ip_forward"), "1")?;
+    let [v4, v6] = FORWARDING.map(Path::new);
+    write(v4, "1")?;
     if plan.has_v6() {
         // A router takes no route from advertisements, unless it is told to.
         for interface in interfaces("ipv6") {
@@ -41,16 +42,15 @@ pub(super) fn set(plan: &Plan) -> Result<Vec<String>, KernelError> {
                 write(&accepts, "2")?;
             }
         }
-        write(&net.join("ipv6/conf/all/forwarding"), "1")?;
+        write(v6, "1")?;
     }
     Ok(advice())
 }
 
 /// Switches forwarding off in both families.
 pub(super) fn stop_forwarding() -> Result<(), KernelError> {
-    write(&Path::new(NET).join("ipv4/ip_forward"), "0")?;
-    let v6 = Path::new(NET).join("ipv6/conf/all/forwarding");
-    if v6.exists() { write(&v6, "0") } else { Ok(()) }
+    // A kernel may be without IPv6.
+    FORWARDING.iter().map(Path::new).filter(|path| path.exists()).try_for_each(|path| write(path, "0"))
 }
 
 /// The settings of every interface; the greater of an interface's own and that of `all` counts.
