@@ -19,6 +19,7 @@ use crate::dns::{Resolver, UpstreamError};
 use crate::drain::Drain;
 use crate::listen::{self, Door, Entrance};
 use crate::metrics::{Fault, Metrics};
+use crate::netfilter::sidecar;
 use crate::netfilter::told::Counted;
 use crate::netfilter::{self, Kernel, Plan};
 use crate::peek::PeekBudget;
@@ -137,6 +138,9 @@ impl App {
         let own = Arc::new(OwnAddresses::new(binds, settings.own_addresses.clone()));
         own.set_interfaces(interfaces().map_err(StartError::Interfaces)?);
         let kernel = Plan::of(&settings).map(Kernel::new).transpose().map_err(StartError::Kernel)?.map(Arc::new);
+        let is_redirect = |kind| matches!(kind, ListenerKind::Transparent { capture: Capture::Redirect, .. });
+        let redirected = settings.listeners.iter().any(|listener| is_redirect(listener.kind));
+        let others = sidecar::others(&settings.rules.nets, settings.rules.nat64);
         let screen_parts = Screen::of(&settings, config, room.connections);
         let policy = std::mem::take(&mut settings.rules).compile(Arc::clone(&own));
         let dns = Resolver::new(settings.dns.clone(), limits.dns, settings.learn.remember, Arc::clone(&metrics))?;
@@ -155,7 +159,8 @@ impl App {
             kernel,
         });
         let tells_flows = settings.log.net_all;
-        let source = Source { file: config.map(Path::to_owned), began: settings, own: Arc::clone(&own) };
+        let sidecar = redirected.then_some(others);
+        let source = Source { file: config.map(Path::to_owned), began: settings, own: Arc::clone(&own), sidecar };
         Ok(Self { house, listeners, admin, health, metrics, own, source, writer, screen, tells_flows })
     }
 

@@ -20,6 +20,7 @@ pub mod plan;
 pub mod refusals;
 pub mod routes;
 pub mod ruleset;
+pub mod sidecar;
 mod sysctl;
 pub mod told;
 
@@ -28,6 +29,7 @@ use std::process::{Command, Stdio};
 
 pub use kernel::Kernel;
 pub use plan::Plan;
+pub use sidecar::Sidecar;
 
 /// The state that a mark tells, in its highest byte; what is below is the rule's place.
 pub const STATE: u32 = 0xff00_0000;
@@ -97,6 +99,15 @@ pub fn apply(plan: &Plan) -> Result<Vec<String>, KernelError> {
     routes::install(plan)?;
     nft(&ruleset::text(plan))?;
     sysctl::set(plan)
+}
+
+/// Puts a sidecar's table into the kernel, in one transaction.
+///
+/// # Errors
+/// [`KernelError`]; nothing has changed then.
+pub fn apply_sidecar(sidecar: &Sidecar) -> Result<(), KernelError> {
+    may_apply()?;
+    nft(&sidecar.text())
 }
 
 /// Takes everything out of the kernel again; forwarding first.

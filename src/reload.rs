@@ -11,10 +11,11 @@ use std::time::Duration;
 use tokio::signal::unix::Signal;
 use tokio::task::JoinHandle;
 
-use crate::config::{ConfigError, Settings};
+use crate::config::Settings;
 use crate::keeper;
 use crate::netfilter::kernel::ReloadError;
 use crate::netfilter::plan::Filter;
+use crate::netfilter::sidecar::{self, Other};
 use crate::policy::{OwnAddresses, Policy};
 use crate::session::House;
 
@@ -50,11 +51,17 @@ pub struct Source {
     /// The settings of the start; their rules are gone into the policy.
     pub began: Settings,
     pub own: Arc<OwnAddresses>,
+    /// In a sidecar: what the kernel does for the policy, which egret has no right to change.
+    pub sidecar: Option<Vec<Other>>,
 }
 
 impl Source {
-    fn compile(&self, file: &std::path::Path) -> Result<Fresh, ConfigError> {
-        let mut settings = Settings::load(file)?;
+    fn compile(&self, file: &std::path::Path) -> Result<Fresh, String> {
+        let mut settings = Settings::load(file).map_err(|error| error.to_string())?;
+        let others = sidecar::others(&settings.rules.nets, settings.rules.nat64);
+        if self.sidecar.as_ref().is_some_and(|before| *before != others) {
+            return Err("the network rules for udp and icmp are others, and a sidecar's kernel rules are made once; start the pod anew".to_owned());
+        }
         let waits = self.began.differs(&settings);
         let cuts = settings.rules.cuts;
         let policy = std::mem::take(&mut settings.rules).compile(Arc::clone(&self.own));

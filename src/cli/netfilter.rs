@@ -8,14 +8,15 @@ use clap::Subcommand;
 use super::{CommandError, complain, load, print, remember};
 use crate::config::Settings;
 pub(super) use crate::netfilter::FORWARDING;
-use crate::netfilter::{self, Plan, ruleset};
+use crate::netfilter::sidecar::{Mesh, User};
+use crate::netfilter::{self, Plan, Sidecar, ruleset};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum NetfilterCommand {
     /// Print the table as `nft -f` takes it, and the policy routes as comments
-    Show(Config),
+    Show(Asked),
     /// Put the policy routes and the table into the kernel, and switch forwarding on
-    Apply(Config),
+    Apply(Asked),
     /// Switch forwarding off, and take table and policy routes out of the kernel
     Remove {
         /// The configuration file is not needed for this, and may be named
@@ -25,13 +26,50 @@ pub(super) enum NetfilterCommand {
 }
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Config {
+pub(super) struct Asked {
     /// Configuration file
     #[arg(long, value_name = "FILE", env = "EGRET_CONFIG")]
     config: Option<PathBuf>,
+    /// The table for a pod's own traffic, for an init container
+    #[arg(long)]
+    sidecar: bool,
+    /// The user that egret has in the pod, and nobody else
+    #[arg(long, value_name = "UID", default_value_t = 1129, requires = "sidecar")]
+    uid: u32,
+    /// The group that egret has in the pod; with `--mesh istio` 1337, which Istio's own rules pass by
+    #[arg(long, value_name = "GID", requires = "sidecar")]
+    gid: Option<u32>,
+    /// Take what the mesh's proxy sends, and leave its own rules and ports alone
+    #[arg(long, requires = "sidecar")]
+    mesh: Option<MeshName>,
 }
 
-impl Config {
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum MeshName {
+    Istio,
+}
+
+/// egret's user and group in its image.
+const GROUP: u32 = 1129;
+const ISTIO_GROUP: u32 = 1337;
+
+impl Asked {
+    fn sidecar(&self) -> Result<Option<Sidecar>, CommandError> {
+        if !self.sidecar {
+            return Ok(None);
+        }
+        let mesh = self.mesh.map(|MeshName::Istio| Mesh::Istio);
+        let usual = if mesh.is_some() { ISTIO_GROUP } else { GROUP };
+        let user = User { uid: self.uid, gid: self.gid.unwrap_or(usual) };
+        if user.uid == 0 {
+            let message = "--uid 0 would let everything of root's pass by; give egret a user of its own";
+            return Err(CommandError::Usage(message.to_owned()));
+        }
+        let sidecar = Sidecar::of(&load(self.config.as_deref())?, user, mesh);
+        let message = "no listener takes a pod's own traffic; write { kind: transparent, bind: \"[::]:3129\", capture: redirect }";
+        sidecar.map(Some).ok_or_else(|| CommandError::Usage(message.to_owned()))
+    }
+
     fn settings(&self) -> Result<Settings, CommandError> {
         let settings = load(self.config.as_deref())?;
         remember(&settings);
@@ -58,9 +96,15 @@ pub(super) fn apply(settings: &Settings) -> Result<(), CommandError> {
 impl NetfilterCommand {
     pub(super) fn carry_out(self) -> Result<ExitCode, CommandError> {
         match self {
-            Self::Show(config) => print(&ruleset::shown(&plan(&config.settings()?)?)),
-            Self::Apply(config) => {
-                apply(&config.settings()?)?;
+            Self::Show(asked) => match asked.sidecar()? {
+                Some(sidecar) => print(&sidecar.text()),
+                None => print(&ruleset::shown(&plan(&asked.settings()?)?)),
+            },
+            Self::Apply(asked) => {
+                match asked.sidecar()? {
+                    Some(sidecar) => netfilter::apply_sidecar(&sidecar)?,
+                    None => apply(&asked.settings()?)?,
+                }
                 Ok(ExitCode::SUCCESS)
             }
             Self::Remove { .. } => {

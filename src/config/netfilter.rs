@@ -153,6 +153,20 @@ pub(super) fn what_goes_together(
             out.fault(&path, "egret cannot dial from upstream.sources and from the client's address; remove one");
         }
     }
+    let is = |by: Capture| {
+        listeners.iter().any(|(l, _)| matches!(l.kind, ListenerKind::Transparent { capture, .. } if capture == by))
+    };
+    for (at, rule) in file::readable(&written.policy.network_rules) {
+        let is_udp = rule.protocols.iter().any(|text| matches!(rules::net_port(text), Ok(NetPort::Udp(_))));
+        if is(Capture::Redirect)
+            && netfilter.is_none_or(|part| part.clients.is_empty())
+            && is_udp
+            && !rule.fqdns.is_empty()
+        {
+            let path = format!("policy.network_rules[{at}].fqdns");
+            out.fault(&path, "a sidecar's kernel rules are made once, and know no names: write `destinations` for udp");
+        }
+    }
     for (at, rule) in file::readable(&written.policy.application_rules) {
         if written.fleet && rule.destination == Some(file::Destination::Verify) {
             let path = format!("policy.application_rules[{at}].destination");

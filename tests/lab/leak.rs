@@ -6,8 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::hop::{POLICY, config, hop, page, tcp, udp};
-use crate::support::{Egret, curl, eventually, pause, run, text};
-use crate::world::{CLIENT, Capture, DECOY, DECOY6, HOP1_WAN, ORIGIN, PARTNER, Through, World, set};
+use crate::support::{Egret, curl, eventually, missing, pause, run, text};
+use crate::world::{Capture, DECOY, DECOY6, HOP1_WAN, ORIGIN, PARTNER, Through, World, set};
 
 /// What nobody may see: a client tries every way to the decoy, and origins past egret.
 fn stray(world: &World) {
@@ -167,11 +167,7 @@ fn neither_a_bad_reload_nor_silent_dns_opens_or_closes_anything() {
     let mut capture = world.capture();
     let egret = hop(&world, &config(POLICY, ""));
     let ca = world.authority.ca();
-    let fetch = || world.at("client", || curl(&["--cacert", &ca, "https://a.example/who"]));
     let by_name = |egret: &Egret| egret.records().iter().filter(|line| line["name"] == "a.example").count();
-    // Asked for as clients do: by the network's own DNS.
-    let resolver = |ip: &str| format!("nameserver {ip}\n");
-    let _ = resolver;
     eventually("time.example is learned", || world.at("client", || udp(PARTNER, 123)) == Ok(()));
     let file = egret.folder().join("egret.yaml");
     std::fs::write(&file, "listeners: [").unwrap();
@@ -195,8 +191,36 @@ fn neither_a_bad_reload_nor_silent_dns_opens_or_closes_anything() {
     assert!(is_ready(&world));
     stray(&world);
     assert_eq!(world.at("client", || udp(PARTNER, 123)), Ok(()), "what was learned is remembered");
-    let _ = fetch;
     leaked_nothing(&mut capture);
     assert!(!capture.packets(&format!("src host {HOP1_WAN}")).is_empty(), "the capture sees what passes");
-    let _ = CLIENT;
+}
+
+#[test]
+fn a_full_conntrack_table_drops_or_forgets_and_opens_nothing() {
+    let Some(world) = World::build(Through::One) else { return };
+    let max: u64 = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").unwrap().trim().parse().unwrap();
+    if max > 600_000 {
+        // It is the whole machine's, and no test's to change.
+        return missing("a conntrack table that a test can fill");
+    }
+    let mut capture = world.capture();
+    let egret = hop(&world, &config(POLICY, ""));
+    let count = || -> u64 {
+        let text = world.at("hop1", || std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap());
+        text.trim().parse().unwrap()
+    };
+    let sockets = usize::try_from(max / 250 + 50).unwrap();
+    world.at("client", || {
+        for _ in 0..sockets {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+            for last in 1..=250 {
+                let _ = socket.send_to(b"x", (format!("20.60.3.{last}").as_str(), 1194));
+            }
+        }
+    });
+    assert!(count() > max * 9 / 10, "{} of {max}", count());
+    stray(&world);
+    egret.signal("KILL");
+    stray(&world);
+    leaked_nothing(&mut capture);
 }

@@ -13,6 +13,8 @@ mod hop;
 mod leak;
 #[path = "../missing/mod.rs"]
 mod missing;
+mod pod;
+mod rights;
 #[path = "../e2e/support/mod.rs"]
 mod support;
 mod told;

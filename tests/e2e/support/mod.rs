@@ -82,13 +82,21 @@ impl Egret {
 
     /// And with more on its command line.
     pub fn run_as(config: &str, ip: IpAddr, files: &[(&str, &str)], more: &[&str]) -> Self {
+        Self::run_by(&[], config, ip, files, more)
+    }
+
+    /// And started by another program, which must take its place.
+    pub fn run_by(before: &[&str], config: &str, ip: IpAddr, files: &[(&str, &str)], more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for (name, text) in files {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
         let file = folder.path().join("egret.yaml");
         std::fs::write(&file, config).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_egret"))
+        let _ = std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755));
+        let line = [before, &[env!("CARGO_BIN_EXE_egret")]].concat();
+        let mut child = Command::new(line[0])
+            .args(&line[1..])
             .args(["run", "--config"])
             .arg(&file)
             .args(more)

@@ -1,0 +1,163 @@
+//! The table of a sidecar: the pod's own TCP comes to egret, and other protocols leave by network rules only.
+//!
+//! Applied once, before the application starts, by something with CAP_NET_ADMIN; egret itself has no rights then, and
+//! changes nothing. A guard rail for pods whose containers have neither that right nor egret's user: not a boundary
+//! against root.
+
+use std::fmt::{Display, Write as _};
+
+use super::members::{Addresses, ICMP, ICMPV6, Members, TCP, UDP};
+use super::{FORWARDED, STATE, TABLE};
+use crate::config::{Capture, ListenerKind, Settings};
+use crate::policy::rule::{Action, NetRule};
+
+/// Who egret is in the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct User {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// A mesh whose proxy takes the pod's traffic first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mesh {
+    /// Its proxy has user 1337, and its own rules pass by what has group 1337.
+    Istio,
+}
+
+/// Istio's proxy.
+const ISTIO_USER: u32 = 1337;
+/// The ports of Istio's proxy and of the control plane that it talks to.
+const ISTIO_PORTS: &str = "15000-15010, 15012, 15014, 15017, 15020, 15021, 15053, 15090";
+
+/// What does not leave the pod. The interface would not tell: a packet that was redirected still has the old one.
+const LOCAL: &str = "fib daddr type local accept";
+
+/// What the table is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sidecar {
+    port: u16,
+    user: User,
+    mesh: Option<Mesh>,
+    exempt: Addresses,
+    others: Vec<Other>,
+}
+
+/// A network rule for what is not TCP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Other {
+    denies: bool,
+    members: Members,
+}
+
+/// What the kernel does for network rules in a sidecar: all but their TCP ports.
+#[must_use]
+pub fn others(nets: &[NetRule], nat64: Option<ipnet::Ipv6Net>) -> Vec<Other> {
+    let of = |rule: &NetRule| {
+        let mut members = Members::of(rule, nat64);
+        members.ports.retain(|(protocol, ..)| *protocol != TCP);
+        Other { denies: rule.action == Action::Deny, members }
+    };
+    let mut others: Vec<Other> = nets.iter().map(of).collect();
+    others.retain(|other| !other.members.ports.is_empty() && !other.members.destinations.is_empty());
+    // Denials first; the order of each kind says nothing.
+    others.sort_by_key(|other| !other.denies);
+    others
+}
+
+impl Sidecar {
+    /// The sidecar of some settings; `None` where no listener takes redirected connections.
+    #[must_use]
+    pub fn of(settings: &Settings, user: User, mesh: Option<Mesh>) -> Option<Self> {
+        let redirected = |kind| matches!(kind, ListenerKind::Transparent { capture: Capture::Redirect, .. });
+        let listener = settings.listeners.iter().find(|listener| redirected(listener.kind))?;
+        let exempt = settings.netfilter.as_ref().map(|part| Addresses::of(&part.bypass)).unwrap_or_default();
+        let others = others(&settings.rules.nets, settings.rules.nat64);
+        Some(Self { port: listener.bind.port(), user, mesh, exempt, others })
+    }
+
+    /// The table as `nft -f` takes it.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut out = format!(
+            "# egret: the pod's own connections are judged by name or address.\n\
+             table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n"
+        );
+        let mut set = |name: &str, kind: &str, members: &[String]| {
+            let members =
+                if members.is_empty() { String::new() } else { format!(" elements = {{ {} }}", members.join(", ")) };
+            let _ = writeln!(out, "  set {name} {{ type {kind}; flags interval;{members} }}");
+        };
+        let (v4, v6) = self.exempt.texts();
+        set("exempt4", "ipv4_addr", &v4);
+        set("exempt6", "ipv6_addr", &v6);
+        for (number, other) in self.others.iter().enumerate() {
+            let (v4, v6) = other.members.destinations.texts();
+            set(&format!("net{number}_4"), "ipv4_addr", &v4);
+            set(&format!("net{number}_6"), "ipv6_addr", &v6);
+        }
+        let User { uid, gid } = self.user;
+        let own = format!("meta skuid {uid} meta skgid {gid}");
+        let mut chain = |name: &str, hook: &str, rules: Vec<String>| {
+            let _ = writeln!(out, "  chain {name} {{\n    type {hook};");
+            rules.iter().for_each(|rule| out.push_str(&format!("    {rule}\n")));
+            out.push_str("  }\n");
+        };
+        chain("capture", "nat hook output priority -101; policy accept", self.capture(&own));
+        chain("output", "filter hook output priority filter; policy drop", self.output(&own));
+        out.push_str("}\n");
+        out
+    }
+
+    fn capture(&self, own: &str) -> Vec<String> {
+        let mut rules = vec![format!("{own} accept"), LOCAL.into()];
+        rules.extend(["ip daddr @exempt4 accept".into(), "ip6 daddr @exempt6 accept".into()]);
+        let who = match self.mesh {
+            None => String::new(),
+            Some(Mesh::Istio) => {
+                rules.push(format!("tcp dport {{ {ISTIO_PORTS} }} accept"));
+                format!("meta skuid {ISTIO_USER} ")
+            }
+        };
+        rules.push(format!("{who}meta l4proto tcp redirect to :{}", self.port));
+        rules
+    }
+
+    fn output(&self, own: &str) -> Vec<String> {
+        let mut rules: Vec<String> = vec![
+            LOCAL.into(),
+            // What remains of a connection when its socket is gone has no user.
+            format!("{own} ct mark set {FORWARDED:#x} accept"),
+            format!("ct direction original ct mark & {STATE:#x} == {FORWARDED:#x} accept"),
+            // Answers to whoever comes in.
+            "ct direction reply ct state established accept".into(),
+            "ct state related meta l4proto { icmp, ipv6-icmp } accept".into(),
+            "icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld2-listener-report } accept"
+                .into(),
+            "ip daddr @exempt4 accept".into(),
+            "ip6 daddr @exempt6 accept".into(),
+        ];
+        if self.mesh == Some(Mesh::Istio) {
+            rules.push(format!("meta skuid {ISTIO_USER} tcp dport {{ {ISTIO_PORTS} }} accept"));
+            rules.push(format!("meta skuid {ISTIO_USER} udp dport 53 accept"));
+        }
+        for (number, other) in self.others.iter().enumerate() {
+            let verdict = if other.denies { "reject with icmpx type admin-prohibited" } else { "accept" };
+            for (ip, family) in [("ip", "4"), ("ip6", "6")] {
+                let to = format!("{ip} daddr @net{number}_{family}");
+                let rule = |ports: &dyn Display| format!("{to} {ports} {verdict}");
+                for (protocol, low, high) in &other.members.ports {
+                    match *protocol {
+                        UDP => rules.push(rule(&format_args!("udp dport {low}-{high}"))),
+                        ICMP if ip == "ip" => rules.push(rule(&"icmp type echo-request")),
+                        ICMPV6 if ip == "ip6" => rules.push(rule(&"icmpv6 type echo-request")),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        rules.push("meta l4proto tcp reject with tcp reset".into());
+        rules.push("reject with icmpx type admin-prohibited".into());
+        rules
+    }
+}

@@ -1,0 +1,159 @@
+//! A sidecar: the pod's own connections come to egret, which has no rights, and nothing else of the pod's leaves.
+
+use std::process::{Command, Stdio};
+
+use crate::hop::{tcp, udp};
+use crate::support::{ADMIN, Egret, curl, eventually, run, text};
+use crate::world::{DECOY, DECOY6, FORWARDER, ORIGIN, ORIGIN6, PARTNER, Through, World, ip, set};
+
+const POLICY: &str = "
+  application_rules:
+    - { name: web, fqdns: [a.example], protocols: [\"https:443\", \"http:80\"] }
+  network_rules:
+    - { name: dns, destinations: [10.224.0.1/32], protocols: [\"udp:53\"] }
+    - { name: tunnel, destinations: [20.60.3.3/32], protocols: [\"udp:1194\", \"tcp:9000\"] }
+";
+
+fn config(policy: &str) -> String {
+    format!(
+        "listeners: [{{ kind: transparent, bind: \"[::]:3129\", capture: redirect }}]\n\
+         dns: {{ upstreams: [\"{FORWARDER}\"], min_ttl: 0s }}\nadmin: {{ bind: \"127.0.0.1:{ADMIN}\" }}\n\
+         netfilter: {{ bypass: [20.60.9.9/32] }}\n\
+         policy:{policy}"
+    )
+}
+
+/// Applies the table as an init container does, with egret's user.
+fn apply(world: &World, config: &str, more: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("egret.yaml");
+    std::fs::write(&file, config).unwrap();
+    let mut args = vec!["netfilter", "apply", "--config", file.to_str().unwrap(), "--sidecar"];
+    args.extend(more);
+    let output = world.at("client", || run(env!("CARGO_BIN_EXE_egret"), &args));
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+/// The world around the pod forwards everything.
+fn open(world: &World) {
+    world.at("hop1", || {
+        set("net/ipv4/ip_forward", "1");
+        set("net/ipv6/conf/all/forwarding", "1");
+    });
+    world.at("internet", || {
+        ip(&["route", "add", "10.224.0.0/16", "via", "20.50.1.4"]);
+        ip(&["route", "add", "fd00:224::/64", "via", "2a01:50:1::4"]);
+    });
+}
+
+/// egret as the pod's user, without rights.
+fn sidecar(world: &World, config: &str, gid: &str) -> Egret {
+    world.at("client", || {
+        let as_user =
+            ["setpriv", "--reuid", "1129", "--regid", gid, "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"];
+        Egret::run_by(&as_user, config, "127.0.0.1".parse().unwrap(), &[], &[])
+    })
+}
+
+#[test]
+fn a_pods_own_traffic_is_judged_and_nothing_goes_around() {
+    let Some(world) = World::build(Through::One) else { return };
+    open(&world);
+    assert_eq!(world.at("client", || tcp(DECOY, 9000)), Ok(()), "the way is open without egret");
+    let mut capture = world.capture();
+    apply(&world, &config(POLICY), &[]);
+    // Before egret is there, nothing leaves.
+    assert!(world.at("client", || tcp(PARTNER, 9000)).is_err());
+    let egret = sidecar(&world, &config(POLICY), "1129");
+    let ca = world.authority.ca();
+    for (name, at) in [("a.example", ORIGIN), ("a.example", ORIGIN6), ("a.example", DECOY)] {
+        let resolved = format!("{name}:443:{at}");
+        let said = world.at("client", || curl(&["--cacert", &ca, "--resolve", &resolved, "https://a.example/who"]));
+        assert_eq!(text(&said), "a.example HTTP/2.0 TLSv1.3\n", "{at}");
+    }
+    let line = egret.record_number(0);
+    assert_eq!(line["original_dst"], format!("{ORIGIN}:443"));
+    egret.record("IPv6", |line| line["original_dst"] == format!("[{ORIGIN6}]:443"));
+    world.at("client", || {
+        assert_eq!(tcp(PARTNER, 9000), Ok(()), "judged by egret");
+        assert_eq!(udp(PARTNER, 1194), Ok(()), "judged by the table");
+        for port in [22, 9000] {
+            assert!(tcp(DECOY, port).is_err() && tcp(DECOY6, port).is_err(), "{port}");
+        }
+        for port in [123, 443, 1194] {
+            assert!(udp(DECOY, port).is_err() && udp(DECOY6, port).is_err(), "{port}");
+        }
+        assert!(!run("ping", &["-c1", "-W1", DECOY]).status.success());
+        let listener = std::net::TcpListener::bind("127.0.0.1:7000").unwrap();
+        assert!(std::net::TcpStream::connect(listener.local_addr().unwrap()).is_ok(), "loopback is the pod's own");
+    });
+    let said = world.at("client", || curl(&["-k", "https://20.60.9.9/hello"]));
+    assert_eq!(text(&said), "hello\n", "exempt");
+    // The user alone, or the group alone, is not egret.
+    for (uid, gid) in [("1129", "65534"), ("65534", "1129")] {
+        let to = format!("/dev/tcp/{DECOY}/9000");
+        let command = format!("exec 3<>{to} && echo hello >&3 && timeout 2 head -c 5 <&3");
+        let said = world.at("client", || {
+            run("setpriv", &["--reuid", uid, "--regid", gid, "--clear-groups", "bash", "-c", &command])
+        });
+        assert!(!text(&said).contains("hello\n") || !said.status.success(), "{uid}:{gid} {}", text(&said));
+    }
+    capture.saw_nothing(&format!("dst host {DECOY} or dst host {DECOY6}"));
+    // Somebody who dials the listener itself wants to go nowhere.
+    world.at("client", || drop(std::net::TcpStream::connect("127.0.0.1:3129").unwrap()));
+    egret.record("the listener's own port", |line| line["reason"] == "no_original_dst");
+
+    // A reload of names is the policy's alone; one that the table would need is not half done.
+    let file = egret.folder().join("egret.yaml");
+    std::fs::write(&file, config(&POLICY.replace("a.example", "b.example"))).unwrap();
+    egret.signal("HUP");
+    eventually("the reload", || egret.errors().contains("the new policy is in force"));
+    std::fs::write(&file, config(&POLICY.replace("udp:1194", "udp:1195"))).unwrap();
+    egret.signal("HUP");
+    eventually("the refusal", || egret.errors().contains("start the pod anew"));
+}
+
+#[test]
+fn a_mesh_keeps_its_own_rules_and_its_proxy_comes_to_egret() {
+    let Some(world) = World::build(Through::One) else { return };
+    open(&world);
+    let mut capture = world.capture();
+    apply(&world, &config(POLICY), &["--mesh", "istio"]);
+    let egret = sidecar(&world, &config(POLICY), "1337");
+    // What Istio's own rules do: everything of the application goes to its proxy, whose user and group pass.
+    let istio = "add table ip istio; add chain ip istio out { type nat hook output priority -100; }; \
+                 add rule ip istio out meta skuid 1337 return; add rule ip istio out meta skgid 1337 return; \
+                 add rule ip istio out oifname lo return; add rule ip istio out meta l4proto tcp redirect to :15001";
+    let proxy = "import socket,threading\n\
+        s=socket.socket(); s.setsockopt(socket.SOL_SOCKET,socket.SO_REUSEADDR,1); s.bind(('127.0.0.1',15001)); s.listen(50)\n\
+        def pump(a,b):\n\
+        \x20try:\n\
+        \x20 while (d:=a.recv(65536)): b.sendall(d)\n\
+        \x20except OSError: pass\n\
+        \x20try: b.shutdown(1)\n\
+        \x20except OSError: pass\n\
+        def serve(c):\n\
+        \x20o=c.getsockopt(0,80,16); port=int.from_bytes(o[2:4],'big'); ip=socket.inet_ntoa(o[4:8])\n\
+        \x20try: u=socket.create_connection((ip,port))\n\
+        \x20except OSError: return c.close()\n\
+        \x20threading.Thread(target=pump,args=(u,c)).start(); pump(c,u)\n\
+        while True: threading.Thread(target=serve,args=(s.accept()[0],),daemon=True).start()\n";
+    let mut mesh = world.at("client", || {
+        assert!(run("nft", &[istio]).status.success());
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "1337", "--regid", "1337", "--clear-groups", "/usr/bin/python3", "-c", proxy]);
+        command.stdin(Stdio::null()).spawn().unwrap()
+    });
+    let ca = world.authority.ca();
+    let resolved = format!("a.example:443:{ORIGIN}");
+    eventually("through the mesh and egret", || {
+        let said = world.at("client", || curl(&["--cacert", &ca, "--resolve", &resolved, "https://a.example/who"]));
+        text(&said) == "a.example HTTP/2.0 TLSv1.3\n"
+    });
+    egret.record("the mesh's connection", |line| line["original_dst"] == format!("{ORIGIN}:443"));
+    let said = world.at("client", || curl(&["-k", "--max-time", "5", &format!("https://{DECOY}/")]));
+    assert!(!said.status.success());
+    assert!(world.at("client", || udp(DECOY, 1194)).is_err());
+    let _ = (mesh.kill(), mesh.wait());
+    capture.saw_nothing(&format!("dst host {DECOY}"));
+}
