@@ -45,6 +45,10 @@ pub(super) fn lint(out: &mut Findings<'_>, rules: &Rules, listeners: &[ListenerS
         hidden
             .then(|| format!("`{text}` opens {name}, the front of encrypted hellos for many sites; write `ech: deny`"))
     });
+    for app in apps.iter().filter(|app| app.rule.verify) {
+        let message = "clients whose DNS is not egret's may dial addresses that it has not seen, and are refused then (`dst_not_in_dns`); write `destination: redial` where that is too strict";
+        app.say(out, None, message.to_owned());
+    }
     nobody_listens(out, &apps, listeners);
     anybody_asks(out, &apps, listeners);
     who_asks(out, rules, listeners);

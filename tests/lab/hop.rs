@@ -54,7 +54,9 @@ pub fn tcp(to: &str, port: u16) -> Result<(), ErrorKind> {
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     stream.write_all(b"hello").map_err(|e| e.kind())?;
     let mut back = [0; 5];
-    stream.read_exact(&mut back).map_err(|e| e.kind())
+    stream.read_exact(&mut back).map_err(|e| e.kind())?;
+    // An alert of egret's is no echo.
+    if &back == b"hello" { Ok(()) } else { Err(ErrorKind::InvalidData) }
 }
 
 /// The same by UDP.

@@ -187,3 +187,64 @@ fn a_pool_of_addresses_serves_kernel_and_egret_alike() {
     assert!(!capture.packets(&format!("{pool} and dst host {PARTNER} and tcp")).is_empty());
     capture.saw_nothing(&format!("src host {HOP1_WAN} and (dst host {ORIGIN} or dst host {PARTNER})"));
 }
+
+#[test]
+fn one_interface_is_enough() {
+    let Some(world) = World::build(Through::One) else { return };
+    // As on a machine with one network card: what comes in leaves by the same way, and the fabric knows the internet.
+    world.at("hop1", || {
+        ip(&["route", "replace", "default", "via", "10.225.1.1"]);
+        ip(&["link", "set", "wan", "down"]);
+    });
+    world.at("fabric", || {
+        ip(&["rule", "add", "from", "10.225.1.4", "lookup", "50"]);
+        ip(&["route", "add", "default", "via", "10.226.0.53", "table", "50"]);
+    });
+    world.at("internet", || ip(&["route", "add", "10.225.1.0/24", "via", "10.226.0.1"]));
+    world.dns.answer("time.example", &[PARTNER]);
+    let mut capture = world.capture();
+    let text_of = config(POLICY, "").replace("interfaces: [lan]", "interfaces: []").replace("20.50.1.1", "10.226.0.53");
+    let egret = hop(&world, &text_of);
+    let ca = world.authority.ca();
+    let said = world.curl(&["-4", "--cacert", &ca, "https://a.example/who"]);
+    assert_eq!(text(&said), "a.example HTTP/2.0 TLSv1.3\n");
+    assert_eq!(egret.last("a.example")["original_dst"], format!("{ORIGIN}:443"));
+    world.at("client", || {
+        assert_eq!(tcp(PARTNER, 9000), Ok(()));
+        assert_eq!(udp(PARTNER, 1194), Ok(()));
+        eventually("time.example is learned", || udp(PARTNER, 123) == Ok(()));
+        assert!(tcp(DECOY, 9000).is_err() && udp(DECOY, 1194).is_err());
+    });
+    // A forged source is not answered, and not forwarded.
+    world.at("fabric", || {
+        ip(&["addr", "add", "20.99.0.1/32", "dev", "lo"]);
+        let args = ["-c1", "-W1", "-I", "20.99.0.1", DECOY];
+        ip(&["route", "add", DECOY, "via", "10.225.1.4"]);
+        assert!(!run("ping", &args).status.success());
+    });
+    world.at("hop1", || assert!(run("nft", &["flush", "ruleset"]).status.success()));
+    world.at("client", || assert!(tcp(PARTNER, 9000).is_err() && udp(DECOY, 1194).is_err()));
+    assert!(!capture.packets(&format!("dst host {PARTNER}")).is_empty());
+    capture.saw_nothing(&format!("dst host {DECOY}"));
+}
+
+#[test]
+fn bypassed_networks_see_the_client_and_the_hop_itself_is_closed() {
+    let Some(world) = World::build(Through::One) else { return };
+    world.at("internet", || ip(&["route", "add", "10.224.0.0/16", "via", HOP1_WAN]));
+    let mut capture = world.capture();
+    let text_of = config(POLICY, "").replace("interfaces: [lan]", "interfaces: [lan], bypass: [20.60.9.0/24]");
+    let egret = hop(&world, &text_of);
+    let ca = world.authority.ca();
+    let said = world.curl(&["-k", &format!("https://{API_SERVER}/hello")]);
+    assert_eq!(text(&said), "hello\n");
+    // With the network's own DNS, and nothing that tells of egret.
+    let said = world.curl(&["--cacert", &ca, "https://a.example/who"]);
+    assert_eq!(text(&said), "a.example HTTP/2.0 TLSv1.3\n");
+    let dialled = world.at("client", || TcpStream::connect(("10.225.1.4", 3129)).map(|s| s.local_addr().unwrap()));
+    let line = egret.record_of(dialled.unwrap());
+    assert!(line["reason"] == "no_original_dst" && line["stage"] == "claim", "{line:#}");
+    assert!(world.at("client", || TcpStream::connect(("10.225.1.4", 9902)).is_ok()), "the probe's port");
+    assert!(!capture.packets(&format!("src host {CLIENT} and dst host {API_SERVER} and dst port 443")).is_empty());
+    capture.saw_nothing(&format!("src host {CLIENT} and not dst host {API_SERVER}"));
+}

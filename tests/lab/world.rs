@@ -17,7 +17,7 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::support::dns::Dns;
 use crate::support::origin::{Authority, Nginx};
-use crate::support::{Server, eventually, have, missing, pause};
+use crate::support::{Server, eventually, have, missing, pause, run};
 
 pub const CLIENT: &str = "10.224.0.10";
 pub const CLIENT6: &str = "fd00:224::10";
@@ -211,6 +211,17 @@ impl World {
         });
         dns.answer("a.example", &[ORIGIN, ORIGIN6]).answer("b.example", &[OTHER]).answer("api.example", &[API_SERVER]);
         Some(Self { prefix, dns, authority, _servers: vec![forwarder], _nginx: nginx })
+    }
+
+    /// curl as a client whose DNS is the network's, which knows nothing of egret.
+    pub fn curl(&self, args: &[&str]) -> std::process::Output {
+        let resolver = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(resolver.path(), format!("nameserver {FORWARDER}\n")).unwrap();
+        let path = resolver.path().display();
+        let script = format!("mount --bind {path} $(readlink -f /etc/resolv.conf) && exec \"$@\"");
+        let mut all = vec!["-m", "sh", "-c", &script, "sh", "curl", "-sS", "--max-time", "20", "--noproxy", ""];
+        all.extend(args);
+        self.at("client", || run("unshare", &all))
     }
 
     /// Does something as one of the roles: its sockets and the programs it starts live there.
