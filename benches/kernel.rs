@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use egret::config::Settings;
 use egret::netfilter::plan::Filter;
@@ -36,7 +36,7 @@ fn settings(skip: u32) -> Settings {
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
-    let begun = Instant::now();
+    let begun = tokio::time::Instant::now();
     let out = work();
     (out, begun.elapsed())
 }

@@ -2,6 +2,7 @@
 //!
 //! Contains no decision about a connection.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -12,6 +13,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::admin::{self, Told};
 use crate::config::{Capture, Limits, ListenerKind, ListenerSettings, Settings};
@@ -19,9 +21,9 @@ use crate::dns::{Resolver, UpstreamError};
 use crate::drain::Drain;
 use crate::listen::{self, Door, Entrance};
 use crate::metrics::{Fault, Metrics};
-use crate::netfilter::sidecar;
 use crate::netfilter::told::Counted;
 use crate::netfilter::{self, Kernel, Plan};
+use crate::netfilter::{flows, sidecar};
 use crate::peek::PeekBudget;
 use crate::policy::{OwnAddresses, Policy};
 use crate::privileges::Kept;
@@ -42,6 +44,9 @@ const FILES_EVERY: Duration = Duration::from_secs(1);
 
 /// How often it is seen whether the kernel's rules stand.
 const KERNEL_EVERY: Duration = Duration::from_secs(1);
+
+/// How often the ports in use are counted, which is a look at every flow.
+const PORTS_EVERY: Duration = Duration::from_secs(15);
 
 /// Why egret cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -203,9 +208,12 @@ impl App {
             };
             tokio::spawn(listen::serve(listener, Arc::clone(&self.house.book), drain.guest(), handle));
         }
-        let watch = tokio::spawn(watch_interfaces(self.own));
-        let kernel =
-            self.house.kernel.clone().map(|kernel| tokio::spawn(watch_kernel(kernel, Arc::downgrade(&self.house))));
+        let watch = tokio::spawn(watch_interfaces(Arc::clone(&self.own)));
+        let kernel = self
+            .house
+            .kernel
+            .clone()
+            .map(|kernel| tokio::spawn(watch_kernel(kernel, Arc::downgrade(&self.house), Arc::clone(&self.own))));
         if self.house.kernel.is_some() {
             netfilter::told::listen(&self.house, self.tells_flows)?;
         }
@@ -431,8 +439,9 @@ async fn watch_interfaces(own: Arc<OwnAddresses>) {
 
 /// Sees whether the kernel's rules stand. Whoever took them away is found out within a second; meanwhile nothing gets
 /// out, for the routes or the table alone are enough.
-async fn watch_kernel(kernel: Arc<Kernel>, house: Weak<House>) {
+async fn watch_kernel(kernel: Arc<Kernel>, house: Weak<House>, own: Arc<OwnAddresses>) {
     let mut counted = Counted::default();
+    let mut ports_at = Instant::now();
     loop {
         let looking = Arc::clone(&kernel);
         let looked = tokio::task::spawn_blocking(move || (looking.look(), looking.counters())).await;
@@ -441,6 +450,12 @@ async fn watch_kernel(kernel: Arc<Kernel>, house: Weak<House>) {
         house.book.metrics().fault(Fault::Kernel, !stands);
         // Without a table there are no counters.
         counted.count(&house, counters.unwrap_or_default());
+        if ports_at <= Instant::now() {
+            let own = Arc::clone(&own);
+            let used = tokio::task::spawn_blocking(move || flows::ports_in_use(|ip| own.is_interface(ip))).await;
+            house.book.metrics().source_ports(used.unwrap_or_else(|_| Ok(HashMap::new())).unwrap_or_default());
+            ports_at = Instant::now() + PORTS_EVERY;
+        }
         drop(house);
         tokio::time::sleep(KERNEL_EVERY).await;
     }

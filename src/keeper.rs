@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::ending::Refusal;
 use crate::netfilter::plan::learned;
 use crate::policy::kept::Kept;
+use crate::policy::rule::{NetPort, NetRule};
 use crate::policy::{Clearance, Policy};
 use crate::session::House;
 
@@ -26,7 +27,14 @@ const MOST: usize = 1024;
 /// Looks up every name that a policy keeps, at once and then again and again, until the house is gone.
 pub async fn run(house: Weak<House>, policy: Arc<Policy>) {
     let mut names = JoinSet::new();
-    for (kept, clearance) in policy.kept() {
+    let has_kernel = house.upgrade().is_some_and(|house| house.kernel.is_some());
+    // Without the kernel's part, addresses matter for TCP alone: a client may dial one by CONNECT.
+    let is_tcp = |rule: &NetRule| rule.ports.iter().any(|port| matches!(port, NetPort::Tcp(_)));
+    let is_of_use = |kept: &Arc<Kept>| {
+        let mut rules = policy.network_rules().iter().filter(|rule| rule.kept.iter().any(|own| Arc::ptr_eq(own, kept)));
+        rules.any(|rule| has_kernel || is_tcp(rule))
+    };
+    for (kept, clearance) in policy.kept().filter(|(kept, _)| is_of_use(kept)) {
         names.spawn(keep(Weak::clone(&house), Arc::clone(&policy), kept, clearance));
     }
     if let Some(dir) = house.upgrade().and_then(|house| house.learn.state_dir.clone()) {

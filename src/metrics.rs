@@ -1,5 +1,7 @@
 //! Counters with closed label sets: no label value ever comes from the network.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use prometheus_client::encoding::text::encode;
@@ -39,6 +41,17 @@ pub struct Metrics {
     faults: Family<Words<1>, Gauge>,
     net_refusals: Family<Words<1>, Counter>,
     net_flows: Family<RuleLabel, Counter>,
+    source_ports: Family<SourceLabel, Gauge>,
+}
+
+/// An address of this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct SourceLabel(IpAddr);
+
+impl EncodeLabelSet for SourceLabel {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+        ("source", self.0.to_string()).encode(encoder.encode_label())
+    }
 }
 
 /// A rule, by the name that the operator gave it.
@@ -91,7 +104,9 @@ impl Default for Metrics {
         registry.register("dns_lookups", "Name look-ups by outcome", Family::clone(&lookups));
         registry.register("log_lines_lost", "Access lines that could not be written", Family::clone(&lost_lines));
         registry.register("reloads", "Reloads of the policy by outcome", Family::clone(&reloads));
-        let (net_refusals, net_flows) = (Family::default(), Family::default());
+        let (net_refusals, net_flows, source_ports) = (Family::default(), Family::default(), Family::default());
+        let said = "Ports that a source has in use towards the one destination with the most of them";
+        registry.register("source_ports_in_use", said, Family::clone(&source_ports));
         registry.register("net_refusals", "Packets that the kernel refused, by reason", Family::clone(&net_refusals));
         registry.register("net_flows", "Flows that the kernel let through, by network rule", Family::clone(&net_flows));
         registry.register("fault", "What is wrong with everything at once: 1 while it is", Family::clone(&faults));
@@ -109,6 +124,7 @@ impl Default for Metrics {
             faults,
             net_refusals,
             net_flows,
+            source_ports,
         }
     }
 }
@@ -150,6 +166,14 @@ impl Metrics {
 
     pub(crate) fn net_refused(&self, reason: Reason, packets: u64) {
         self.net_refusals.get_or_create(&Words([("reason", reason.as_str())])).inc_by(packets);
+    }
+
+    /// Replaces what was known of the ports in use.
+    pub(crate) fn source_ports(&self, most: HashMap<IpAddr, u64>) {
+        self.source_ports.clear();
+        for (source, ports) in most {
+            self.source_ports.get_or_create(&SourceLabel(source)).set(i64::try_from(ports).unwrap_or(i64::MAX));
+        }
     }
 
     pub(crate) fn net_flows(&self, rule: &Arc<str>, flows: u64) {

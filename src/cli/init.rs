@@ -218,8 +218,11 @@ impl Plan<'_> {
 # `egret check --config FILE` holds it against the format, `egret explain --config FILE https://NAME` says what
 # would happen to a connection, `egret bundle show aks` prints the rules with their purposes.
 listeners:
-  # Where AKS's HTTP proxy setting points to.
+  # What the route table brings.
+  - {{ kind: transparent, bind: "0.0.0.0:3129", capture: tproxy }}
+  # For AKS's HTTP proxy setting, where you use it.
   - {{ kind: forward, bind: "0.0.0.0:3128" }}
+netfilter: {{ clients: {clients} }}             # nobody else is forwarded
 dns:
   upstreams: {upstreams}
 policy:
@@ -231,6 +234,7 @@ admin: {{ bind: "127.0.0.1:9901" }}           # metrics and health, for this mac
 health: {{ bind: "0.0.0.0:9902" }}            # /healthz and /readyz, for a load balancer's probe
 "#,
             upstreams = list(upstreams),
+            clients = list(&subnets),
         )
     }
 
@@ -275,18 +279,18 @@ az network vnet create --resource-group $GROUP --name $VNET --address-prefixes {
         let _ = write!(
             out,
             r#"az network nsg create --resource-group $GROUP --name egret-nsg
-az network nsg rule create --resource-group $GROUP --nsg-name egret-nsg --name cluster --priority 100 --protocol Tcp --source-address-prefixes {all} --destination-port-ranges 3128 9902
+az network nsg rule create --resource-group $GROUP --nsg-name egret-nsg --name cluster --priority 100 --protocol '*' --source-address-prefixes {all} --destination-address-prefixes '*' --destination-port-ranges '*'
 az network nsg rule create --resource-group $GROUP --nsg-name egret-nsg --name admin --priority 110 --protocol Tcp --source-address-prefixes $ADMIN_IP --destination-port-ranges 22
 az network vnet subnet create --resource-group $GROUP --vnet-name $VNET --name egret --address-prefixes $EGRET_SUBNET --network-security-group egret-nsg
 
-# 2. egret's machine, with its own way out. Its NIC may take packets for others; leave net.ipv4.ip_forward off, so that
-#    the machine passes on nothing that egret has not judged.
+# 2. egret's machine, with its own way out. Its NIC may take packets for others; egret switches forwarding on in the kernel
+#    once its rules are in place, and lets the cluster reach nothing of the machine but the listeners and the probe.
 az network public-ip create --resource-group $GROUP --name egret-ip --sku Standard
 az network nic create --resource-group $GROUP --name egret-nic --vnet-name $VNET --subnet egret --private-ip-address $EGRET_IP --public-ip-address egret-ip --ip-forwarding true
 az vm create --resource-group $GROUP --name egret --nics egret-nic --image Ubuntu2404 --admin-username azureuser --generate-ssh-keys
 EGRESS_IP=$(az network public-ip show --resource-group $GROUP --name egret-ip --query ipAddress --output tsv)
-scp egret egret.yaml deploy/egret.service azureuser@$EGRESS_IP:
-ssh azureuser@$EGRESS_IP 'sudo install -D -m 755 egret /usr/local/bin/egret && sudo install -D -m 644 egret.yaml /etc/egret/egret.yaml && sudo install -m 644 egret.service /etc/systemd/system/ && sudo systemctl enable --now egret && egret health --config /etc/egret/egret.yaml'
+scp egret egret.yaml deploy/egret-next-hop.service azureuser@$EGRESS_IP:
+ssh azureuser@$EGRESS_IP 'sudo apt-get install -y nftables && sudo install -D -m 755 egret /usr/local/bin/egret && sudo install -D -m 644 egret.yaml /etc/egret/egret.yaml && sudo install -m 644 egret-next-hop.service /etc/systemd/system/ && sudo systemctl enable --now egret-next-hop && egret health --config /etc/egret/egret.yaml'
 
 # 3. The route: all that leaves the cluster's subnets goes to egret. They have it before the cluster comes.
 az network route-table create --resource-group $GROUP --name aks-routes
@@ -345,12 +349,14 @@ az network route-table route create --resource-group $GROUP --route-table-name a
         };
         let mut out = format!(
             r#"
-# 5. The cluster, under an identity of its own that may use the subnet and the route table. Nodes and pods get the proxy.
-egret bundle show aks --cloud {cloud} --location $LOCATION --format aks-http-proxy --proxy http://$EGRET_IP:3128 --no-proxy {no_proxy} > aks-http-proxy.json
+# 5. The cluster, under an identity of its own that may use the subnet and the route table.
 az identity create --resource-group $GROUP --name $CLUSTER
 IDENTITY=$(az identity show --resource-group $GROUP --name $CLUSTER --query id --output tsv)
 SUBNET_ID=$(az network vnet subnet show --resource-group $GROUP --vnet-name $VNET --name aks-0 --query id --output tsv){pods}
-az aks create --resource-group $GROUP --name $CLUSTER --location $LOCATION --assign-identity $IDENTITY {flags} --http-proxy-config aks-http-proxy.json --generate-ssh-keys
+az aks create --resource-group $GROUP --name $CLUSTER --location $LOCATION --assign-identity $IDENTITY {flags} --generate-ssh-keys
+# Not needed, and possible: nodes and pods that ask egret as their HTTP proxy too (docs/aks-http-proxy.md).
+# egret bundle show aks --cloud {cloud} --location $LOCATION --format aks-http-proxy --proxy http://$EGRET_IP:3128 --no-proxy {no_proxy} > aks-http-proxy.json
+# az aks update --resource-group $GROUP --name $CLUSTER --http-proxy-config aks-http-proxy.json
 "#,
             no_proxy = subnets.join(","),
         );
@@ -358,10 +364,9 @@ az aks create --resource-group $GROUP --name $CLUSTER --location $LOCATION --ass
             out.push_str("# The API server is reached inside the network, and egret has no part in it.\n");
         } else {
             out.push_str(
-                r#"# The API server is in AKS's own list of names that go around the proxy, so nodes dial it by the route. This version of
-# egret does not carry routed traffic yet: add --enable-private-cluster, or let the API server be reached another way.
-
-# 6. Now the API server has a name: write it as api_server into the configuration, and restart egret.
+                r#"
+# 6. Now the API server has a name: write it as api_server into the configuration, and send egret a SIGHUP
+#    (sudo systemctl reload egret-next-hop). Until then every tenant's API server in the region is open by name.
 az aks show --resource-group $GROUP --name $CLUSTER --query fqdn --output tsv
 "#,
             );

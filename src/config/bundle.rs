@@ -44,18 +44,20 @@ pub(super) fn add(out: &mut Findings<'_>, path: &str, asked: &file::Bundle, tags
     not_carried(out, path, &rows);
 }
 
-/// What this version judges and does not carry.
+/// What is judged here and not carried.
 fn not_carried(out: &mut Findings<'_>, path: &str, rows: &[Outcome]) {
-    let dumb =
-        |row: &&Outcome| row.opening.is_ok() && row.protocols.iter().any(|p| p.starts_with("udp:") || p == "dns");
-    let names: Vec<&str> = rows.iter().filter(dumb).map(|row| row.id.as_str()).collect();
-    if !names.is_empty() {
-        let message = format!(
-            "udp and dns are not carried in this version; only `egret explain` judges them: {}",
-            names.join(", ")
-        );
-        out.note(path, message);
+    let has_kernel = out.has_kernel;
+    let mut tell = |why: &str, is_dumb: &dyn Fn(&str) -> bool| {
+        let dumb = |row: &&Outcome| row.opening.is_ok() && row.protocols.iter().any(|p| is_dumb(p));
+        let names: Vec<&str> = rows.iter().filter(dumb).map(|row| row.id.as_str()).collect();
+        if !names.is_empty() {
+            out.note(path, format!("{why}; only `egret explain` judges: {}", names.join(", ")));
+        }
+    };
+    if !has_kernel {
+        tell("only the kernel carries udp, and there is no `netfilter`", &|p| p.starts_with("udp:"));
     }
+    tell("egret answers no DNS questions in this version", &|p| p == "dns");
 }
 
 /// What a refusal of a closed row's name says.

@@ -34,6 +34,8 @@ pub(super) enum Depth {
 pub(super) struct Findings<'a> {
     tree: &'a Node,
     pub(super) folder: &'a Path,
+    /// Whether the kernel carries what egret itself does not.
+    pub(super) has_kernel: bool,
     faults: Vec<Fault>,
     /// The first so many are about the shape.
     shape_faults: usize,
@@ -84,9 +86,11 @@ pub(super) fn settings(text: &str, folder: &Path, depth: Depth) -> Result<Settin
         // What was left out is needed to understand the rest.
         Err(_) => return Err(shape),
     };
+    let redirects = file::readable(&written.listeners).any(|(_, l)| l.capture == Some(file::Capture::Redirect));
     let mut findings = Findings {
         tree: &tree,
         folder,
+        has_kernel: written.netfilter.is_some() || redirects,
         shape_faults: shape.len(),
         faults: shape,
         warnings: Vec::new(),
@@ -100,7 +104,7 @@ pub(super) fn settings(text: &str, folder: &Path, depth: Depth) -> Result<Settin
     let admin = service(out, "admin.bind", written.admin.as_ref());
     let health = service(out, "health.bind", written.health.as_ref());
     let dns = dns(out, &written.dns);
-    let rules = rules::rules(out, &written.policy, written.netfilter.is_some());
+    let rules = rules::rules(out, &written.policy);
     let own_addresses = out.nets("own_addresses", &written.own_addresses);
     let kernel = netfilter::netfilter(out, &written, &listeners);
     let sources = netfilter::upstream_sources(out, &written.upstream.sources);

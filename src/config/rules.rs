@@ -22,7 +22,7 @@ const MAX_RICH: usize = 1000;
 /// Names twice in a file that are told of one by one.
 const MAX_TWINS: usize = 20;
 
-pub(super) fn rules(out: &mut Findings<'_>, policy: &file::Policy, has_kernel: bool) -> Rules {
+pub(super) fn rules(out: &mut Findings<'_>, policy: &file::Policy) -> Rules {
     // The one mode there is; `audit` is refused by the schema.
     let file::Mode::Enforce = policy.mode;
     let nat64 = policy.nat64_prefix.as_deref().and_then(|text| out.keep("policy.nat64_prefix", nat64_prefix(text)));
@@ -51,7 +51,7 @@ pub(super) fn rules(out: &mut Findings<'_>, policy: &file::Policy, has_kernel: b
     }
     one_name_each(out, policy, &rules);
     names_keep_their_ports(out, policy, &rules);
-    what_network_rules_do(out, policy, &rules, has_kernel);
+    what_network_rules_do(out, policy, &rules);
     if rules.apps.is_empty() && rules.nets.is_empty() {
         out.warn("policy", "there is no rule: everything will be refused");
     }
@@ -454,11 +454,11 @@ fn one_name_each(out: &mut Findings<'_>, policy: &file::Policy, rules: &Rules) {
 }
 
 /// What a network rule takes away from names, and what nothing in this version carries.
-fn what_network_rules_do(out: &mut Findings<'_>, policy: &file::Policy, rules: &Rules, has_kernel: bool) {
+fn what_network_rules_do(out: &mut Findings<'_>, policy: &file::Policy, rules: &Rules) {
     let own = rules.nets.iter().skip(rules.nets.len() - file::readable(&policy.network_rules).count());
     for ((at, written), rule) in file::readable(&policy.network_rules).zip(own) {
         let path = format!("policy.network_rules[{at}]");
-        if !has_kernel && rule.ports.iter().any(|port| !matches!(port, NetPort::Tcp(_))) {
+        if !out.has_kernel && rule.ports.iter().any(|port| !matches!(port, NetPort::Tcp(_))) {
             let message = "only the kernel carries udp and icmp, and there is no `netfilter`: nothing will use this";
             out.warn(&format!("{path}.protocols"), message);
         }

@@ -1,6 +1,7 @@
 //! Flows that the kernel forwards, from conntrack (linux/netfilter/nfnetlink_conntrack.h): told when they end, and ended
 //! when their rule is gone.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -119,6 +120,32 @@ impl Endings {
             Err(error) => Err(error),
         }
     }
+}
+
+/// How many ports each source has in use towards the destination that it uses most of them for: those of flows that the
+/// kernel translates and of egret's own connections alike, for they share them.
+///
+/// # Errors
+/// The kernel's.
+pub fn ports_in_use(is_source: impl Fn(IpAddr) -> bool) -> io::Result<HashMap<IpAddr, u64>> {
+    let socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
+    socket.set_room(64 << 10, ROOM)?;
+    let mut messages = Messages::default();
+    drop(messages.begin(GET, DUMP, &[0, 0, 0, 0]));
+    let mut uses: HashMap<(IpAddr, SocketAddr, u8), u64> = HashMap::new();
+    socket.dump(&messages, |message| {
+        let mut attrs = attributes(message.payload.get(4..).unwrap_or_default());
+        let reply = attrs.find(|(kind, _)| *kind == TUPLE_REPLY).and_then(|(_, reply)| tuple(reply));
+        if let Some((to, from, protocol)) = reply.filter(|(_, from, _)| is_source(from.ip())) {
+            *uses.entry((from.ip(), to, protocol)).or_default() += 1;
+        }
+    })?;
+    let mut most: HashMap<IpAddr, u64> = HashMap::new();
+    for ((source, ..), count) in uses {
+        let of_source = most.entry(source).or_default();
+        *of_source = count.max(*of_source);
+    }
+    Ok(most)
 }
 
 /// Ends the forwarded flows that are not wanted any more; how many there were.

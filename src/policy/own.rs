@@ -39,14 +39,16 @@ impl OwnAddresses {
         *self.interfaces.write().unwrap_or_else(std::sync::PoisonError::into_inner) = kept;
     }
 
+    /// Whether an address is one of the machine's interfaces'.
+    #[must_use]
+    pub fn is_interface(&self, ip: IpAddr) -> bool {
+        let interfaces = self.interfaces.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        interfaces.iter().any(|own| own.to_canonical() == ip.to_canonical())
+    }
+
     pub(super) fn own(&self, address: SocketAddr) -> Option<Own> {
         let ip = address.ip().to_canonical();
-        let on_interface = self
-            .interfaces
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .iter()
-            .any(|own| own.to_canonical() == ip);
+        let on_interface = self.is_interface(ip);
         let listens = self.listeners.iter().any(|listener| {
             let bound = listener.ip().to_canonical();
             let here = bound == ip || (bound.is_unspecified() && (on_interface || ip.is_loopback()));

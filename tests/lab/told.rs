@@ -74,6 +74,7 @@ fn refused_packets_and_ended_flows_have_their_lines() {
         let page = metrics(&world, &egret);
         page.contains("egret_net_refusals_total{reason=\"quic_denied\"} 1")
             && page.contains("egret_net_flows_total{rule=\"tunnel\"} 1")
+            && page.contains("egret_source_ports_in_use{source=\"20.50.1.4\"} ")
     });
     world.at("client", || {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
