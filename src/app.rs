@@ -71,6 +71,12 @@ pub enum StartError {
     Interfaces(#[source] io::Error),
     #[error("cannot reach the kernel's rules, which `netfilter` asks for: {0}; run as root, or add CAP_NET_ADMIN")]
     Kernel(#[source] io::Error),
+    #[error("{0}; or start egret with --netfilter, which makes it anew")]
+    Table(String),
+    #[error("cannot hear what the kernel refuses: {0}; does another egret run in this network namespace?")]
+    Told(#[source] io::Error),
+    #[error("upstream.sources: {0} is no address of this machine's interfaces; add it to one, or remove it")]
+    Source(IpAddr),
     #[error("cannot start the runtime: {0}")]
     Runtime(#[source] io::Error),
 }
@@ -91,8 +97,7 @@ impl Bound {
     pub fn bind(settings: &Settings) -> Result<Self, StartError> {
         let keepalive = settings.limits.keepalive;
         let listeners = settings.listeners.iter().map(|listener| {
-            let is_tproxy = matches!(listener.kind, ListenerKind::Transparent { capture: Capture::Tproxy, .. });
-            bind_to(listener.bind, keepalive, &listener.name(), is_tproxy)
+            bind_to(listener.bind, keepalive, &listener.name(), listener.kind.captures(Capture::Tproxy))
         });
         Ok(Self {
             listeners: listeners.collect::<Result<_, _>>()?,
@@ -114,7 +119,8 @@ pub struct App {
     source: Source,
     writer: LogWriter,
     screen: String,
-    tells_flows: bool,
+    /// What the kernel had counted before.
+    counted: Counted,
 }
 
 impl App {
@@ -142,9 +148,11 @@ impl App {
         let binds = settings.listeners.iter().map(|l| l.bind).chain(settings.admin).chain(settings.health).collect();
         let own = Arc::new(OwnAddresses::new(binds, settings.own_addresses.clone()));
         own.set_interfaces(interfaces().map_err(StartError::Interfaces)?);
+        let foreign = settings.sources.iter().find(|ip| !ip.is_loopback() && !own.is_interface(**ip));
+        foreign.map_or(Ok(()), |ip| Err(StartError::Source(*ip)))?;
         let kernel = Plan::of(&settings).map(Kernel::new).transpose().map_err(StartError::Kernel)?.map(Arc::new);
-        let is_redirect = |kind| matches!(kind, ListenerKind::Transparent { capture: Capture::Redirect, .. });
-        let redirected = settings.listeners.iter().any(|listener| is_redirect(listener.kind));
+        kernel.as_ref().map_or(Ok(()), |kernel| kernel.look()).map_err(StartError::Table)?;
+        let redirected = settings.listeners.iter().any(|listener| listener.kind.captures(Capture::Redirect));
         let others = sidecar::others(&settings.rules.nets, settings.rules.nat64);
         let screen_parts = Screen::of(&settings, config, room.connections);
         let policy = std::mem::take(&mut settings.rules).compile(Arc::clone(&own));
@@ -165,8 +173,14 @@ impl App {
         });
         let tells_flows = settings.log.net_all;
         let sidecar = redirected.then_some(others);
+        if house.kernel.is_some() {
+            netfilter::told::listen(&house, tells_flows).map_err(StartError::Told)?;
+        }
+        // Without a table there are no counters.
+        let counters = house.kernel.as_ref().map(|kernel| kernel.counters().unwrap_or_default());
+        let counted = Counted::from(counters.unwrap_or_default());
         let source = Source { file: config.map(Path::to_owned), began: settings, own: Arc::clone(&own), sidecar };
-        Ok(Self { house, listeners, admin, health, metrics, own, source, writer, screen, tells_flows })
+        Ok(Self { house, listeners, admin, health, metrics, own, source, writer, screen, counted })
     }
 
     /// What egret does, on one screen.
@@ -209,14 +223,9 @@ impl App {
             tokio::spawn(listen::serve(listener, Arc::clone(&self.house.book), drain.guest(), handle));
         }
         let watch = tokio::spawn(watch_interfaces(Arc::clone(&self.own)));
-        let kernel = self
-            .house
-            .kernel
-            .clone()
-            .map(|kernel| tokio::spawn(watch_kernel(kernel, Arc::downgrade(&self.house), Arc::clone(&self.own))));
-        if self.house.kernel.is_some() {
-            netfilter::told::listen(&self.house, self.tells_flows)?;
-        }
+        let kernel = self.house.kernel.clone().map(|kernel| {
+            tokio::spawn(watch_kernel(kernel, Arc::downgrade(&self.house), self.counted, Arc::clone(&self.own)))
+        });
         let policies = tokio::spawn(reload::run(hangup, self.source, Arc::downgrade(&self.house)));
         tokio::select! {
             _ = terminate.recv() => {}
@@ -439,15 +448,14 @@ async fn watch_interfaces(own: Arc<OwnAddresses>) {
 
 /// Sees whether the kernel's rules stand. Whoever took them away is found out within a second; meanwhile nothing gets
 /// out, for the routes or the table alone are enough.
-async fn watch_kernel(kernel: Arc<Kernel>, house: Weak<House>, own: Arc<OwnAddresses>) {
-    let mut counted = Counted::default();
+async fn watch_kernel(kernel: Arc<Kernel>, house: Weak<House>, mut counted: Counted, own: Arc<OwnAddresses>) {
     let mut ports_at = Instant::now();
     loop {
         let looking = Arc::clone(&kernel);
         let looked = tokio::task::spawn_blocking(move || (looking.look(), looking.counters())).await;
         let Some(house) = house.upgrade() else { return };
-        let (stands, counters) = looked.unwrap_or((false, Ok(Vec::new())));
-        house.book.metrics().fault(Fault::Kernel, !stands);
+        let (looked, counters) = looked.unwrap_or_else(|join| (Err(join.to_string()), Ok(Vec::new())));
+        house.book.metrics().fault(Fault::Kernel, looked.is_err());
         // Without a table there are no counters.
         counted.count(&house, counters.unwrap_or_default());
         if ports_at <= Instant::now() {

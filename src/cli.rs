@@ -20,7 +20,7 @@ use serde_json::json;
 
 use crate::app::{App, Bound, StartError};
 use crate::claim::{Asker, Identity};
-use crate::config::{self, Capture, ConfigError, ListenerKind, LogOutput, Settings};
+use crate::config::{self, Capture, ConfigError, LogOutput, Settings};
 use crate::ending::Refusal;
 use crate::keeper;
 use crate::netfilter::{KernelError, Plan};
@@ -203,7 +203,7 @@ fn run(path: Option<&Path>, applies: bool) -> Result<ExitCode, CommandError> {
         netfilter::apply(&settings)?;
     }
     let bound = Bound::bind(&settings)?;
-    let removes = applies && settings.netfilter.as_ref().is_some_and(|part| part.removes);
+    let removes = settings.netfilter.as_ref().is_some_and(|part| part.removes && !part.clients.is_empty());
     let kept = privileges::give_up(&needs(&settings, removes))?;
     let runtime = runtime()?;
     let served = {
@@ -224,8 +224,8 @@ fn run(path: Option<&Path>, applies: bool) -> Result<ExitCode, CommandError> {
 
 /// What serving takes beyond reading files and opening connections.
 fn needs(settings: &Settings, removes: bool) -> Needs {
-    let is_tproxy = |kind| matches!(kind, ListenerKind::Transparent { capture: Capture::Tproxy, .. });
-    let network = Plan::of(settings).is_some() || settings.listeners.iter().any(|listener| is_tproxy(listener.kind));
+    let is_tproxy = settings.listeners.iter().any(|listener| listener.kind.captures(Capture::Tproxy));
+    let network = is_tproxy || Plan::of(settings).is_some();
     let log = match &settings.log.output {
         LogOutput::File(path) => path.parent().map(|folder| folder.join(".")),
         LogOutput::Stdout | LogOutput::Stderr => None,

@@ -159,6 +159,12 @@ pub enum Capture {
 }
 
 impl ListenerKind {
+    /// Whether the kernel hands it connections in this way.
+    #[must_use]
+    pub fn captures(self, by: Capture) -> bool {
+        matches!(self, Self::Transparent { capture, .. } if capture == by)
+    }
+
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

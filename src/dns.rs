@@ -30,6 +30,9 @@ use upstreams::{Group, Upstreams, is_absence};
 /// does not hide half a service.
 const HALF_ANSWER: Duration = Duration::from_secs(30);
 
+/// How old an answer must be before a client's doubt of it is worth a question.
+const MOMENT: Duration = Duration::from_secs(2);
+
 /// How long the second family may take once the first has answered (RFC 8305 §3 waits for less).
 const SECOND_FAMILY: Duration = Duration::from_millis(500);
 
@@ -94,7 +97,25 @@ impl Resolver {
             self.metrics.dns_cached();
             return kept.map_err(|reason| Refusal::new(reason, Stage::Dns));
         }
-        self.look_up(name).await
+        let found = self.look_up(name).await?;
+        // Where clients bring an address of their own, it may be one of an earlier answer.
+        if clearance.dst().is_some() {
+            self.cache.remember(name, &found.addresses, Instant::now());
+        }
+        Ok(found)
+    }
+
+    /// The same, from the upstreams, whatever is known; but not of a name that was answered a moment ago, however many
+    /// clients would have it otherwise.
+    ///
+    /// # Errors
+    /// As [`Resolver::resolve`].
+    pub async fn resolve_again(&self, clearance: &Clearance) -> Result<Answers, Refusal> {
+        let asked = match clearance.destination() {
+            Destination::Literal(_) => true,
+            Destination::Name(name) => self.cache.answered_within(name, MOMENT, Instant::now()),
+        };
+        if asked { self.resolve(clearance).await } else { self.resolve_anew(clearance).await }
     }
 
     /// The same, from the upstreams, whatever is known.
@@ -104,7 +125,11 @@ impl Resolver {
     pub async fn resolve_anew(&self, clearance: &Clearance) -> Result<Answers, Refusal> {
         match clearance.destination() {
             Destination::Literal(ip) => Ok(Answers::literal(*ip)),
-            Destination::Name(name) => self.look_up(name).await,
+            Destination::Name(name) => {
+                let found = self.look_up(name).await?;
+                self.cache.remember(name, &found.addresses, Instant::now());
+                Ok(found)
+            }
         }
     }
 
@@ -124,7 +149,6 @@ impl Resolver {
         self.metrics.dns_asked(found.as_ref().err().map(|failure| failure.reason));
         let (kept, ttl): (Kept, Duration) = match found {
             Ok(answers) => {
-                self.cache.remember(name, &answers.addresses, Instant::now());
                 let ttl = answers.ttl.clamp(self.settings.min_ttl, self.settings.max_ttl);
                 (Ok(Answers { ttl, ..answers }), ttl)
             }

@@ -27,7 +27,8 @@ const MOST: usize = 1024;
 /// Looks up every name that a policy keeps, at once and then again and again, until the house is gone.
 pub async fn run(house: Weak<House>, policy: Arc<Policy>) {
     let mut names = JoinSet::new();
-    let has_kernel = house.upgrade().is_some_and(|house| house.kernel.is_some());
+    let generation = house.upgrade().and_then(|house| house.kernel.as_ref().map(|kernel| kernel.generation()));
+    let (has_kernel, generation) = (generation.is_some(), generation.unwrap_or(0));
     // Without the kernel's part, addresses matter for TCP alone: a client may dial one by CONNECT.
     let is_tcp = |rule: &NetRule| rule.ports.iter().any(|port| matches!(port, NetPort::Tcp(_)));
     let is_of_use = |kept: &Arc<Kept>| {
@@ -35,7 +36,7 @@ pub async fn run(house: Weak<House>, policy: Arc<Policy>) {
         rules.any(|rule| has_kernel || is_tcp(rule))
     };
     for (kept, clearance) in policy.kept().filter(|(kept, _)| is_of_use(kept)) {
-        names.spawn(keep(Weak::clone(&house), Arc::clone(&policy), kept, clearance));
+        names.spawn(keep(Weak::clone(&house), Arc::clone(&policy), generation, kept, clearance));
     }
     if let Some(dir) = house.upgrade().and_then(|house| house.learn.state_dir.clone()) {
         names.spawn(state::keep_writing(dir, policy));
@@ -43,7 +44,7 @@ pub async fn run(house: Weak<House>, policy: Arc<Policy>) {
     while names.join_next().await.is_some() {}
 }
 
-async fn keep(house: Weak<House>, policy: Arc<Policy>, kept: Arc<Kept>, clearance: Clearance) {
+async fn keep(house: Weak<House>, policy: Arc<Policy>, generation: u64, kept: Arc<Kept>, clearance: Clearance) {
     let Some(learn) = house.upgrade().map(|house| house.learn.clone()) else { return };
     // What an earlier policy found, when it found it.
     let mut memory = Memory { addresses: kept.addresses(), remember: learn.remember };
@@ -53,7 +54,7 @@ async fn keep(house: Weak<House>, policy: Arc<Policy>, kept: Arc<Kept>, clearanc
             Ok((found, ttl)) => {
                 memory.see(&found, Instant::now());
                 kept.set(memory.addresses.clone());
-                tell_kernel(&house, &policy, &kept);
+                tokio::task::block_in_place(|| tell_kernel(&house, &policy, generation, &kept));
                 if std::mem::replace(&mut failed, false) {
                     tracing::info!(name = %kept.name(), "resolved again");
                 }
@@ -77,11 +78,12 @@ async fn keep(house: Weak<House>, policy: Arc<Policy>, kept: Arc<Kept>, clearanc
 }
 
 /// Opens the kernel's way to what was found. Should it refuse, the table is gone, and whoever looks will say so.
-fn tell_kernel(house: &House, policy: &Policy, kept: &Arc<Kept>) {
+fn tell_kernel(house: &House, policy: &Policy, generation: u64, kept: &Arc<Kept>) {
     let Some(kernel) = &house.kernel else { return };
+    let nat64 = policy.nat64();
     let rules = policy.network_rules().iter().filter(|rule| rule.kept.iter().any(|own| Arc::ptr_eq(own, kept)));
     for rule in rules {
-        if let Err(error) = kernel.learn(&rule.name, &learned(rule, house.learn.remember)) {
+        if let Err(error) = kernel.learn(generation, &rule.name, &learned(rule, nat64, house.learn.remember)) {
             tracing::warn!(%error, name = %kept.name(), rule = %rule.name, "the kernel does not take the addresses");
         }
     }

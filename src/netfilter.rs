@@ -11,20 +11,21 @@
 //! into the flow's conntrack mark: **captured** (comes to egret, never leaves the forward chain) or **forwarded**. The
 //! policy routes give what carries no such mark no way out, so that a flushed table closes.
 
-pub mod batch;
+mod batch;
 pub mod flows;
 pub mod kernel;
 pub mod members;
-pub mod packet;
+mod packet;
+mod places;
 pub mod plan;
-pub mod refusals;
-pub mod routes;
+mod refusals;
+mod routes;
 pub mod ruleset;
 pub mod sidecar;
 mod sysctl;
 pub mod told;
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::process::{Command, Stdio};
 
 pub use kernel::Kernel;
@@ -59,7 +60,7 @@ pub enum KernelError {
         "`nft` is not on this machine; install nftables (apt-get install nftables), or load what `egret netfilter show` prints"
     )]
     NoNft,
-    #[error("nft refused the rules, and nothing has changed: {0}")]
+    #[error("nft refused the rules; the table is as it was, and policy routes shut what it does not let out: {0}")]
     Nft(String),
     #[error("{what}: {source}")]
     Io {
@@ -71,8 +72,8 @@ pub enum KernelError {
 
 impl KernelError {
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| match source.kind() {
-            std::io::ErrorKind::PermissionDenied => Self::Right,
+        move |source| match source.raw_os_error() {
+            Some(nix::libc::EPERM) => Self::Right,
             _ => Self::Io { what: what.into(), source },
         }
     }
@@ -97,7 +98,7 @@ pub fn may_apply() -> Result<(), KernelError> {
 pub fn apply(plan: &Plan) -> Result<Vec<String>, KernelError> {
     may_apply()?;
     routes::install(plan)?;
-    nft(&ruleset::text(plan))?;
+    nft(&ruleset::text(plan, ruleset::nonce()))?;
     sysctl::set(plan)
 }
 
@@ -128,12 +129,14 @@ fn nft(text: &str) -> Result<(), KernelError> {
         command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()
     };
     // Where a service's PATH has no sbin.
-    let found = ["nft", "/usr/sbin/nft", "/sbin/nft"].iter().find_map(|program| spawn(program).ok());
-    let mut child = found.ok_or(KernelError::NoNft)?;
+    let mut tried = ["nft", "/usr/sbin/nft", "/sbin/nft"].iter().map(|program| spawn(program));
+    let is_there = |outcome: &std::io::Result<_>| !outcome.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound);
+    let found = tried.find(is_there).ok_or(KernelError::NoNft)?;
+    let mut child = found.map_err(KernelError::io("cannot run nft"))?;
     let lost = KernelError::io("cannot talk to nft");
     if let Some(mut stdin) = child.stdin.take()
         && let Err(error) = stdin.write_all(text.as_bytes())
-        && error.kind() != std::io::ErrorKind::BrokenPipe
+        && error.kind() != ErrorKind::BrokenPipe
     {
         return Err(lost(error));
     }
@@ -143,6 +146,7 @@ fn nft(text: &str) -> Result<(), KernelError> {
     }
     // Its complaint repeats the whole line behind the message.
     let said = String::from_utf8_lossy(&output.stderr);
-    let said: Vec<&str> = said.lines().filter(|line| line.contains("rror")).take(3).collect();
-    Err(KernelError::Nft(said.join("; ")))
+    let errors: Vec<&str> = said.lines().filter(|line| line.contains("rror")).take(3).collect();
+    let said = if errors.is_empty() { format!("{} {}", output.status, said.trim()) } else { errors.join("; ") };
+    Err(KernelError::Nft(said))
 }

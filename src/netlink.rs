@@ -28,6 +28,8 @@ const DONE: u16 = 3;
 pub struct Messages {
     bytes: Vec<u8>,
     count: u32,
+    /// Messages that want an acknowledgement.
+    asked: usize,
 }
 
 /// One message while it is written.
@@ -48,11 +50,11 @@ impl Messages {
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(head);
         self.count += 1;
+        self.asked += usize::from(flags & ACK != 0);
         Message { all: self, begin }
     }
 
-    #[must_use]
-    pub fn bytes(&self) -> &[u8] {
+    fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 }
@@ -133,18 +135,25 @@ pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
+/// The value of the first attribute of a kind.
+#[must_use]
+pub fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
+}
+
 /// A netlink socket.
 #[derive(Debug)]
 pub struct Socket(OwnedFd);
 
 impl Socket {
-    /// Opens one for a family, such as [`SockProtocol::NetlinkRoute`].
+    /// Opens one for a family, such as [`SockProtocol::NetlinkRoute`], and joins groups of events: a mask of the first
+    /// 32 of them.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn open(protocol: SockProtocol) -> io::Result<Self> {
+    pub fn open(protocol: SockProtocol, groups: u32) -> io::Result<Self> {
         let fd = socket::socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
-        socket::bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        socket::bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
         Ok(Self(fd))
     }
 
@@ -155,16 +164,6 @@ impl Socket {
     pub fn set_room(&self, send: usize, receive: usize) -> io::Result<()> {
         setsockopt(&self.0, sockopt::SndBufForce, &send)?;
         Ok(setsockopt(&self.0, sockopt::RcvBufForce, &receive)?)
-    }
-
-    /// Joins groups of events, as a mask of the first 32 of them.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn listen(protocol: SockProtocol, groups: u32) -> io::Result<Self> {
-        let fd = socket::socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
-        socket::bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
-        Ok(Self(fd))
     }
 
     /// Sends messages that the kernel carries out before this returns.
@@ -185,27 +184,52 @@ impl Socket {
         Ok(buffer.get(..n).unwrap_or_default())
     }
 
-    /// Sends messages of which some ask for an acknowledgement, and gathers what the kernel says: the first error, if
-    /// there is one.
+    /// Sends messages of which some ask for an acknowledgement, and gathers what the kernel says. Done is only what it
+    /// has acknowledged.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The first of the kernel's.
     pub fn ask(&self, messages: &Messages) -> io::Result<()> {
+        let mut buffer = vec![0; 8 << 10];
+        // What an earlier question left behind is no answer to this one.
+        while self.receive(&mut buffer, MsgFlags::MSG_DONTWAIT).is_ok() {}
         self.send(messages)?;
-        let mut buffer = vec![0; 64 << 10];
-        let mut outcome = Ok(());
+        let (mut acknowledged, mut outcome) = (0, Ok(()));
         loop {
             // Everything has been carried out: what there is to say stands in the queue.
             let bytes = match self.receive(&mut buffer, MsgFlags::MSG_DONTWAIT) {
                 Ok(bytes) => bytes,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return outcome,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             };
-            for message in received(bytes) {
-                if let (Some(code), Ok(())) = (failure(&message), &outcome) {
-                    outcome = Err(code);
+            for message in received(bytes).filter(|message| message.kind == ERROR) {
+                match failure(&message) {
+                    None => acknowledged += 1,
+                    Some(code) if outcome.is_ok() => outcome = Err(code),
+                    Some(_) => {}
                 }
             }
+        }
+        outcome?;
+        if acknowledged == messages.asked {
+            return Ok(());
+        }
+        Err(io::Error::other(format!("the kernel has acknowledged {acknowledged} of {} changes", messages.asked)))
+    }
+
+    /// Asks for one message.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn one<T>(&self, messages: &Messages, read: impl Fn(Received<'_>) -> Option<T>) -> io::Result<T> {
+        self.send(messages)?;
+        let mut buffer = vec![0; 8 << 10];
+        let answer = received(self.receive(&mut buffer, MsgFlags::empty())?).next();
+        match answer {
+            Some(message) if message.kind == ERROR => {
+                Err(failure(&message).unwrap_or_else(|| io::Error::other("no answer")))
+            }
+            answer => answer.and_then(read).ok_or_else(|| io::Error::other("the kernel's answer makes no sense")),
         }
     }
 

@@ -11,7 +11,9 @@ use landlock::{
     RulesetCreatedAttr, RulesetStatus,
 };
 use nix::libc;
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
 
 /// What of the right to change the network is needed while serving.
 #[derive(Clone, Debug, Default)]
@@ -62,6 +64,16 @@ const FORBIDDEN: &[libc::c_long] = &[
     libc::SYS_finit_module,
     libc::SYS_delete_module,
     libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_mount_setattr,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_io_uring_setup,
+    libc::SYS_name_to_handle_at,
     libc::SYS_reboot,
     libc::SYS_swapon,
     libc::SYS_swapoff,
@@ -137,9 +149,21 @@ fn files(needs: &Needs) -> Result<&'static str, landlock::RulesetError> {
 }
 
 fn calls() -> Result<(), PrivilegeError> {
-    let rules: BTreeMap<i64, Vec<seccompiler::SeccompRule>> =
-        FORBIDDEN.iter().map(|call| (*call, Vec::new())).collect();
-    let refuse = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+    let mut rules: Rules = FORBIDDEN.iter().map(|call| (*call, Vec::new())).collect();
+    // A thread, yes; a user of one's own, who may do everything in its own world, no.
+    let user = u64::from(libc::CLONE_NEWUSER.unsigned_abs());
+    let condition = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(user), user);
+    let condition = condition.and_then(|condition| SeccompRule::new(vec![condition]));
+    rules.insert(libc::SYS_clone, vec![condition.map_err(failed("system calls"))?]);
+    refuse(rules, libc::EPERM)?;
+    // Its flags stand in memory, where no filter sees them; libraries fall back to clone.
+    refuse(Rules::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS)
+}
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+fn refuse(rules: Rules, errno: i32) -> Result<(), PrivilegeError> {
+    let refuse = SeccompAction::Errno(errno.unsigned_abs());
     let arch = std::env::consts::ARCH.try_into().map_err(failed("system calls"))?;
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch).map_err(failed("system calls"))?;
     let program: BpfProgram = filter.try_into().map_err(failed("system calls"))?;

@@ -83,7 +83,7 @@ struct Fresh {
 pub async fn run(mut hangup: Signal, source: Source, house: Weak<House>) {
     let source = Arc::new(source);
     let keep = |policy| AbortOnDrop(tokio::spawn(keeper::run(Weak::clone(&house), policy)));
-    let Some(mut _keeper) = house.upgrade().map(|house| keep(house.policy.get())) else { return };
+    let Some(mut keeper) = house.upgrade().map(|house| keep(house.policy.get())) else { return };
     while hangup.recv().await.is_some() {
         let Some(file) = source.file.clone() else {
             tracing::warn!("SIGHUP: the configuration in the binary cannot change; start egret with --config");
@@ -97,7 +97,7 @@ pub async fn run(mut hangup: Signal, source: Source, house: Weak<House>) {
             house.book.metrics().reloaded("refused");
             tracing::error!("nothing has changed: {why}");
         };
-        let Fresh { policy, waits, warnings, cuts: fresh_cuts } = match compiled {
+        let Fresh { policy, waits, warnings, cuts } = match compiled {
             Ok(Ok(fresh)) => fresh,
             Ok(Err(error)) => {
                 refused(&error);
@@ -118,7 +118,8 @@ pub async fn run(mut hangup: Signal, source: Source, house: Weak<House>) {
                 continue;
             }
         };
-        let cut = fresh_cuts.then(|| house.kernel.as_ref().map(|kernel| kernel.cut())).flatten();
+        let kernel = house.kernel.as_ref().filter(|_| cuts);
+        let cut = kernel.map(|kernel| tokio::task::block_in_place(|| kernel.cut()));
         match cut {
             Some(Ok(flows)) => tracing::info!(flows, "flows whose rule is gone have ended"),
             Some(Err(error)) => tracing::error!(%error, "flows whose rule is gone go on"),
@@ -130,7 +131,8 @@ pub async fn run(mut hangup: Signal, source: Source, house: Weak<House>) {
         if !waits.is_empty() {
             tracing::warn!(keys = waits.join(", "), "changed too, and waits for a restart");
         }
-        _keeper = keep(policy);
+        // The old one's last look-ups are of another generation.
+        drop(std::mem::replace(&mut keeper, keep(policy)));
         tokio::spawn(retire(old));
     }
 }

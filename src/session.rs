@@ -409,7 +409,7 @@ async fn permitted(
         if house.dns.remembers(clearance, dst) {
             answers = Answers::literal(dst);
         } else {
-            answers = Box::pin(house.dns.resolve_anew(clearance)).await?;
+            answers = Box::pin(house.dns.resolve_again(clearance)).await?;
         }
     }
     if claim.name().is_some() || clearance.is_name() {

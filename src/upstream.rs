@@ -53,7 +53,8 @@ impl<'a> Departure<'a> {
         }
     }
 
-    /// The source for one destination; `Err` where there is none of its family.
+    /// The source for one destination: a pool that has none of its family leaves the choice to the system, and a client
+    /// of another family reaches nobody.
     fn source(self, to: IpAddr) -> Result<Option<Source>, io::Error> {
         match self {
             Self::System => Ok(None),

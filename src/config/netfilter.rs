@@ -54,9 +54,7 @@ pub(super) fn netfilter(
     written: &file::File,
     listeners: &[(ListenerSettings, String)],
 ) -> Option<Netfilter> {
-    let captures = |by: Capture| {
-        listeners.iter().any(|(l, _)| matches!(l.kind, ListenerKind::Transparent { capture, .. } if capture == by))
-    };
+    let captures = |by: Capture| listeners.iter().any(|(listener, _)| listener.kind.captures(by));
     let part = written.netfilter.as_ref()?.0.as_ref().ok()?;
     let clients = out.nets("netfilter.clients", &part.clients);
     for (at, _) in clients.iter().enumerate().filter(|(_, net)| net.prefix_len() == 0) {
@@ -68,6 +66,17 @@ pub(super) fn netfilter(
     if !captures(Capture::Tproxy) && !captures(Capture::Redirect) {
         let message = "no listener takes what the kernel captures, so that only network rules let anything out; write a listener { kind: transparent, bind: \"[::]:3129\", capture: tproxy }";
         out.warn("netfilter", message);
+    }
+    let takes = |v4: bool| {
+        let tproxy = listeners.iter().filter(|(listener, _)| listener.kind.captures(Capture::Tproxy));
+        tproxy.map(|(listener, _)| listener.bind).any(|bind| bind.is_ipv4() == v4 || (v4 && bind.ip().is_unspecified()))
+    };
+    for (at, net) in
+        clients.iter().enumerate().filter(|(_, net)| captures(Capture::Tproxy) && !takes(net.addr().is_ipv4()))
+    {
+        let message =
+            format!("no transparent listener takes {net}'s family: names are refused to it; bind one to [::]");
+        out.warn(&format!("netfilter.clients[{at}]"), message);
     }
     let interface = |name: &String| {
         // As ip(8) takes them, less what would need quoting.
@@ -110,6 +119,10 @@ fn dnat(out: &mut Findings<'_>, at: usize, written: &file::Dnat, clients: &[IpNe
     });
     let to = out.keep(&format!("{path}.to"), to);
     let from = rules::sources(out, &path, written.sources.as_deref(), None);
+    if let Some(at) = to.and_then(|to| from.nets.iter().position(|net| net.addr().is_ipv4() != to.is_ipv4())) {
+        let message = "is of another family than `to`, and so never comes in; write a line for each family";
+        out.fault(&format!("{path}.sources[{at}]"), message);
+    }
     Some(Dnat { port: port?, to: to?, sources: from.nets, masquerades: written.snat != Some(false) })
 }
 
@@ -153,18 +166,16 @@ pub(super) fn what_goes_together(
             out.fault(&path, "egret cannot dial from upstream.sources and from the client's address; remove one");
         }
     }
-    let is = |by: Capture| {
-        listeners.iter().any(|(l, _)| matches!(l.kind, ListenerKind::Transparent { capture, .. } if capture == by))
-    };
+    let is_sidecar = listeners.iter().any(|(listener, _)| listener.kind.captures(Capture::Redirect))
+        && netfilter.is_none_or(|part| part.clients.is_empty());
     for (at, rule) in file::readable(&written.policy.network_rules) {
-        let is_udp = rule.protocols.iter().any(|text| matches!(rules::net_port(text), Ok(NetPort::Udp(_))));
-        if is(Capture::Redirect)
-            && netfilter.is_none_or(|part| part.clients.is_empty())
-            && is_udp
-            && !rule.fqdns.is_empty()
-        {
+        let is_kernels = |text: &String| matches!(rules::net_port(text), Ok(NetPort::Udp(_) | NetPort::Icmp));
+        if is_sidecar && rule.protocols.iter().any(is_kernels) && !rule.fqdns.is_empty() {
             let path = format!("policy.network_rules[{at}].fqdns");
-            out.fault(&path, "a sidecar's kernel rules are made once, and know no names: write `destinations` for udp");
+            out.fault(
+                &path,
+                "a sidecar's kernel rules are made once, and know no names: write `destinations` for udp and icmp",
+            );
         }
     }
     for (at, rule) in file::readable(&written.policy.application_rules) {

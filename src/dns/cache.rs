@@ -27,13 +27,14 @@ pub(super) struct Cache {
     remember: Duration,
 }
 
-/// Addresses of one name that are remembered; the longest unseen go first.
-const MAX_REMEMBERED: usize = 256;
+/// Names whose former addresses are remembered, and how many of each; the longest unseen go first. 40 MiB at most.
+const MAX_REMEMBERING: u64 = 16_384;
+const MAX_REMEMBERED: usize = 64;
 
 impl Cache {
     pub(super) fn new(remember: Duration) -> Self {
         let now = Store::builder().max_capacity(MAX_NAMES).build_with_hasher(RandomState::default());
-        let before = Store::builder().max_capacity(MAX_NAMES).time_to_live(remember);
+        let before = Store::builder().max_capacity(MAX_REMEMBERING).time_to_live(remember);
         Self { now, before: before.build_with_hasher(RandomState::default()), remember }
     }
 
@@ -58,7 +59,12 @@ impl Cache {
         self.before.insert(name.clone(), all.into());
     }
 
-    /// When an address was answered for a name last, if it is remembered.
+    /// Whether a name was answered within some time.
+    pub(super) fn answered_within(&self, name: &HostName, time: Duration, now: Instant) -> bool {
+        self.before.get(name).is_some_and(|known| known.iter().any(|(_, seen)| now.duration_since(*seen) < time))
+    }
+
+    /// Whether an address was answered for a name, not too long ago.
     pub(super) fn remembers(&self, name: &HostName, ip: IpAddr, now: Instant) -> bool {
         let known = self.before.get(name);
         let mut known = known.iter().flat_map(|known| known.iter());
@@ -78,6 +84,8 @@ mod tests {
         let (first, second) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
         cache.remember(&name, &[first], now);
         cache.remember(&name, &[second], now + Duration::from_secs(59));
+        assert!(cache.answered_within(&name, Duration::from_secs(2), now + Duration::from_secs(60)));
+        assert!(!cache.answered_within(&name, Duration::from_secs(2), now + Duration::from_secs(61)));
         assert!(cache.remembers(&name, first, now + Duration::from_secs(59)));
         assert!(!cache.remembers(&name, first, now + Duration::from_secs(60)));
         assert!(cache.remembers(&name, second, now + Duration::from_secs(60)));

@@ -70,7 +70,8 @@ pub fn restore(dir: &Path, rules: &[NetRule], nat64: Option<Ipv6Net>, remember: 
         for kept in &rule.kept {
             let known = learned.names.get(kept.name().as_str()).into_iter().flatten();
             let held = known.filter_map(|(ip, seconds)| {
-                let age = today.duration_since(SystemTime::UNIX_EPOCH + Duration::from_secs(*seconds)).ok()?;
+                let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(*seconds))?;
+                let age = today.duration_since(at).ok()?;
                 let seen = now.checked_sub(age).filter(|_| age < remember)?;
                 rule.leads_to(*ip, nat64).then_some((*ip, seen))
             });
@@ -147,6 +148,10 @@ mod tests {
         restore(dir.path(), &private.nets, None, day).unwrap();
         assert_eq!(known(&private.nets), ["10.0.0.1"]);
         let other = settings("fqdns: [b.example]").rules;
+        restore(dir.path(), &other.nets, None, day).unwrap();
+        assert!(known(&other.nets).is_empty());
+        let strange = format!("{{\"names\":{{\"b.example\":{{\"1.1.1.1\":{}}}}}}}", u64::MAX);
+        std::fs::write(dir.path().join(FILE), strange).unwrap();
         restore(dir.path(), &other.nets, None, day).unwrap();
         assert!(known(&other.nets).is_empty());
         std::fs::write(dir.path().join(FILE), "{").unwrap();

@@ -8,13 +8,15 @@ use std::time::Duration;
 use nix::sys::socket::SockProtocol;
 
 use super::{KernelError, TABLE};
-use crate::netlink::{ACK, CREATE, DUMP, Messages, Socket};
+use crate::netlink::{ACK, CREATE, DUMP, Messages, Socket, attribute};
 
 const BEGIN: u16 = 0x10;
 const END: u16 = 0x11;
 const NF_TABLES: u16 = 10 << 8;
 const DEL_TABLE: u16 = NF_TABLES | 2;
 const GET_RULE: u16 = NF_TABLES | 7;
+const GET_GENERATION: u16 = NF_TABLES | 16;
+const GENERATION_ID: u16 = 1;
 const NEW_ELEMENT: u16 = NF_TABLES | 12;
 const DEL_ELEMENT: u16 = NF_TABLES | 14;
 /// NFPROTO_INET.
@@ -40,13 +42,13 @@ const GONE: i32 = 2;
 
 /// One transaction.
 #[derive(Debug)]
-pub struct Batch {
+pub(super) struct Batch {
     messages: Messages,
 }
 
 /// An element of a set.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Element {
+pub(super) struct Element {
     key: Vec<u8>,
     /// The other end of a range of several fields.
     end: Option<Vec<u8>>,
@@ -58,19 +60,19 @@ pub struct Element {
 impl Element {
     /// A single value.
     #[must_use]
-    pub fn value(key: &[u8]) -> Self {
+    pub(super) fn value(key: &[u8]) -> Self {
         Self { key: key.to_vec(), end: None, is_end: false, timeout: None }
     }
 
     /// An address that counts for a while.
     #[must_use]
-    pub fn learned(ip: IpAddr, timeout: Duration) -> Self {
+    pub(super) fn learned(ip: IpAddr, timeout: Duration) -> Self {
         Self { timeout: Some(timeout), ..Self::value(&octets(ip)) }
     }
 
     /// A protocol with a range of ports: each field has four bytes.
     #[must_use]
-    pub fn ports(protocol: u8, low: u16, high: u16) -> Self {
+    pub(super) fn ports(protocol: u8, low: u16, high: u16) -> Self {
         let key = |port: u16| {
             let [a, b] = port.to_be_bytes();
             vec![protocol, 0, 0, 0, a, b, 0, 0]
@@ -79,13 +81,13 @@ impl Element {
     }
 
     /// An interval of IPv4 addresses, both ends included.
-    pub fn v4((low, high): (u32, u32)) -> impl Iterator<Item = Self> {
+    pub(super) fn v4((low, high): (u32, u32)) -> impl Iterator<Item = Self> {
         let end = high.checked_add(1).map(|end| Self { is_end: true, ..Self::value(&end.to_be_bytes()) });
         std::iter::once(Self::value(&low.to_be_bytes())).chain(end)
     }
 
     /// An interval of IPv6 addresses, both ends included.
-    pub fn v6((low, high): (u128, u128)) -> impl Iterator<Item = Self> {
+    pub(super) fn v6((low, high): (u128, u128)) -> impl Iterator<Item = Self> {
         let end = high.checked_add(1).map(|end| Self { is_end: true, ..Self::value(&end.to_be_bytes()) });
         std::iter::once(Self::value(&low.to_be_bytes())).chain(end)
     }
@@ -104,37 +106,42 @@ const fn head(family: u8, number: u16) -> [u8; 4] {
     [family, 0, a, b]
 }
 
-impl Default for Batch {
-    fn default() -> Self {
+impl Batch {
+    fn begin() -> Self {
         let mut messages = Messages::default();
         // NFNL_SUBSYS_NFTABLES.
         drop(messages.begin(BEGIN, 0, &head(0, 10)));
         Self { messages }
     }
-}
 
-impl Batch {
+    /// A transaction for the table of this name and no other: emptying its name's set, which is empty, fails elsewhere.
+    pub(super) fn of(table: &str) -> Self {
+        let mut batch = Self::begin();
+        batch.flush(table);
+        batch
+    }
+
     /// Adds elements to a set; those that are there already stay as they are.
-    pub fn add(&mut self, set: &str, elements: &[Element]) {
+    pub(super) fn add(&mut self, set: &str, elements: &[Element]) {
         self.elements(NEW_ELEMENT, CREATE, set, elements);
     }
 
     /// Takes elements out of a set, which must be there.
-    pub fn take(&mut self, set: &str, elements: &[Element]) {
+    pub(super) fn take(&mut self, set: &str, elements: &[Element]) {
         self.elements(DEL_ELEMENT, 0, set, elements);
     }
 
     /// Puts elements in with their time, whether they are there or not, and without a moment in which they are not.
-    pub fn renew(&mut self, set: &str, elements: &[Element]) {
+    pub(super) fn renew(&mut self, set: &str, elements: &[Element]) {
         self.add(set, elements);
         self.take(set, elements);
         self.add(set, elements);
     }
 
-    /// Takes some out and puts others in.
-    pub fn swap(&mut self, set: &str, out: &[Element], into: &[Element]) {
-        self.take(set, out);
-        self.add(set, into);
+    /// Empties a set.
+    pub(super) fn flush(&mut self, set: &str) {
+        let mut message = self.messages.begin(DEL_ELEMENT, ACK, &head(INET, 0));
+        message.text(LIST_TABLE, TABLE).text(LIST_SET, set);
     }
 
     fn elements(&mut self, kind: u16, flags: u16, set: &str, elements: &[Element]) {
@@ -168,7 +175,7 @@ impl Batch {
     ///
     /// # Errors
     /// The kernel's: nothing has changed then.
-    pub fn commit(mut self, socket: &Socket) -> io::Result<()> {
+    pub(super) fn commit(mut self, socket: &Socket) -> io::Result<()> {
         drop(self.messages.begin(END, 0, &head(0, 10)));
         socket.ask(&self.messages)
     }
@@ -178,15 +185,15 @@ impl Batch {
 ///
 /// # Errors
 /// The kernel's; without CAP_NET_ADMIN large transactions are refused.
-pub fn socket() -> io::Result<Socket> {
-    let socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
+pub(super) fn socket() -> io::Result<Socket> {
+    let socket = Socket::open(SockProtocol::NetlinkNetFilter, 0)?;
     socket.set_room(ROOM, ROOM)?;
     Ok(socket)
 }
 
 /// Deletes the table; there may be none.
 pub(super) fn delete_table() -> Result<(), KernelError> {
-    let mut batch = Batch::default();
+    let mut batch = Batch::begin();
     batch.messages.begin(DEL_TABLE, ACK, &head(INET, 0)).text(TABLE_NAME, TABLE);
     let socket = socket().map_err(KernelError::io("cannot talk to nf_tables"))?;
     match batch.commit(&socket) {
@@ -195,17 +202,35 @@ pub(super) fn delete_table() -> Result<(), KernelError> {
     }
 }
 
-/// The number of rules in the table; none where there is no table.
+/// The rules of the table, as the kernel has them: how many, and a hash that changes with each.
 ///
 /// # Errors
 /// The kernel's.
-pub fn count_rules(socket: &Socket) -> io::Result<usize> {
+pub(super) fn rules(socket: &Socket) -> io::Result<(usize, u64)> {
+    use std::hash::{BuildHasher as _, Hash as _, Hasher as _};
     let mut messages = Messages::default();
     messages.begin(GET_RULE, DUMP, &head(INET, 0)).text(TABLE_NAME, TABLE);
-    let mut count = 0;
-    match socket.dump(&messages, |_| count += 1) {
-        Err(error) if error.raw_os_error() == Some(GONE) => Ok(0),
-        Err(error) => Err(error),
-        Ok(()) => Ok(count),
+    let (mut count, mut hasher) = (0, foldhash::quality::FixedState::default().build_hasher());
+    let dumped = socket.dump(&messages, |message| {
+        count += 1;
+        // Behind the header, which counts generations of all tables.
+        message.payload.get(4..).hash(&mut hasher);
+    });
+    match dumped {
+        Err(error) if error.raw_os_error() == Some(GONE) => Ok((0, 0)),
+        outcome => outcome.map(|()| (count, hasher.finish())),
     }
+}
+
+/// How often the kernel's tables have changed, all of them together.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn generation(socket: &Socket) -> io::Result<u32> {
+    let mut messages = Messages::default();
+    drop(messages.begin(GET_GENERATION, 0, &head(0, 0)));
+    socket.one(&messages, |message| {
+        let id = attribute(message.payload.get(4..)?, GENERATION_ID)?;
+        id.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
+    })
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sys::socket::{MsgFlags, SockProtocol};
 
 use super::{FORWARDED, STATE};
-use crate::netlink::{ACK, DUMP, Messages, Socket, attributes, received};
+use crate::netlink::{ACK, DUMP, Messages, Socket, attribute, attributes, received};
 
 const NEW: u16 = 1 << 8;
 const GET: u16 = (1 << 8) | 1;
@@ -44,8 +44,8 @@ pub struct Flow {
 
 fn read(payload: &[u8]) -> Option<Flow> {
     let family = *payload.first()?;
-    let attrs = || attributes(payload.get(4..).unwrap_or_default());
-    let get = |kind| attrs().find(|(k, _)| *k == kind).map(|(_, value)| value);
+    let attrs = payload.get(4..)?;
+    let get = |kind| attribute(attrs, kind);
     let mark = u32::from_be_bytes(*get(MARK)?.first_chunk()?);
     if mark & STATE != FORWARDED {
         return None;
@@ -73,14 +73,12 @@ fn read(payload: &[u8]) -> Option<Flow> {
 }
 
 fn number(attrs: &[u8], kind: u16) -> Option<u64> {
-    let (_, value) = attributes(attrs).find(|(k, _)| *k == kind)?;
-    Some(u64::from_be_bytes(*value.first_chunk()?))
+    Some(u64::from_be_bytes(*attribute(attrs, kind)?.first_chunk()?))
 }
 
 /// Source, destination and protocol of a tuple.
 fn tuple(bytes: &[u8]) -> Option<(SocketAddr, SocketAddr, u8)> {
-    let part = |kind| attributes(bytes).find(|(k, _)| *k == kind).map(|(_, value)| value);
-    let (ip, proto) = (part(1)?, part(2)?);
+    let (ip, proto) = (attribute(bytes, 1)?, attribute(bytes, 2)?);
     let address = |v4: u16, v6: u16| {
         attributes(ip).find_map(|(kind, value)| match kind {
             _ if kind == v4 => Some(IpAddr::from(*value.first_chunk::<4>()?)),
@@ -88,9 +86,9 @@ fn tuple(bytes: &[u8]) -> Option<(SocketAddr, SocketAddr, u8)> {
             _ => None,
         })
     };
-    let field = |kind| attributes(proto).find(|(k, _)| *k == kind).map(|(_, value)| value);
-    let port = |kind| field(kind).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u16::from_be_bytes(*bytes));
-    let protocol = *field(1)?.first()?;
+    let port =
+        |kind| attribute(proto, kind).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u16::from_be_bytes(*bytes));
+    let protocol = *attribute(proto, 1)?.first()?;
     Some((SocketAddr::new(address(1, 3)?, port(2)), SocketAddr::new(address(2, 4)?, port(3)), protocol))
 }
 
@@ -104,7 +102,7 @@ impl Endings {
     /// # Errors
     /// The kernel's; it takes CAP_NET_ADMIN.
     pub fn listen() -> io::Result<Self> {
-        let socket = Socket::listen(SockProtocol::NetlinkNetFilter, ENDED)?;
+        let socket = Socket::open(SockProtocol::NetlinkNetFilter, ENDED)?;
         socket.set_room(64 << 10, ROOM)?;
         Ok(Self(socket))
     }
@@ -128,14 +126,14 @@ impl Endings {
 /// # Errors
 /// The kernel's.
 pub fn ports_in_use(is_source: impl Fn(IpAddr) -> bool) -> io::Result<HashMap<IpAddr, u64>> {
-    let socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
+    let socket = Socket::open(SockProtocol::NetlinkNetFilter, 0)?;
     socket.set_room(64 << 10, ROOM)?;
     let mut messages = Messages::default();
     drop(messages.begin(GET, DUMP, &[0, 0, 0, 0]));
     let mut uses: HashMap<(IpAddr, SocketAddr, u8), u64> = HashMap::new();
     socket.dump(&messages, |message| {
-        let mut attrs = attributes(message.payload.get(4..).unwrap_or_default());
-        let reply = attrs.find(|(kind, _)| *kind == TUPLE_REPLY).and_then(|(_, reply)| tuple(reply));
+        let attrs = message.payload.get(4..).unwrap_or_default();
+        let reply = attribute(attrs, TUPLE_REPLY).and_then(tuple);
         if let Some((to, from, protocol)) = reply.filter(|(_, from, _)| is_source(from.ip())) {
             *uses.entry((from.ip(), to, protocol)).or_default() += 1;
         }
@@ -153,7 +151,7 @@ pub fn ports_in_use(is_source: impl Fn(IpAddr) -> bool) -> io::Result<HashMap<Ip
 /// # Errors
 /// The kernel's.
 pub fn cut(is_wanted: impl Fn(&Flow) -> bool) -> io::Result<usize> {
-    let socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
+    let socket = Socket::open(SockProtocol::NetlinkNetFilter, 0)?;
     socket.set_room(64 << 10, ROOM)?;
     let mut messages = Messages::default();
     let mut message = messages.begin(GET, DUMP, &[0, 0, 0, 0]);

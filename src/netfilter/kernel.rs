@@ -1,21 +1,22 @@
 //! The table while egret runs: its sets follow the policy and what was learned; its chains stay.
 //!
-//! Every change is one transaction. A reload takes two: what both policies let out first, then what the new one lets
-//! out, with the change of policy between them. So no moment drops what both list, or passes what neither does.
+//! Every change is one transaction. A reload takes two: first what both policies let out, rule by rule, then what the
+//! new one lets out, with the change of policy between them. So no moment passes what neither lists.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::batch::{self, Batch, Element};
-use super::flows::{self, Flow};
-use super::members::{Addresses, Members};
-use super::plan::{Filter, Place, Plan};
+use super::places::{NoPlace, Sets, fill_addresses};
+use super::plan::{Filter, Plan};
 use super::ruleset::{self, set_name};
-use super::{FORWARDED, STATE, refusals, routes};
+use super::{FORWARDED, STATE, flows, refusals, routes};
 use crate::ending::Reason;
 use crate::netlink::Socket;
 
@@ -25,7 +26,11 @@ pub struct Kernel {
     plan: Plan,
     /// How many rules the chains have.
     rules: usize,
+    /// How the table's name for itself begins, if it was made of this plan.
+    made_of: String,
     state: Mutex<State>,
+    /// What was missing at the last look, if anything.
+    missing: Mutex<Option<String>>,
     is_in_place: AtomicBool,
     /// Refused packets that have a line and are not counted yet, by reason.
     lines: Mutex<HashMap<Reason, u64>>,
@@ -34,165 +39,52 @@ pub struct Kernel {
 #[derive(Debug)]
 struct State {
     socket: Socket,
-    captured: BTreeSet<u16>,
-    allows: Places,
-    denies: Places,
+    sets: Sets,
+    /// The table whose sets hold this. Another one, however alike, was filled by somebody else.
+    table: Option<Table>,
+    /// Counts the reloads: what was found for an older policy is learned no more.
+    generation: u64,
 }
 
-/// Which rule has which place, and what its sets hold.
-#[derive(Clone, Debug, Default)]
-struct Places {
-    taken: Vec<Option<Taken>>,
+/// A table as this process has filled it.
+#[derive(Debug)]
+struct Table {
+    name: String,
+    /// A hash of its rules.
+    rules: u64,
+    /// How often the kernel's tables had changed after this process's last change.
+    changes: u32,
+    /// When its sets were filled last.
+    filled: Instant,
 }
 
-#[derive(Clone, Debug)]
-struct Taken {
-    rule: Arc<str>,
-    members: Members,
-    learned: BTreeSet<IpAddr>,
-}
+/// Some other program may change tables of its own all the time: so often at most are ours filled again for it.
+const FILL_EVERY: Duration = Duration::from_secs(10);
 
 /// Why a reload cannot reach the kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
     #[error(
-        "the kernel's table has {0} places for network rules that {1}, and the new policy needs more; run `egret netfilter apply`, or start egret anew"
+        "the kernel's table has {0} places for network rules that {1}, and the new policy needs more; start egret anew"
     )]
     NoPlace(usize, &'static str),
-    #[error("the kernel refused the new rules: {0}; `egret netfilter apply` makes the table anew")]
+    #[error("the kernel's rules are not in place; `egret netfilter apply` mends it")]
+    NoTable,
+    #[error("the kernel refused the new rules: {0}; start egret anew")]
     Refused(#[from] io::Error),
 }
 
-impl Places {
-    fn of(places: &[Place], count: usize) -> Self {
-        let mut taken: Vec<Option<Taken>> = places.iter().map(|place| Some(Taken::of(place))).collect();
-        taken.resize_with(count, || None);
-        Self { taken }
+impl From<NoPlace> for ReloadError {
+    fn from(NoPlace(places, action): NoPlace) -> Self {
+        Self::NoPlace(places, action)
     }
-
-    /// The same places under other rules: who stays keeps its place, so that the marks of its flows still tell it.
-    fn next(&self, places: &[Place], action: &'static str) -> Result<Self, ReloadError> {
-        let mut new: Vec<&Place> = places.iter().collect();
-        let mut taken: Vec<Option<Taken>> = Vec::with_capacity(self.taken.len());
-        for old in &self.taken {
-            let at = old.as_ref().and_then(|old| new.iter().position(|place| place.rule == old.rule));
-            taken.push(at.map(|at| Taken::of(new.remove(at))));
-        }
-        for place in new {
-            let free = taken.iter_mut().find(|taken| taken.is_none());
-            *free.ok_or(ReloadError::NoPlace(self.taken.len(), action))? = Some(Taken::of(place));
-        }
-        Ok(Self { taken })
-    }
-
-    /// Whether some rule's sets hold a flow.
-    fn let_through(&self, flow: &Flow) -> bool {
-        let (from, to, port) = (flow.client.ip(), flow.destination.ip(), flow.destination.port());
-        self.taken.iter().flatten().any(|Taken { members, learned, .. }| {
-            members.sources.contains(from)
-                && (members.destinations.contains(to) || learned.contains(&to))
-                && members.ports.iter().any(|(of, low, high)| *of == flow.protocol && (*low..=*high).contains(&port))
-        })
-    }
-
-    fn number(&self, rule: &str) -> Option<usize> {
-        self.taken.iter().position(|taken| taken.as_ref().is_some_and(|taken| *taken.rule == *rule))
-    }
-
-    /// What two have in common, place by place.
-    fn common(&self, other: &Self) -> Self {
-        let both = self.taken.iter().zip(&other.taken).map(|(one, other)| match (one, other) {
-            (Some(one), Some(other)) if one.rule == other.rule => Some(Taken {
-                rule: Arc::clone(&one.rule),
-                members: one.members.common(&other.members),
-                learned: one.learned.intersection(&other.learned).copied().collect(),
-            }),
-            _ => None,
-        });
-        Self { taken: both.collect() }
-    }
-
-    /// What either has, place by place.
-    fn together(&self, other: &Self) -> Self {
-        let all = self.taken.iter().zip(&other.taken).map(|(one, other)| match (one, other) {
-            (Some(one), Some(other)) => {
-                let rule = Arc::clone(&other.rule);
-                Some(Taken { rule, members: one.members.clone().and(other.members.clone()), learned: BTreeSet::new() })
-            }
-            (one, other) => one.clone().or_else(|| other.clone()),
-        });
-        Self { taken: all.collect() }
-    }
-
-    /// Writes what leads from these places' sets to another's.
-    fn change(&self, next: &Self, action: &str, timeouts: &HashMap<IpAddr, Duration>, batch: &mut Batch) {
-        let nothing = Members::default();
-        for (number, (old, new)) in self.taken.iter().zip(&next.taken).enumerate() {
-            let members = |taken: &Option<Taken>| taken.as_ref().map_or_else(|| nothing.clone(), |t| t.members.clone());
-            let (was, will) = (members(old), members(new));
-            let mut swap = |what: &str, was: Vec<Element>, will: Vec<Element>| {
-                batch.swap(&set_name(action, number, what), &was, &will);
-            };
-            for (what, was, will) in
-                [("sources", &was.sources, &will.sources), ("destinations", &was.destinations, &will.destinations)]
-            {
-                swap(&format!("{what}4"), intervals4(was, will), intervals4(will, was));
-                swap(&format!("{what}6"), intervals6(was, will), intervals6(will, was));
-            }
-            swap("ports", ports(&was, &will), ports(&will, &was));
-            let learned = |taken: &Option<Taken>| taken.as_ref().map_or_else(BTreeSet::new, |t| t.learned.clone());
-            let (was, will) = (learned(old), learned(new));
-            for family in ["4", "6"] {
-                let is_of = |ip: &&IpAddr| ip.is_ipv4() == (family == "4");
-                let set = set_name(action, number, &format!("learned{family}"));
-                // What has run out meanwhile is put back, so that it can be taken out.
-                let gone: Vec<Element> = was
-                    .difference(&will)
-                    .filter(is_of)
-                    .map(|ip| Element::learned(*ip, Duration::from_secs(60)))
-                    .collect();
-                batch.add(&set, &gone);
-                batch.take(&set, &gone);
-                let time = |ip: &IpAddr| timeouts.get(ip).copied().unwrap_or(Duration::from_secs(1));
-                let new: Vec<Element> =
-                    will.difference(&was).filter(is_of).map(|ip| Element::learned(*ip, time(ip))).collect();
-                batch.add(&set, &new);
-            }
-        }
-    }
-}
-
-impl Taken {
-    fn of(place: &Place) -> Self {
-        let learned = place.learned.iter().map(|(ip, _)| *ip).collect();
-        Self { rule: Arc::clone(&place.rule), members: place.members.clone(), learned }
-    }
-}
-
-/// The intervals of one that the other has not in just this shape.
-fn intervals4(one: &Addresses, other: &Addresses) -> Vec<Element> {
-    let other: std::collections::HashSet<_> = other.v4.iter().collect();
-    one.v4.iter().filter(|range| !other.contains(range)).copied().flat_map(Element::v4).collect()
-}
-
-fn intervals6(one: &Addresses, other: &Addresses) -> Vec<Element> {
-    let other: std::collections::HashSet<_> = other.v6.iter().collect();
-    one.v6.iter().filter(|range| !other.contains(range)).copied().flat_map(Element::v6).collect()
-}
-
-fn ports(one: &Members, other: &Members) -> Vec<Element> {
-    let ranges = one.ports.iter().filter(|range| !other.ports.contains(range));
-    ranges.map(|(protocol, low, high)| Element::ports(*protocol, *low, *high)).collect()
 }
 
 /// A change of rules that has begun: what both policies let out is let out.
 #[derive(Debug)]
 pub struct Narrowed {
-    captured: BTreeSet<u16>,
-    allows: Places,
-    denies: Places,
-    timeouts: HashMap<IpAddr, Duration>,
-    before: (BTreeSet<u16>, Places, Places),
+    before: Sets,
+    after: Sets,
 }
 
 impl Kernel {
@@ -201,15 +93,18 @@ impl Kernel {
     /// # Errors
     /// The kernel's; it takes CAP_NET_ADMIN.
     pub fn new(plan: Plan) -> io::Result<Self> {
-        let [allows, denies] = plan.places;
-        let state = State {
-            socket: batch::socket()?,
-            captured: plan.filter.captured.clone(),
-            allows: Places::of(&plan.filter.allows, allows),
-            denies: Places::of(&plan.filter.denies, denies),
-        };
-        let (rules, state) = (ruleset::rules(&plan), Mutex::new(state));
-        Ok(Self { plan, rules, state, is_in_place: AtomicBool::new(false), lines: Mutex::default() })
+        let sets = Sets::of(&plan.filter, plan.places);
+        let state = State { socket: batch::socket()?, sets, table: None, generation: 0 };
+        let (rules, made_of) = ruleset::structure(&plan);
+        Ok(Self {
+            plan,
+            rules,
+            made_of,
+            state: Mutex::new(state),
+            missing: Mutex::default(),
+            is_in_place: AtomicBool::new(false),
+            lines: Mutex::default(),
+        })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -222,20 +117,68 @@ impl Kernel {
         self.is_in_place.load(Ordering::Relaxed)
     }
 
-    /// Looks whether table and routes stand as they were put up.
-    pub fn look(&self) -> bool {
-        let rules = batch::count_rules(&self.state().socket);
-        let routes = routes::stand(&self.plan);
-        let stands = matches!((&rules, &routes), (Ok(rules), Ok(true)) if *rules == self.rules);
-        if self.is_in_place.swap(stands, Ordering::Relaxed) && !stands {
-            tracing::error!(
-                expected = self.rules,
-                found = ?rules.ok(),
-                routes = routes.unwrap_or(false),
-                "the kernel's rules are not as egret left them: clients stay shut in; `egret netfilter apply` mends it"
+    /// Looks whether table and routes stand as they were put up. A table that was made anew of the same plan gets what
+    /// this process knows into its sets.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn look(&self) -> Result<(), String> {
+        let looked = self.seen();
+        self.is_in_place.store(looked.is_ok(), Ordering::Relaxed);
+        let missing = looked.as_ref().err().cloned();
+        let before =
+            std::mem::replace(&mut *self.missing.lock().unwrap_or_else(PoisonError::into_inner), missing.clone());
+        match (before, missing) {
+            (before, Some(missing)) if before.as_ref() != Some(&missing) => {
+                tracing::error!("{missing}; clients stay shut in");
+            }
+            (Some(_), None) => tracing::info!("the kernel's rules are in place again"),
+            _ => {}
+        }
+        looked
+    }
+
+    fn seen(&self) -> Result<(), String> {
+        let mut state = self.state();
+        let failed = |error: io::Error| format!("the kernel's rules cannot be read: {error}");
+        let table = refusals::counters(&state.socket).map_err(failed)?;
+        let table = table.into_iter().map(|(name, _)| name).find(|name| name.starts_with(ruleset::TABLE_ID));
+        let table = table.ok_or("the kernel's table `inet egret` is not there: `egret netfilter apply` puts it up")?;
+        if !table.starts_with(&self.made_of) {
+            return Err(
+                "the kernel's table was made of another configuration, or by another egret: start this one anew"
+                    .to_owned(),
             );
         }
-        stands
+        let (count, rules) = batch::rules(&state.socket).map_err(failed)?;
+        if count != self.rules {
+            let rules = self.rules;
+            return Err(format!(
+                "the kernel's table has {count} rules instead of {rules}: `egret netfilter apply` mends it"
+            ));
+        }
+        let changes = batch::generation(&state.socket).map_err(failed)?;
+        let known = state.table.as_ref().filter(|known| known.name == table);
+        if known.is_some_and(|known| known.rules != rules) {
+            return Err("somebody has changed rules in the kernel's table: `egret netfilter apply` mends it".to_owned());
+        }
+        // Somebody has changed some table since: this one has what it should have, whoever it was.
+        let is_due = |known: &Table| known.changes != changes && known.filled.elapsed() >= FILL_EVERY;
+        if known.is_none_or(is_due) {
+            let mut batch = Batch::of(&table);
+            let Plan { clients, bypass, own, .. } = &self.plan;
+            for (name, addresses) in [("clients", clients), ("bypass", bypass), ("own", own)] {
+                fill_addresses(&mut batch, name, addresses);
+            }
+            state.sets.fill(&mut batch);
+            batch.commit(&state.socket).map_err(|error| format!("the kernel's table takes no rules: {error}"))?;
+            let changes = batch::generation(&state.socket).map_err(failed)?;
+            state.table = Some(Table { name: table, rules, changes, filled: Instant::now() });
+        }
+        match routes::missing(&self.plan).map_err(failed)? {
+            None => Ok(()),
+            Some(route) => Err(format!("a policy route is gone ({route}): `egret netfilter apply` mends it")),
+        }
     }
 
     /// A refused packet has its line.
@@ -255,15 +198,14 @@ impl Kernel {
 
     /// The rule whose flows a counter counts.
     pub(super) fn rule_of_counter(&self, name: &str) -> Option<Arc<str>> {
-        let number: usize = name.strip_prefix("allow")?.parse().ok()?;
-        self.state().allows.taken.get(number)?.as_ref().map(|taken| Arc::clone(&taken.rule))
+        self.state().sets.allows.rule(name.strip_prefix("allow")?.parse().ok()?)
     }
 
     /// What the table's counters show.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn counters(&self) -> io::Result<Vec<(String, u64)>> {
+    pub(crate) fn counters(&self) -> io::Result<Vec<(String, u64)>> {
         refusals::counters(&self.state().socket)
     }
 
@@ -272,13 +214,10 @@ impl Kernel {
     /// # Errors
     /// The kernel's.
     pub fn cut(&self) -> io::Result<usize> {
-        let (allows, denies) = {
-            let state = self.state();
-            (state.allows.clone(), state.denies.clone())
-        };
+        let Sets { allows, denies, .. } = self.state().sets.clone();
         flows::cut(|flow| {
-            let is_of_rule = usize::try_from(flow.mark & !STATE).is_ok_and(|number| number < allows.taken.len());
-            !is_of_rule || (allows.let_through(flow) && !denies.let_through(flow))
+            let is_of_rule = usize::try_from(flow.mark & !STATE).is_ok_and(|number| number < allows.len());
+            !is_of_rule || (allows.hold(flow) && !denies.hold(flow))
         })
     }
 
@@ -286,28 +225,34 @@ impl Kernel {
     #[must_use]
     pub fn rule(&self, mark: u32) -> Option<Arc<str>> {
         let number = usize::try_from(mark & !STATE).ok().filter(|_| mark & STATE == FORWARDED)?;
-        let state = self.state();
-        state.allows.taken.get(number)?.as_ref().map(|taken| Arc::clone(&taken.rule))
+        self.state().sets.allows.rule(number)
     }
 
-    /// Lets a rule lead to addresses that were found for its names, each for its time from now.
+    /// Counts the reloads so far.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.state().generation
+    }
+
+    /// Lets a rule lead to addresses that were found for its names, each for its time from now. What was found for a
+    /// policy that is not in force any more changes nothing.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn learn(&self, rule: &str, addresses: &[(IpAddr, Duration)]) -> io::Result<()> {
+    pub fn learn(&self, generation: u64, rule: &str, addresses: &[(IpAddr, Duration)]) -> io::Result<()> {
         let mut state = self.state();
-        let Some(number) = state.allows.number(rule) else { return Ok(()) };
-        let mut batch = Batch::default();
-        for family in ["4", "6"] {
-            let of_family = addresses.iter().filter(|(ip, _)| ip.is_ipv4() == (family == "4"));
+        let number = state.sets.allows.number(rule).filter(|_| state.generation == generation);
+        let Some(number) = number else { return Ok(()) };
+        // Without a table, they are put in as soon as there is one.
+        state.sets.allows.learn(number, addresses);
+        let Some(table) = &state.table else { return Ok(()) };
+        let mut batch = Batch::of(&table.name);
+        for (family, is_v4) in [("learned4", true), ("learned6", false)] {
+            let of_family = addresses.iter().filter(|(ip, _)| ip.is_ipv4() == is_v4);
             let elements: Vec<Element> = of_family.map(|(ip, left)| Element::learned(*ip, *left)).collect();
-            batch.renew(&set_name("allow", number, &format!("learned{family}")), &elements);
+            batch.renew(&set_name("allow", number, family), &elements);
         }
-        batch.commit(&state.socket)?;
-        if let Some(Some(taken)) = state.allows.taken.get_mut(number) {
-            taken.learned.extend(addresses.iter().map(|(ip, _)| *ip));
-        }
-        Ok(())
+        state.commit(batch)
     }
 
     /// Begins a reload: lets out what both the old and the new rules let out, and denies what either denies.
@@ -316,54 +261,47 @@ impl Kernel {
     /// [`ReloadError`]; nothing has changed.
     pub fn narrow(&self, filter: &Filter) -> Result<Narrowed, ReloadError> {
         let mut state = self.state();
-        let allows = state.allows.next(&filter.allows, "allow")?;
-        let denies = state.denies.next(&filter.denies, "deny")?;
-        let learned = filter.allows.iter().flat_map(|place| place.learned.iter().copied());
-        let timeouts: HashMap<IpAddr, Duration> = learned.collect();
-        let next = (
-            state.captured.intersection(&filter.captured).copied().collect(),
-            state.allows.common(&allows),
-            state.denies.together(&denies),
-        );
-        let before = state.become_(next, &timeouts)?;
-        Ok(Narrowed { captured: filter.captured.clone(), allows, denies, timeouts, before })
+        let after = state.sets.next(filter)?;
+        let common = state.sets.common(&after);
+        let before = state.turn_into(common)?;
+        state.generation += 1;
+        Ok(Narrowed { before, after })
     }
 
     /// Ends a reload: lets out what the new rules let out.
     ///
     /// # Errors
-    /// The kernel's; the sets are then as they were before the reload, and the old policy must be too.
+    /// [`ReloadError`]; the old policy must be put back then, and the sets are as they were before the reload, or else
+    /// hold what both policies let out.
     pub fn widen(&self, narrowed: Narrowed) -> Result<(), ReloadError> {
-        let Narrowed { captured, allows, denies, timeouts, before } = narrowed;
+        let Narrowed { before, after } = narrowed;
         let mut state = self.state();
-        if let Err(error) = state.become_((captured, allows, denies), &timeouts) {
-            state.become_(before, &HashMap::new())?;
-            return Err(error.into());
+        let Err(error) = state.turn_into(after) else { return Ok(()) };
+        if let Err(second) = state.turn_into(before) {
+            tracing::error!(error = %second, "the kernel does not take the old rules back either: what both policies let out is let out");
         }
-        Ok(())
+        state.generation -= 1;
+        Err(error)
     }
 }
 
 impl State {
-    /// One transaction from what the sets hold to what they shall hold; what they held is returned.
-    fn become_(
-        &mut self,
-        next: (BTreeSet<u16>, Places, Places),
-        timeouts: &HashMap<IpAddr, Duration>,
-    ) -> io::Result<(BTreeSet<u16>, Places, Places)> {
-        let (captured, allows, denies) = next;
-        let mut batch = Batch::default();
-        let only = |one: &BTreeSet<u16>, other: &BTreeSet<u16>| -> Vec<Element> {
-            one.difference(other).map(|port| Element::value(&port.to_be_bytes())).collect()
-        };
-        batch.swap("captured", &only(&self.captured, &captured), &only(&captured, &self.captured));
-        self.allows.change(&allows, "allow", timeouts, &mut batch);
-        self.denies.change(&denies, "deny", timeouts, &mut batch);
+    /// Carries out a change of this process's own.
+    fn commit(&mut self, batch: Batch) -> io::Result<()> {
+        let before = batch::generation(&self.socket)?;
         batch.commit(&self.socket)?;
-        Ok((
-            std::mem::replace(&mut self.captured, captured),
-            std::mem::replace(&mut self.allows, allows),
-            std::mem::replace(&mut self.denies, denies),
-        ))
+        // Somebody else's change before this one stays to be seen.
+        if let Some(table) = self.table.as_mut().filter(|table| table.changes == before) {
+            table.changes = batch::generation(&self.socket)?;
+        }
+        Ok(())
+    }
+
+    /// One transaction from what the sets hold to what they shall hold; what they held is returned.
+    fn turn_into(&mut self, next: Sets) -> Result<Sets, ReloadError> {
+        let mut batch = Batch::of(&self.table.as_ref().ok_or(ReloadError::NoTable)?.name);
+        self.sets.change(&next, &mut batch);
+        self.commit(batch)?;
+        Ok(std::mem::replace(&mut self.sets, next))
     }
 }

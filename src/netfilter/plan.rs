@@ -25,8 +25,8 @@ pub struct Plan {
     pub own: Addresses,
     /// Where captured connections go, IPv4 and IPv6.
     pub listeners: [Option<SocketAddr>; 2],
-    /// Ports of this machine that clients may come to.
-    pub doors: BTreeSet<u16>,
+    /// Where on this machine clients may come to.
+    pub doors: BTreeSet<SocketAddr>,
     pub masquerades: bool,
     pub preserves_source: bool,
     /// Addresses that what is forwarded bears; empty: the outgoing interface's.
@@ -64,16 +64,21 @@ impl Filter {
         let place = |rule: &NetRule| Place {
             rule: Arc::clone(&rule.name),
             members: Members::of(rule, nat64),
-            learned: learned(rule, remember),
+            learned: learned(rule, nat64, remember),
         };
         let of = |action: &Action| nets.iter().filter(|rule| rule.action == *action).map(place).collect();
         Self { captured, allows: of(&Action::Allow), denies: of(&Action::Deny) }
     }
 }
 
-/// What was found for a rule's names, and how long it still counts.
+/// What was found for a rule's names, and how long it still counts. Behind a translator whose prefix the table cannot
+/// look through (RFC 6052 §2.2: other than 96 bits) denials would not hold: such addresses are left out.
 #[must_use]
-pub fn learned(rule: &NetRule, remember: Duration) -> Vec<(IpAddr, Duration)> {
+pub fn learned(rule: &NetRule, nat64: Option<Ipv6Net>, remember: Duration) -> Vec<(IpAddr, Duration)> {
+    let is_hidden = |ip: &IpAddr| {
+        let opaque = nat64.filter(|prefix| prefix.prefix_len() != 96);
+        matches!(ip, IpAddr::V6(v6) if opaque.is_some_and(|prefix| prefix.contains(v6)))
+    };
     let now = Instant::now();
     let left = |seen| remember.saturating_sub(now.saturating_duration_since(seen));
     let mut all: BTreeMap<IpAddr, Duration> = BTreeMap::new();
@@ -81,7 +86,7 @@ pub fn learned(rule: &NetRule, remember: Duration) -> Vec<(IpAddr, Duration)> {
         let longest = all.entry(ip).or_default();
         *longest = left(seen).max(*longest);
     }
-    all.into_iter().filter(|(_, left)| !left.is_zero()).collect()
+    all.into_iter().filter(|(ip, left)| !left.is_zero() && !is_hidden(ip)).collect()
 }
 
 impl Plan {
@@ -107,7 +112,7 @@ impl Plan {
             bypass: Addresses::of(&part.bypass),
             own: Addresses::of(&settings.own_addresses),
             listeners: [binds().find(takes_v4), binds().find(SocketAddr::is_ipv6)],
-            doors: doors.filter(|bind| !bind.ip().is_loopback()).map(|bind| bind.port()).collect(),
+            doors: doors.filter(|bind| !bind.ip().is_loopback()).collect(),
             masquerades: part.masquerades,
             preserves_source: tproxy.iter().any(|(_, preserves)| *preserves),
             pool: settings.sources.clone(),

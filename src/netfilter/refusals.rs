@@ -2,7 +2,6 @@
 //! all of them: what is told is bounded, what is counted is not.
 
 use std::io;
-use std::net::IpAddr;
 
 use nix::sys::socket::{MsgFlags, SockProtocol};
 
@@ -10,7 +9,7 @@ use super::packet::{self, Packet};
 use super::ruleset::REASONS;
 use super::{LOG_GROUP, TABLE};
 use crate::ending::Reason;
-use crate::netlink::{ACK, DUMP, Messages, Socket, attributes, received};
+use crate::netlink::{ACK, DUMP, Messages, Socket, attribute, received};
 
 const LOG_PACKET: u16 = 4 << 8;
 const LOG_CONFIG: u16 = (4 << 8) | 1;
@@ -35,22 +34,22 @@ const ROOM: usize = 4 << 20;
 
 /// A refused packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused {
-    pub packet: Packet,
-    pub reason: Reason,
+pub(super) struct Refused {
+    pub(super) packet: Packet,
+    pub(super) reason: Reason,
 }
 
 /// Where the kernel tells of refused packets.
 #[derive(Debug)]
-pub struct Refusals(Socket);
+pub(super) struct Refusals(Socket);
 
 impl Refusals {
     /// Begins to listen; one process can.
     ///
     /// # Errors
     /// The kernel's: another process listens, or CAP_NET_ADMIN is missing.
-    pub fn listen() -> io::Result<Self> {
-        let socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
+    pub(super) fn listen() -> io::Result<Self> {
+        let socket = Socket::open(SockProtocol::NetlinkNetFilter, 0)?;
         socket.set_room(64 << 10, ROOM)?;
         let [high, low] = LOG_GROUP.to_be_bytes();
         let mut messages = Messages::default();
@@ -66,7 +65,7 @@ impl Refusals {
     ///
     /// # Errors
     /// The kernel's; what did not fit is counted by it, and no error.
-    pub fn next(&self, buffer: &mut [u8]) -> io::Result<Vec<Refused>> {
+    pub(super) fn next(&self, buffer: &mut [u8]) -> io::Result<Vec<Refused>> {
         match self.0.receive(buffer, MsgFlags::empty()) {
             Ok(bytes) => Ok(received(bytes).filter(|m| m.kind == LOG_PACKET).filter_map(|m| read(m.payload)).collect()),
             Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => Ok(Vec::new()),
@@ -76,43 +75,29 @@ impl Refusals {
 }
 
 fn read(payload: &[u8]) -> Option<Refused> {
-    let attrs = || attributes(payload.get(4..).unwrap_or_default());
-    let get = |kind| attrs().find(|(k, _)| *k == kind).map(|(_, value)| value);
-    let prefix = get(LOG_PREFIX)?.split(|b| *b == 0).next()?;
+    let attrs = payload.get(4..)?;
+    let prefix = attribute(attrs, LOG_PREFIX)?.split(|b| *b == 0).next()?;
     let reason = REASONS.iter().find(|reason| reason.as_str().as_bytes() == prefix)?;
-    Some(Refused { packet: packet::read(get(LOG_PAYLOAD)?)?, reason: *reason })
+    Some(Refused { packet: packet::read(attribute(attrs, LOG_PAYLOAD)?)?, reason: *reason })
 }
 
 /// The packets that each of the table's counters has seen.
 ///
 /// # Errors
 /// The kernel's.
-pub fn counters(socket: &Socket) -> io::Result<Vec<(String, u64)>> {
+pub(super) fn counters(socket: &Socket) -> io::Result<Vec<(String, u64)>> {
     let mut messages = Messages::default();
     let mut message = messages.begin(GET_OBJECT, DUMP, &[1, 0, 0, 0]);
     message.text(OBJECT_TABLE, TABLE).attr(OBJECT_TYPE, &COUNTER.to_be_bytes());
     drop(message);
     let mut found = Vec::new();
     socket.dump(&messages, |message| {
-        let attrs = || attributes(message.payload.get(4..).unwrap_or_default());
-        let get = |kind| attrs().find(|(k, _)| *k == kind).map(|(_, value)| value);
-        let name = get(OBJECT_NAME).map(|name| String::from_utf8_lossy(name).trim_end_matches('\0').to_owned());
-        let packets = get(OBJECT_DATA).and_then(|data| attributes(data).find(|(kind, _)| *kind == COUNTER_PACKETS));
-        let packets = packets.and_then(|(_, value)| value.first_chunk().map(|bytes| u64::from_be_bytes(*bytes)));
+        let attrs = message.payload.get(4..).unwrap_or_default();
+        let name =
+            attribute(attrs, OBJECT_NAME).map(|name| String::from_utf8_lossy(name).trim_end_matches('\0').to_owned());
+        let packets = attribute(attrs, OBJECT_DATA).and_then(|data| attribute(data, COUNTER_PACKETS));
+        let packets = packets.and_then(|value| value.first_chunk().map(|bytes| u64::from_be_bytes(*bytes)));
         found.extend(name.zip(packets));
     })?;
     Ok(found)
-}
-
-impl Refused {
-    /// Whether it was QUIC, as far as a port can say (RFC 9114 §3.1).
-    #[must_use]
-    pub fn is_quic(&self) -> bool {
-        self.reason == Reason::QuicDenied
-    }
-
-    #[must_use]
-    pub const fn destination(&self) -> IpAddr {
-        self.packet.to.ip()
-    }
 }

@@ -4,10 +4,11 @@
 
 use std::io;
 
+use nix::libc;
 use nix::sys::socket::SockProtocol;
 
 use super::{CAPTURED, FORWARDED, KernelError, Plan, STATE};
-use crate::netlink::{ACK, CREATE, DUMP, EXCL, Messages, REPLACE, Received, Socket, attributes};
+use crate::netlink::{ACK, CREATE, DUMP, EXCL, Messages, REPLACE, Received, Socket, attribute};
 
 /// The rules' places (ip-rule(8), priority): behind the local table, before all others.
 const TO_EGRET: u32 = 80;
@@ -19,6 +20,7 @@ const MAIN: u32 = 254;
 
 const NEW_ROUTE: u16 = 24;
 const DEL_ROUTE: u16 = 25;
+const GET_ROUTE: u16 = 26;
 const NEW_RULE: u16 = 32;
 const DEL_RULE: u16 = 33;
 const GET_RULE: u16 = 34;
@@ -31,75 +33,83 @@ const PRIORITY: u16 = 6;
 const MARK: u16 = 10;
 const TABLE: u16 = 15;
 const MASK: u16 = 16;
+const PROTOCOL: u16 = 21;
 /// linux/rtnetlink.h: a local route, valid on this host.
 const RTN_LOCAL: u8 = 2;
 const SCOPE_HOST: u8 = 254;
-const PROTO_STATIC: u8 = 4;
 const OIF: u16 = 4;
 /// Linux gives the first interface of every network namespace to loopback.
 const LOOPBACK_INDEX: u32 = 1;
-const FAMILIES: [(u8, &str); 2] = [(2, "-4"), (10, "-6")];
+const V4: u8 = 2;
+const FAMILIES: [(u8, &str); 2] = [(V4, "-4"), (10, "-6")];
+
+/// What marks the rules and routes as egret's (linux/rtnetlink.h: numbers that nobody else uses).
+const OURS: u8 = 112;
 
 /// One policy rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Rule {
     priority: u32,
-    /// The mark's state, and the table it leads to; `None`: nowhere.
+    /// The mark's state, and the table it leads to; `None`: whatever this machine does not send itself leads nowhere.
     leads: Option<(u32, u32)>,
-    /// The interface that packets come from; `None`: whatever is not sent by this machine itself.
-    interface: Option<String>,
 }
 
-/// The rules of a plan, in the order in which they are put up: the barrier last, when its gates stand.
-fn rules(plan: &Plan) -> Vec<Rule> {
-    let gate = |priority, mark, table| Rule { priority, leads: Some((mark, table)), interface: None };
-    let barrier = |interface| Rule { priority: BARRIER, leads: None, interface };
-    let mut rules = vec![gate(TO_EGRET, CAPTURED, LOCAL), gate(LET_OUT, FORWARDED, MAIN)];
-    if plan.interfaces.is_empty() {
-        rules.push(barrier(None));
-    }
-    rules.extend(plan.interfaces.iter().map(|name| barrier(Some(name.clone()))));
-    rules
-}
+/// The rules, in the order in which they are put up: the barrier last, when its gates stand.
+const RULES: [Rule; 3] = [
+    Rule { priority: TO_EGRET, leads: Some((CAPTURED, LOCAL)) },
+    Rule { priority: LET_OUT, leads: Some((FORWARDED, MAIN)) },
+    Rule { priority: BARRIER, leads: None },
+];
 
 /// The same as ip(8) would be asked for them.
 #[must_use]
-pub fn commands(plan: &Plan) -> Vec<String> {
+pub(super) fn commands() -> Vec<String> {
     let mut out = Vec::new();
     for (_, family) in FAMILIES {
         out.push(format!("ip {family} route replace local default dev lo table {LOCAL}"));
-        out.extend(rules(plan).iter().map(|rule| format!("ip {family} rule add {rule}")));
+        out.extend(RULES.iter().map(|rule| format!("ip {family} rule add {rule}")));
     }
     out
 }
 
 impl std::fmt::Display for Rule {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { priority, leads, interface } = self;
-        write!(f, "pref {priority} ")?;
-        match (leads, interface) {
-            (Some((mark, table)), _) => write!(f, "fwmark {mark:#x}/{STATE:#x} lookup {table}"),
-            (None, Some(name)) => write!(f, "iif {name} prohibit"),
-            (None, None) => f.write_str("not iif lo prohibit"),
+        write!(f, "pref {} ", self.priority)?;
+        match self.leads {
+            Some((mark, table)) => write!(f, "fwmark {mark:#x}/{STATE:#x} lookup {table}"),
+            None => f.write_str("not iif lo prohibit"),
         }
     }
 }
 
-/// Puts up the routes and rules, and takes down those of an earlier plan that this one has not.
+/// The families that this kernel has.
+fn families() -> impl Iterator<Item = u8> {
+    let has_v6 = std::path::Path::new("/proc/sys/net/ipv6").exists();
+    FAMILIES.into_iter().map(|(family, _)| family).filter(move |family| *family == V4 || has_v6)
+}
+
+fn failed(what: &'static str) -> impl FnOnce(io::Error) -> KernelError {
+    move |error| {
+        let what = match error.raw_os_error() {
+            Some(libc::ENETDOWN) => "; loopback is down: ip link set lo up",
+            _ => what,
+        };
+        KernelError::io(format!("cannot set the policy routes{what}"))(error)
+    }
+}
+
+/// Puts up the routes and rules.
 pub(super) fn install(plan: &Plan) -> Result<(), KernelError> {
-    let failed = |what| KernelError::io(format!("cannot set the policy routes ({what})"));
-    let socket = Socket::open(SockProtocol::NetlinkRoute).map_err(failed("socket"))?;
-    for (family, _) in FAMILIES {
-        ignoring(io::ErrorKind::AlreadyExists, local_route(&socket, family, NEW_ROUTE, CREATE | REPLACE))
-            .map_err(failed("local table"))?;
-        for rule in rules(plan) {
-            ignoring(io::ErrorKind::AlreadyExists, change(&socket, family, &rule, NEW_RULE, CREATE | EXCL))
-                .map_err(failed("rule"))?;
+    let socket = Socket::open(SockProtocol::NetlinkRoute, 0).map_err(failed(""))?;
+    for family in families() {
+        match local_route(&socket, family, NEW_ROUTE, CREATE | REPLACE) {
+            // IPv6 is switched off: what does not come in needs no way to egret.
+            Err(error) if family != V4 && !plan.has_v6() && error.raw_os_error() == Some(libc::EACCES) => {}
+            outcome => outcome.map_err(failed(" (local table)"))?,
         }
-        for old in present(&socket, family).map_err(failed("list"))? {
-            if !rules(plan).contains(&old) {
-                change(&socket, family, &old, DEL_RULE, 0).map_err(failed("old rule"))?;
-            }
+        let there = present(&socket, family).map_err(failed(" (list)"))?;
+        for rule in RULES.iter().filter(|rule| !there.contains(rule)) {
+            change(&socket, family, rule, NEW_RULE, CREATE | EXCL).map_err(failed(" (rule)"))?;
         }
     }
     Ok(())
@@ -107,86 +117,102 @@ pub(super) fn install(plan: &Plan) -> Result<(), KernelError> {
 
 /// Takes them all down, the barrier last.
 pub(super) fn remove() -> Result<(), KernelError> {
-    let failed = || KernelError::io("cannot take down the policy routes");
-    let socket = Socket::open(SockProtocol::NetlinkRoute).map_err(failed())?;
-    for (family, _) in FAMILIES {
-        for rule in present(&socket, family).map_err(failed())? {
-            change(&socket, family, &rule, DEL_RULE, 0).map_err(failed())?;
+    let socket = Socket::open(SockProtocol::NetlinkRoute, 0).map_err(failed(""))?;
+    for family in families() {
+        for rule in present(&socket, family).map_err(failed(" (list)"))? {
+            change(&socket, family, &rule, DEL_RULE, 0).map_err(failed(" (rule)"))?;
         }
         let gone = local_route(&socket, family, DEL_ROUTE, 0);
-        // ESRCH: it was not there.
-        gone.or_else(|e| if e.raw_os_error() == Some(3) { Ok(()) } else { Err(e) }).map_err(failed())?;
+        // It was not there.
+        gone.or_else(|e| if e.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(e) })
+            .map_err(failed(" (local table)"))?;
     }
     Ok(())
 }
 
-/// Whether all of a plan's rules stand.
+/// The first of the rules and routes that is not there, if any.
 ///
 /// # Errors
 /// The kernel's.
-pub fn stand(plan: &Plan) -> io::Result<bool> {
-    let socket = Socket::open(SockProtocol::NetlinkRoute)?;
-    for (family, _) in FAMILIES {
+pub(super) fn missing(plan: &Plan) -> io::Result<Option<String>> {
+    let socket = Socket::open(SockProtocol::NetlinkRoute, 0)?;
+    for family in families() {
         let present = present(&socket, family)?;
-        if !rules(plan).iter().all(|rule| present.contains(rule)) {
-            return Ok(false);
+        if let Some(rule) = RULES.iter().find(|rule| !present.contains(rule)) {
+            return Ok(Some(format!("ip rule {rule}")));
+        }
+        if (family == V4 || plan.has_v6()) && !has_local_route(&socket, family)? {
+            return Ok(Some(format!("ip route local default dev lo table {LOCAL}")));
         }
     }
-    Ok(true)
-}
-
-fn ignoring(kind: io::ErrorKind, outcome: io::Result<()>) -> io::Result<()> {
-    outcome.or_else(|error| if error.kind() == kind { Ok(()) } else { Err(error) })
+    Ok(None)
 }
 
 fn local_route(socket: &Socket, family: u8, kind: u16, flags: u16) -> io::Result<()> {
     let mut messages = Messages::default();
-    let head = [family, 0, 0, 0, 0, PROTO_STATIC, SCOPE_HOST, RTN_LOCAL, 0, 0, 0, 0];
+    let head = [family, 0, 0, 0, 0, OURS, SCOPE_HOST, RTN_LOCAL, 0, 0, 0, 0];
     messages.begin(kind, flags | ACK, &head).attr(TABLE, &LOCAL.to_ne_bytes()).attr(OIF, &LOOPBACK_INDEX.to_ne_bytes());
     socket.ask(&messages)
 }
 
+fn has_local_route(socket: &Socket, family: u8) -> io::Result<bool> {
+    let mut messages = Messages::default();
+    drop(messages.begin(GET_ROUTE, DUMP, &[family, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]));
+    let mut is_there = false;
+    socket.dump(&messages, |message| {
+        let (head, attrs) = message.payload.split_at_checked(12).unwrap_or_default();
+        let is_local = matches!(head, [_, 0, _, _, _, _, _, RTN_LOCAL, ..]);
+        is_there |= is_local && number(attribute(attrs, TABLE)) == Some(LOCAL);
+    })?;
+    Ok(is_there)
+}
+
 fn change(socket: &Socket, family: u8, rule: &Rule, kind: u16, flags: u16) -> io::Result<()> {
     let mut messages = Messages::default();
-    let (action, bits) = match (&rule.leads, &rule.interface) {
-        (Some(_), _) => (TO_TABLE, 0),
-        (None, Some(_)) => (PROHIBIT, 0),
-        (None, None) => (PROHIBIT, INVERT),
-    };
+    let (action, bits) = if rule.leads.is_some() { (TO_TABLE, 0) } else { (PROHIBIT, INVERT) };
     let [a, b, c, d] = bits.to_ne_bytes();
     let mut message = messages.begin(kind, flags | ACK, &[family, 0, 0, 0, 0, 0, 0, action, a, b, c, d]);
-    message.attr(PRIORITY, &rule.priority.to_ne_bytes());
+    message.attr(PRIORITY, &rule.priority.to_ne_bytes()).attr(PROTOCOL, &[OURS]);
     match rule.leads {
         Some((mark, table)) => {
             message.attr(TABLE, &table.to_ne_bytes());
             message.attr(MARK, &mark.to_ne_bytes()).attr(MASK, &STATE.to_ne_bytes());
         }
         None => {
-            message.text(IIF, rule.interface.as_deref().unwrap_or("lo"));
+            message.text(IIF, "lo");
         }
     }
     drop(message);
     socket.ask(&messages)
 }
 
-/// The rules at our places, whoever put them there.
+/// The rules that egret has put up.
 fn present(socket: &Socket, family: u8) -> io::Result<Vec<Rule>> {
     let mut messages = Messages::default();
-    messages.begin(GET_RULE, DUMP, &[family, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    drop(messages.begin(GET_RULE, DUMP, &[family, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]));
     let mut found = Vec::new();
     socket.dump(&messages, |message| found.extend(read(message)))?;
     Ok(found)
 }
 
+/// A rule of egret's, in every part as it was put up; another one is somebody else's.
 fn read(message: Received<'_>) -> Option<Rule> {
-    let number = |value: &[u8]| value.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
-    let attrs = || attributes(message.payload.get(12..).unwrap_or_default());
-    let get = |kind| attrs().find(|(k, _)| *k == kind).map(|(_, value)| value);
-    let priority = get(PRIORITY).and_then(number).filter(|p| (TO_EGRET..=BARRIER).contains(p))?;
-    let leads = (message.payload.get(7) == Some(&TO_TABLE))
-        .then(|| Some((get(MARK).and_then(number)?, get(TABLE).and_then(number)?)))
-        .flatten();
-    let interface = get(IIF).map(|name| String::from_utf8_lossy(name).trim_end_matches('\0').to_owned());
-    let inverted = message.payload.get(8..).and_then(number).is_some_and(|bits| bits & INVERT != 0);
-    Some(Rule { priority, leads, interface: interface.filter(|_| !inverted) })
+    let (head, attrs) = message.payload.split_at_checked(12)?;
+    let [_, to_len, from_len, _, _, _, _, action, bits @ ..] = head else { return None };
+    let inverts = number(Some(bits))? & INVERT != 0;
+    let is_plain = *to_len == 0 && *from_len == 0 && attribute(attrs, PROTOCOL) == Some(&[OURS]);
+    let priority = number(attribute(attrs, PRIORITY)).filter(|_| is_plain)?;
+    let leads = match (*action, inverts) {
+        (TO_TABLE, false) => {
+            let (mark, mask) = (number(attribute(attrs, MARK))?, number(attribute(attrs, MASK))?);
+            Some((mark, number(attribute(attrs, TABLE))?)).filter(|_| mask == STATE)
+        }
+        (PROHIBIT, true) if attribute(attrs, IIF) == Some(b"lo\0") => None,
+        _ => return None,
+    };
+    Some(Rule { priority, leads })
+}
+
+fn number(value: Option<&[u8]>) -> Option<u32> {
+    value?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
 }

@@ -3,7 +3,6 @@
 //! Chains are a function of what only a restart changes, and of the number of places; everything else is a member of
 //! a set. `prerouting` decides, once per flow; `forward` opens for what was decided and for nothing else.
 
-use std::collections::BTreeSet;
 use std::fmt::{Display, Write as _};
 use std::net::{IpAddr, SocketAddr};
 
@@ -39,42 +38,51 @@ pub fn set_name(action: &str, number: usize, what: &str) -> String {
 
 /// The whole table, which takes the place of an older one in one transaction.
 #[must_use]
-pub fn text(plan: &Plan) -> String {
-    let mut table = Table::default();
-    table.sets(plan);
-    table.prerouting(plan);
-    table.forward(plan);
-    table.input(plan);
-    table.nat(plan);
-    table.refusals();
+pub fn text(plan: &Plan, nonce: u64) -> String {
+    let mut sets = Table::default();
+    sets.changing_sets(plan);
+    let fixed = Table::fixed(plan);
+    let id = format!("{}{nonce:016x}", id(&fixed));
     format!(
         "# egret: what is not let out by name or address does not leave.\n\
-         table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n{}}}\n",
-        table.text
+         table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n  \
+         set {id} {{ type mark; }}\n  counter {id} {{ }}\n{}{}}}\n",
+        sets.text, fixed.text
     )
+}
+
+/// How the table's name for itself begins: a set and a counter have it, and each change of sets demands the set.
+pub const TABLE_ID: &str = "table_";
+
+/// Tells two makings of one table apart.
+#[must_use]
+pub fn nonce() -> u64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}
+
+fn id(fixed: &Table) -> String {
+    use std::hash::BuildHasher as _;
+    format!("{TABLE_ID}{:016x}_", foldhash::quality::FixedState::default().hash_one(&fixed.text))
+}
+
+/// The number of rules in all chains, fewer of which in the kernel mean that somebody else was there; and how the name
+/// of a table begins that was made of such a plan, whatever its sets hold.
+#[must_use]
+pub fn structure(plan: &Plan) -> (usize, String) {
+    let fixed = Table::fixed(plan);
+    (fixed.rules, id(&fixed))
 }
 
 /// What `egret netfilter show` prints: the table, and the routes beside it.
 #[must_use]
 pub fn shown(plan: &Plan) -> String {
-    let mut out = text(plan);
+    let mut out = text(plan, 0);
     out.push_str("\n# And, before the table, the policy routes:\n");
-    for command in super::routes::commands(plan) {
+    for command in super::routes::commands() {
         let _ = writeln!(out, "#   {command}");
     }
     out
-}
-
-/// The number of rules in all chains: fewer in the kernel mean that somebody else was there.
-#[must_use]
-pub fn rules(plan: &Plan) -> usize {
-    let mut table = Table::default();
-    table.prerouting(plan);
-    table.forward(plan);
-    table.input(plan);
-    table.nat(plan);
-    table.refusals();
-    table.rules
 }
 
 #[derive(Default)]
@@ -111,19 +119,30 @@ impl Table {
         self.set(&format!("{name}6"), "ipv6_addr", "interval", &v6);
     }
 
-    fn sets(&mut self, plan: &Plan) {
-        self.addresses("clients", &plan.clients);
-        self.addresses("bypass", &plan.bypass);
-        self.addresses("own", &plan.own);
+    /// What only a restart changes.
+    fn fixed(plan: &Plan) -> Self {
+        let mut table = Self::default();
+        table.addresses("clients", &plan.clients);
+        table.addresses("bypass", &plan.bypass);
+        table.addresses("own", &plan.own);
+        for reason in REASONS {
+            let _ = writeln!(table.text, "  counter {reason} {{ }}");
+        }
+        table.prerouting(plan);
+        table.forward();
+        table.input(plan);
+        table.nat(plan);
+        table.refusals();
+        table
+    }
+
+    fn changing_sets(&mut self, plan: &Plan) {
         let captured: Vec<String> = plan.filter.captured.iter().map(u16::to_string).collect();
         self.set("captured", "inet_service", "", &captured);
         for (action, places, count) in each_action(plan) {
             for number in 0..count {
                 self.place(action, number, places.get(number));
             }
-        }
-        for reason in REASONS {
-            let _ = writeln!(self.text, "  counter {reason} {{ }}");
         }
     }
 
@@ -162,12 +181,14 @@ impl Table {
                     "ct direction reply meta l4proto tcp socket transparent 1 meta mark set {CAPTURED:#x} accept"
                 ));
             }
-            if let Some(inside) = &inside {
-                // Nobody outside is a client.
-                chain.rule(format_args!("iifname != {inside} ip saddr @clients4 goto drop_source_not_allowed"));
-                chain.rule(format_args!("iifname != {inside} ip6 saddr @clients6 goto drop_source_not_allowed"));
-                chain.rule(format_args!("iifname != {inside} goto from_elsewhere"));
-            }
+            // What this machine itself has asked.
+            chain.rule("ct direction reply ct state established accept");
+            // Nobody outside is a client.
+            let outside = inside
+                .as_ref()
+                .map_or_else(|| "fib saddr . iif oif missing".to_owned(), |inside| format!("iifname != {inside}"));
+            chain.rule(format_args!("ip saddr @clients4 {outside} goto drop_source_not_allowed"));
+            chain.rule(format_args!("ip6 saddr @clients6 {outside} goto drop_source_not_allowed"));
             chain.rule("ip saddr @clients4 goto from_client");
             chain.rule("ip6 saddr @clients6 goto from_client");
             chain.rule("goto from_elsewhere");
@@ -178,16 +199,12 @@ impl Table {
                 let from = sources(&dnat.sources);
                 let family = if dnat.to.is_ipv4() { "ipv4" } else { "ipv6" };
                 chain.rule(format_args!(
-                    "meta nfproto {family} {from}fib daddr type local {} ct mark set {mark:#x} meta mark set {mark:#x} accept",
+                    "meta nfproto {family} ct direction original {from}fib daddr type local {} ct mark set {mark:#x} meta mark set {mark:#x} accept",
                     port(&dnat.port)
                 ));
             }
-            if inside.is_none() {
-                // Not for this machine, and from nobody who may ask to be forwarded.
-                chain.rule("ct direction original fib daddr type unicast goto drop_source_not_allowed");
-            } else if let Some(inside) = &inside {
-                chain.rule(format_args!("iifname {inside} fib daddr type unicast goto drop_source_not_allowed"));
-            }
+            // Not for this machine, and from nobody who may ask to be forwarded.
+            chain.rule("fib daddr type unicast goto drop_source_not_allowed");
             chain.rule("accept");
         });
         self.chain("from_client", None, |chain| {
@@ -204,8 +221,6 @@ impl Table {
             chain.rule("meta l4proto != { tcp, udp, icmp, ipv6-icmp } goto refuse_protocol_denied");
             chain.rule("icmp type != echo-request drop");
             chain.rule("icmpv6 type != echo-request drop");
-            let echoes = format!("limit rate over {ECHOES_PER_SECOND}/second burst {ECHOES_PER_SECOND} packets drop");
-            chain.rule(format_args!("meta l4proto {{ {ICMP}, {ICMPV6} }} {echoes}"));
             for (action, _, count) in each_action(plan).into_iter().rev() {
                 for number in 0..count {
                     let ports = set_name(action, number, "ports");
@@ -222,21 +237,26 @@ impl Table {
             }
         }
         self.chain("to_egret", None, |chain| {
-            // The mark first: where nobody listens, the packet still ends on this machine.
+            // The mark first: whatever becomes of the packet, it has no way but to this machine.
             chain.rule(format_args!("meta mark set {CAPTURED:#x}"));
             for (listener, family, ip) in
                 plan.listeners.iter().zip([("ipv4", "ip"), ("ipv6", "ip6")]).map(|(l, (f, i))| (l, f, i))
             {
                 let Some(listener) = listener else { continue };
                 let to = place_of(*listener);
-                chain.rule(format_args!("meta nfproto {family} meta l4proto {TCP} tproxy {ip} to {to}"));
+                chain.rule(format_args!("meta nfproto {family} meta l4proto {TCP} tproxy {ip} to {to} accept"));
             }
-            chain.rule("accept");
+            chain.rule(format_args!("meta l4proto {{ {ICMP}, {ICMPV6} }} accept"));
+            // Nobody listens: another service of this machine must not hear it.
+            chain.rule("meta l4proto tcp reject with tcp reset");
+            chain.rule("drop");
         });
     }
 
     fn place_rules(&mut self, action: &str, number: usize) {
         let verdict = if action == "allow" {
+            let echoes = format!("limit rate over {ECHOES_PER_SECOND}/second burst {ECHOES_PER_SECOND} packets drop");
+            self.rule(format_args!("meta l4proto {{ {ICMP}, {ICMPV6} }} {echoes}"));
             let mark = FORWARDED | u32::try_from(number).unwrap_or(0);
             format!("counter name {action}{number} ct mark set {mark:#x} meta mark set ct mark accept")
         } else {
@@ -252,14 +272,9 @@ impl Table {
         }
     }
 
-    fn forward(&mut self, plan: &Plan) {
+    fn forward(&mut self) {
         self.chain("forward", Some("filter hook forward priority filter; policy drop"), |chain| {
-            if let Some(inside) = interfaces(plan) {
-                // Between others this machine forwards as it did before.
-                chain.rule(format_args!("iifname != {inside} oifname != {inside} accept"));
-            }
             chain.rule(format_args!("ct mark & {STATE:#x} == {FORWARDED:#x} ct state != invalid goto forwarded"));
-            chain.rule("counter drop");
         });
         self.chain("forwarded", None, |chain| {
             chain.rule(format_args!(
@@ -277,25 +292,30 @@ impl Table {
     fn input(&mut self, plan: &Plan) {
         self.chain("input", Some("filter hook input priority filter; policy accept"), |chain| {
             chain.rule("iifname \"lo\" accept");
-            if let Some(inside) = interfaces(plan) {
-                chain.rule(format_args!("iifname != {inside} accept"));
-            }
-            chain.rule(format_args!("ct mark & {STATE:#x} == {CAPTURED:#x} accept"));
+            let captured = format!("ct mark & {STATE:#x} == {CAPTURED:#x}");
+            chain.rule(format_args!("{captured} meta l4proto {TCP} socket transparent 1 accept"));
+            chain.rule(format_args!("{captured} meta l4proto {{ {ICMP}, {ICMPV6} }} accept"));
+            chain.rule(format_args!("{captured} drop"));
             // What this machine itself has asked.
             chain.rule("ct direction reply ct state established accept");
             chain.rule("ct state related meta l4proto { icmp, ipv6-icmp } accept");
             chain.rule("ip saddr @clients4 goto at_the_door");
             chain.rule("ip6 saddr @clients6 goto at_the_door");
-            if plan.has_v6() {
-                chain.rule("ip6 saddr fe80::/10 goto at_the_door");
-            }
+            // A client's neighbour address, and any other of a family that clients are not known by.
+            chain.rule(match interfaces(plan) {
+                Some(inside) => format!("iifname {inside} meta nfproto ipv6 goto at_the_door"),
+                None => "ip6 saddr fe80::/10 goto at_the_door".to_owned(),
+            });
         });
         self.chain("at_the_door", None, |chain| {
             chain.rule("icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, nd-router-advert, mld-listener-query } accept");
             chain.rule("udp sport 547 udp dport 546 accept");
-            let doors = list(&plan.doors);
-            if !plan.doors.is_empty() {
-                chain.rule(format_args!("tcp dport {doors} accept"));
+            for door in &plan.doors {
+                let to = match door.ip() {
+                    ip if ip.is_unspecified() => String::new(),
+                    ip => format!("{} daddr {ip} ", family(ip)),
+                };
+                chain.rule(format_args!("{to}tcp dport {} accept", door.port()));
             }
             chain.rule("fib daddr type { broadcast, multicast } drop");
             chain.rule("goto refuse_no_rule");
@@ -395,11 +415,6 @@ fn port(port: &NetPort) -> String {
         NetPort::Udp(range) => format!("udp dport {}", range.start()),
         NetPort::Icmp => "meta l4proto icmp".to_owned(),
     }
-}
-
-fn list(ports: &BTreeSet<u16>) -> String {
-    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
-    format!("{{ {} }}", ports.join(", "))
 }
 
 /// A listener at every address is found by its port.

@@ -8,7 +8,7 @@ use std::fmt::{Display, Write as _};
 
 use super::members::{Addresses, ICMP, ICMPV6, Members, TCP, UDP};
 use super::{FORWARDED, STATE, TABLE};
-use crate::config::{Capture, ListenerKind, Settings};
+use crate::config::{Capture, Settings};
 use crate::policy::rule::{Action, NetRule};
 
 /// Who egret is in the pod.
@@ -69,8 +69,7 @@ impl Sidecar {
     /// The sidecar of some settings; `None` where no listener takes redirected connections.
     #[must_use]
     pub fn of(settings: &Settings, user: User, mesh: Option<Mesh>) -> Option<Self> {
-        let redirected = |kind| matches!(kind, ListenerKind::Transparent { capture: Capture::Redirect, .. });
-        let listener = settings.listeners.iter().find(|listener| redirected(listener.kind))?;
+        let listener = settings.listeners.iter().find(|listener| listener.kind.captures(Capture::Redirect))?;
         let exempt = settings.netfilter.as_ref().map(|part| Addresses::of(&part.bypass)).unwrap_or_default();
         let others = others(&settings.rules.nets, settings.rules.nat64);
         Some(Self { port: listener.bind.port(), user, mesh, exempt, others })
@@ -95,6 +94,9 @@ impl Sidecar {
             let (v4, v6) = other.members.destinations.texts();
             set(&format!("net{number}_4"), "ipv4_addr", &v4);
             set(&format!("net{number}_6"), "ipv6_addr", &v6);
+            let (v4, v6) = other.members.sources.texts();
+            set(&format!("from{number}_4"), "ipv4_addr", &v4);
+            set(&format!("from{number}_6"), "ipv6_addr", &v6);
         }
         let User { uid, gid } = self.user;
         let own = format!("meta skuid {uid} meta skgid {gid}");
@@ -126,9 +128,12 @@ impl Sidecar {
     fn output(&self, own: &str) -> Vec<String> {
         let mut rules: Vec<String> = vec![
             LOCAL.into(),
-            // What remains of a connection when its socket is gone has no user.
-            format!("{own} ct mark set {FORWARDED:#x} accept"),
-            format!("ct direction original ct mark & {STATE:#x} == {FORWARDED:#x} accept"),
+            format!("{own} meta l4proto tcp ct mark set {FORWARDED:#x} accept"),
+            format!("{own} accept"),
+            // What remains of a connection of egret's has no user when its socket is gone. A new one never begins so.
+            format!(
+                "meta l4proto tcp ct direction original ct mark & {STATE:#x} == {FORWARDED:#x} tcp flags & syn == 0 accept"
+            ),
             // Answers to whoever comes in.
             "ct direction reply ct state established accept".into(),
             "ct state related meta l4proto { icmp, ipv6-icmp } accept".into(),
@@ -144,7 +149,7 @@ impl Sidecar {
         for (number, other) in self.others.iter().enumerate() {
             let verdict = if other.denies { "reject with icmpx type admin-prohibited" } else { "accept" };
             for (ip, family) in [("ip", "4"), ("ip6", "6")] {
-                let to = format!("{ip} daddr @net{number}_{family}");
+                let to = format!("{ip} saddr @from{number}_{family} {ip} daddr @net{number}_{family}");
                 let rule = |ports: &dyn Display| format!("{to} {ports} {verdict}");
                 for (protocol, low, high) in &other.members.ports {
                     match *protocol {

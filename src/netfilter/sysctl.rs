@@ -23,7 +23,11 @@ pub(super) fn set(plan: &Plan) -> Result<Vec<String>, KernelError> {
     let net = Path::new(NET);
     // Packets to egret have addresses that are not this machine's. The table itself drops what clients forge.
     for interface in interfaces("ipv4") {
-        write(&interface.join("rp_filter"), "0")?;
+        match write(&interface.join("rp_filter"), "0") {
+            // The interface has gone since it was listed.
+            Err(KernelError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+            outcome => outcome?,
+        }
     }
     // The bytes and the time of a flow are in its record.
     for what in ["nf_conntrack_acct", "nf_conntrack_timestamp"] {

@@ -92,9 +92,15 @@ fn tell_flows(endings: &Endings, house: &Weak<House>) {
     }
 }
 
-/// What the counters showed before.
-#[derive(Debug, Default)]
+/// What the counters showed before. What came before this process has been told by another one, or by nobody.
+#[derive(Debug)]
 pub struct Counted(HashMap<String, u64>);
+
+impl From<Vec<(String, u64)>> for Counted {
+    fn from(readings: Vec<(String, u64)>) -> Self {
+        Self(readings.into_iter().collect())
+    }
+}
 
 impl Counted {
     /// Takes new readings: metrics grow by what came since, and refused packets without a line are told of.

@@ -1,13 +1,13 @@
 //! Whatever happens to egret, its rules or its surroundings: nothing gets out that is not listed.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
 use crate::hop::{POLICY, config, hop, page, tcp, udp};
 use crate::support::{Egret, curl, eventually, missing, pause, run, text};
-use crate::world::{Capture, DECOY, DECOY6, HOP1_WAN, ORIGIN, PARTNER, Through, World, set};
+use crate::world::{CLIENT, Capture, DECOY, DECOY6, HOP1_WAN, ORIGIN, ORIGIN6, PARTNER, Through, World, ip, set};
 
 /// What nobody may see: a client tries every way to the decoy, and origins past egret.
 fn stray(world: &World) {
@@ -34,7 +34,7 @@ fn stray(world: &World) {
 
 fn udp_once(ip: &str, port: u16) {
     let to = SocketAddr::new(ip.parse().unwrap(), port);
-    let socket = std::net::UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
     let _ = socket.send_to(b"stray", to);
 }
 
@@ -84,6 +84,9 @@ fn a_killed_egret_leaves_the_door_shut() {
         assert!(run("nft", &[deaf]).status.success());
         stream
     });
+    // Another service of the hop's, which clients must never come to, whether egret is there or not.
+    let service = world.at("hop1", || TcpListener::bind("[::]:443").unwrap());
+    service.set_nonblocking(true).unwrap();
     egret.signal("KILL");
     eventually("egret is gone", || world.at("hop1", || page("readyz").is_empty()));
     for _ in 0..20 {
@@ -91,7 +94,8 @@ fn a_killed_egret_leaves_the_door_shut() {
         pause();
     }
     stray(&world);
-    assert!(world.at("client", || tcp(ORIGIN, 443)).is_err());
+    assert!(world.at("client", || tcp(ORIGIN, 443).is_err() && tcp(ORIGIN6, 443).is_err()));
+    assert!(service.accept().is_err());
     assert_eq!(world.at("client", || udp(PARTNER, 1194)), Ok(()), "what the kernel forwards needs no egret");
     leaked_nothing(&mut capture);
     assert!(!capture.contains(b"SAID-AFTER-THE-KILL"));
@@ -117,7 +121,7 @@ fn an_egret_that_does_not_start_opens_nothing() {
     stray(&world);
     assert!(world.at("client", || udp(PARTNER, 1194)).is_err());
     // A listener's port is taken.
-    let taken = world.at("hop1", || std::net::TcpListener::bind("[::]:3129").unwrap());
+    let taken = world.at("hop1", || TcpListener::bind("[::]:3129").unwrap());
     let said = start(&world, &config(POLICY, ""), &path);
     assert!(said.contains("cannot listen on [::]:3129"), "{said}");
     stray(&world);
@@ -135,9 +139,16 @@ fn a_flushed_table_closes_and_is_seen() {
     let mut capture = world.capture();
     let egret = hop(&world, &config(POLICY, ""));
     assert_eq!(world.at("client", || udp(PARTNER, 1194)), Ok(()));
+    // The way back is open as far as the hop.
+    world.at("internet", || ip(&["route", "add", "10.224.0.0/16", "via", HOP1_WAN]));
+    let heard = world.at("client", || UdpSocket::bind((CLIENT, 5555)).unwrap());
+    heard.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let intrude = || world.at("outside", || udp_once(CLIENT, 5555));
+    intrude();
     for flush in ["flush ruleset", "flush table inet egret", "delete table inet egret"] {
         nft(&world, flush);
         stray(&world);
+        intrude();
         assert!(world.at("client", || udp(PARTNER, 1194)).is_err(), "{flush}");
         assert!(world.at("client", || tcp(ORIGIN, 443)).is_err(), "{flush}");
         eventually("not ready", || world.at("hop1", || page("readyz")).contains("rules are not in place"));
@@ -156,8 +167,11 @@ fn a_flushed_table_closes_and_is_seen() {
     });
     stray(&world);
     eventually("not ready", || !is_ready(&world));
-    assert!(egret.errors().contains("the kernel's rules are not as egret left them"), "{}", egret.errors());
-    leaked_nothing(&mut capture);
+    for said in ["`inet egret` is not there", "has 0 rules instead of", "a policy route is gone (ip rule pref 82"] {
+        assert!(egret.errors().contains(said), "{said}: {}", egret.errors());
+    }
+    assert!(heard.recv(&mut [0; 9]).is_err(), "nobody outside reaches a client either");
+    capture.saw_nothing(&format!("dst host {DECOY} or dst host {DECOY6} or src net 10.224.0.0/16"));
 }
 
 #[test]
@@ -212,7 +226,7 @@ fn a_full_conntrack_table_drops_or_forgets_and_opens_nothing() {
     let sockets = usize::try_from(max / 250 + 50).unwrap();
     world.at("client", || {
         for _ in 0..sockets {
-            let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
             for last in 1..=250 {
                 let _ = socket.send_to(b"x", (format!("20.60.3.{last}").as_str(), 1194));
             }
@@ -223,4 +237,67 @@ fn a_full_conntrack_table_drops_or_forgets_and_opens_nothing() {
     egret.signal("KILL");
     stray(&world);
     leaked_nothing(&mut capture);
+}
+
+#[test]
+fn a_table_made_anew_says_what_egret_says() {
+    let Some(world) = World::build(Through::One) else { return };
+    let mut capture = world.capture();
+    // Its address is the decoy's, and only NTP may go there.
+    world.dns.answer("time.example", &[DECOY]);
+    let rules = |first: &str, second: &str| {
+        let text = format!("\n  application_rules: []\n  network_rules:\n    - {first}\n    - {second}\n");
+        config(&text, "")
+    };
+    let (time, tunnel) = (
+        "{ name: time, fqdns: [time.example], protocols: [\"udp:123\"] }",
+        "{ name: tunnel, destinations: [20.60.3.0/24], protocols: [\"tcp:22\", \"udp:1194\"] }",
+    );
+    let egret = hop(&world, &rules(time, tunnel));
+    eventually("time.example is learned", || world.at("client", || udp(DECOY, 123)) == Ok(()));
+    // Somebody applies the same rules in another order: their places are others.
+    let file = egret.folder().join("egret.yaml");
+    for text_of in [rules(tunnel, time), rules(time, tunnel), rules(tunnel, time)] {
+        std::fs::write(&file, text_of).unwrap();
+        let apply = ["netfilter", "apply", "--config", file.to_str().unwrap()];
+        let applied = world.at("hop1", || run(env!("CARGO_BIN_EXE_egret"), &apply));
+        assert!(applied.status.success(), "{}", text(&applied));
+        (0..150).for_each(|_| pause());
+        assert!(is_ready(&world));
+        assert_eq!(world.at("client", || tcp(PARTNER, 22)), Ok(()));
+        assert_eq!(world.at("client", || udp(DECOY, 123)), Ok(()));
+        assert!(world.at("client", || tcp(DECOY, 22).is_err() && udp(DECOY, 1194).is_err()));
+        let told = || egret.errors().matches("the new policy is in force").count();
+        let before = told();
+        egret.signal("HUP");
+        eventually("the reload", || told() > before);
+    }
+    // Elements that somebody takes out come back; a rule in another's place is seen.
+    nft(&world, "flush set inet egret clients4");
+    nft(&world, "flush set inet egret allow0_ports");
+    eventually("the sets are filled again", || world.at("client", || udp(DECOY, 123)) == Ok(()));
+    nft(&world, "insert rule inet egret forwarded accept");
+    eventually("not ready", || !is_ready(&world));
+    assert!(egret.errors().contains("rules instead of"), "{}", egret.errors());
+    capture.saw_nothing(&format!("dst host {DECOY} and not udp dst port 123"));
+}
+
+#[test]
+fn the_hop_itself_is_closed_to_clients_of_every_family() {
+    let Some(world) = World::build(Through::One) else { return };
+    let only_v4 = config(POLICY, "").replace("clients: [10.224.0.0/16, \"fd00:224::/64\"]", "clients: [10.224.0.0/16]");
+    let egret = hop(&world, &only_v4);
+    let _service = world.at("hop1", || TcpListener::bind("[::]:2222").unwrap());
+    let reaches = |role: &str, to: &str| {
+        let to: SocketAddr = to.parse().unwrap();
+        world.at(role, || TcpStream::connect_timeout(&to, Duration::from_secs(2)).is_ok())
+    };
+    assert!(!reaches("client", "10.225.1.4:2222"));
+    assert!(!reaches("client", "20.50.1.4:2222"), "nor by its other address");
+    assert!(!reaches("client", "[fd00:2251::4]:2222"));
+    assert!(!reaches("fabric", "[fd00:2251::4]:2222"), "nobody who comes in there by IPv6");
+    assert!(reaches("client", "10.225.1.4:9902"), "the probe");
+    assert!(reaches("fabric", "10.225.1.4:2222"), "an operator in the hop's own network");
+    assert!(reaches("internet", "20.50.1.4:2222"), "or on another interface");
+    assert!(!egret.errors().contains("ERROR"), "{}", egret.errors());
 }

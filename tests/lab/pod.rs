@@ -98,6 +98,15 @@ fn a_pods_own_traffic_is_judged_and_nothing_goes_around() {
         });
         assert!(!text(&said).contains("hello\n") || !said.status.success(), "{uid}:{gid} {}", text(&said));
     }
+    // A port that egret has used opens nothing to who uses it next.
+    let from_port = format!(
+        "import socket; s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.bind(('',40002)); s.settimeout(1); s.sendto(b'x',('{PARTNER}',123)); s.recv(9)"
+    );
+    let as_user = |id: &str| {
+        let args = ["--reuid", id, "--regid", id, "--clear-groups", "/usr/bin/python3", "-c", &from_port];
+        world.at("client", || run("setpriv", &args).status.success())
+    };
+    assert!(as_user("1129") && !as_user("65534"));
     capture.saw_nothing(&format!("dst host {DECOY} or dst host {DECOY6}"));
     // Somebody who dials the listener itself wants to go nowhere.
     world.at("client", || drop(std::net::TcpStream::connect("127.0.0.1:3129").unwrap()));

@@ -1,0 +1,294 @@
+//! What the table's sets hold, place by place, and what leads from one content to another.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::batch::{Batch, Element};
+use super::flows::Flow;
+use super::members::{Addresses, Members};
+use super::plan::{Filter, Place};
+use super::ruleset::set_name;
+
+/// Every set that changes while egret runs.
+#[derive(Clone, Debug)]
+pub(super) struct Sets {
+    captured: BTreeSet<u16>,
+    pub(super) allows: Places,
+    pub(super) denies: Places,
+}
+
+/// The places of rules of one action.
+#[derive(Clone, Debug)]
+pub(super) struct Places {
+    action: &'static str,
+    taken: Vec<Option<Taken>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Taken {
+    rule: Arc<str>,
+    members: Members,
+    /// Until when each address counts.
+    learned: BTreeMap<IpAddr, Instant>,
+}
+
+/// More rules than places.
+#[derive(Debug)]
+pub(super) struct NoPlace(pub(super) usize, pub(super) &'static str);
+
+impl Sets {
+    pub(super) fn of(filter: &Filter, [allows, denies]: [usize; 2]) -> Self {
+        Self {
+            captured: filter.captured.clone(),
+            allows: Places::of("allow", &filter.allows, allows),
+            denies: Places::of("deny", &filter.denies, denies),
+        }
+    }
+
+    /// The same places under other rules.
+    pub(super) fn next(&self, filter: &Filter) -> Result<Self, NoPlace> {
+        let (allows, denies) = (self.allows.next(&filter.allows)?, self.denies.next(&filter.denies)?);
+        Ok(Self { captured: filter.captured.clone(), allows, denies })
+    }
+
+    /// What both let out, and no more.
+    pub(super) fn common(&self, other: &Self) -> Self {
+        Self {
+            captured: self.captured.intersection(&other.captured).copied().collect(),
+            allows: self.allows.common(&other.allows),
+            denies: self.denies.together(&other.denies),
+        }
+    }
+
+    /// Writes what leads from here to there.
+    pub(super) fn change(&self, next: &Self, batch: &mut Batch) {
+        let only = |one: &BTreeSet<u16>, other: &BTreeSet<u16>| -> Vec<Element> {
+            one.difference(other).map(|port| Element::value(&port.to_be_bytes())).collect()
+        };
+        batch.take("captured", &only(&self.captured, &next.captured));
+        batch.add("captured", &only(&next.captured, &self.captured));
+        self.allows.change(&next.allows, batch);
+        self.denies.change(&next.denies, batch);
+    }
+
+    /// Writes all of it into sets that hold whatever they hold.
+    pub(super) fn fill(&self, batch: &mut Batch) {
+        batch.flush("captured");
+        let nobody =
+            |places: &Places| Places { action: places.action, taken: places.taken.iter().map(|_| None).collect() };
+        let empty = Self { captured: BTreeSet::new(), allows: nobody(&self.allows), denies: nobody(&self.denies) };
+        [&self.allows, &self.denies].into_iter().for_each(|places| places.flush(batch));
+        empty.change(self, batch);
+    }
+}
+
+impl Places {
+    fn of(action: &'static str, places: &[Place], count: usize) -> Self {
+        let mut taken: Vec<Option<Taken>> = places.iter().map(|place| Some(Taken::of(place))).collect();
+        taken.resize_with(count, || None);
+        Self { action, taken }
+    }
+
+    /// Who stays keeps its place, under another name too, so that the marks of its flows still tell it. Whoever is new
+    /// takes a place that nobody has just left, if there is one.
+    fn next(&self, places: &[Place]) -> Result<Self, NoPlace> {
+        let mut new: Vec<&Place> = places.iter().collect();
+        let mut taken: Vec<Option<Taken>> = self.taken.iter().map(|_| None).collect();
+        let is_named = |old: &Taken, place: &Place| old.rule == place.rule;
+        let is_like = |old: &Taken, place: &Place| old.members == place.members;
+        for stays in [&is_named as &dyn Fn(&Taken, &Place) -> bool, &is_like] {
+            for (old, taken) in self.taken.iter().zip(&mut taken).filter(|(_, taken)| taken.is_none()) {
+                let at = old.as_ref().and_then(|old| new.iter().position(|place| stays(old, place)));
+                *taken = at.map(|at| Taken::of(new.remove(at)));
+            }
+        }
+        for is_untouched in [true, false] {
+            let free = self
+                .taken
+                .iter()
+                .zip(&mut taken)
+                .filter(|(old, taken)| taken.is_none() && (old.is_none() || !is_untouched));
+            for (_, taken) in free {
+                *taken = new.pop().map(Taken::of);
+            }
+        }
+        if new.is_empty() { Ok(Self { action: self.action, taken }) } else { Err(NoPlace(taken.len(), self.action)) }
+    }
+
+    pub(super) fn number(&self, rule: &str) -> Option<usize> {
+        self.taken.iter().position(|taken| taken.as_ref().is_some_and(|taken| *taken.rule == *rule))
+    }
+
+    pub(super) fn rule(&self, number: usize) -> Option<Arc<str>> {
+        self.taken.get(number)?.as_ref().map(|taken| Arc::clone(&taken.rule))
+    }
+
+    pub(super) const fn len(&self) -> usize {
+        self.taken.len()
+    }
+
+    /// What is learned for a place, from now on.
+    pub(super) fn learn(&mut self, number: usize, addresses: &[(IpAddr, Duration)]) {
+        if let Some(Some(taken)) = self.taken.get_mut(number) {
+            taken.learned = until(addresses);
+        }
+    }
+
+    /// Whether some rule's sets hold a flow.
+    pub(super) fn hold(&self, flow: &Flow) -> bool {
+        let (from, to, port) = (flow.client.ip(), flow.destination.ip(), flow.destination.port());
+        self.taken.iter().flatten().any(|Taken { members, learned, .. }| {
+            members.sources.contains(from)
+                && (members.destinations.contains(to) || learned.contains_key(&to))
+                && members.ports.iter().any(|(of, low, high)| *of == flow.protocol && (*low..=*high).contains(&port))
+        })
+    }
+
+    /// What two have in common, place by place.
+    fn common(&self, other: &Self) -> Self {
+        let both = self.taken.iter().zip(&other.taken).map(|(one, other)| {
+            let (one, other) = (one.as_ref()?, other.as_ref()?);
+            let learned = one.learned.iter().filter(|(ip, _)| other.learned.contains_key(ip));
+            Some(Taken {
+                rule: Arc::clone(&other.rule),
+                members: one.members.common(&other.members),
+                learned: learned.map(|(ip, until)| (*ip, *until)).collect(),
+            })
+        });
+        Self { action: self.action, taken: both.collect() }
+    }
+
+    /// What either has, place by place.
+    fn together(&self, other: &Self) -> Self {
+        let all = self.taken.iter().zip(&other.taken).map(|(one, other)| match (one, other) {
+            (Some(one), Some(other)) => {
+                let members = one.members.clone().and(other.members.clone());
+                Some(Taken { rule: Arc::clone(&other.rule), members, ..Taken::default() })
+            }
+            (one, other) => one.clone().or_else(|| other.clone()),
+        });
+        Self { action: self.action, taken: all.collect() }
+    }
+
+    fn change(&self, next: &Self, batch: &mut Batch) {
+        let nothing = Taken::default();
+        for (number, (old, new)) in self.taken.iter().zip(&next.taken).enumerate() {
+            let (old, new) = (old.as_ref().unwrap_or(&nothing), new.as_ref().unwrap_or(&nothing));
+            let set = |what: &str| set_name(self.action, number, what);
+            for (what, was, will) in [
+                ("sources", &old.members.sources, &new.members.sources),
+                ("destinations", &old.members.destinations, &new.members.destinations),
+            ] {
+                swap(batch, &set(&format!("{what}4")), &was.v4, &will.v4, Element::v4);
+                swap(batch, &set(&format!("{what}6")), &was.v6, &will.v6, Element::v6);
+            }
+            let port = |(protocol, low, high)| std::iter::once(Element::ports(protocol, low, high));
+            swap(batch, &set("ports"), &old.members.ports, &new.members.ports, port);
+            if self.action == "allow" {
+                change_learned(batch, &old.learned, &new.learned, set);
+            }
+        }
+    }
+
+    fn flush(&self, batch: &mut Batch) {
+        let mut whats: Vec<&str> = vec!["sources4", "sources6", "destinations4", "destinations6", "ports"];
+        if self.action == "allow" {
+            whats.extend(["learned4", "learned6"]);
+        }
+        for number in 0..self.taken.len() {
+            whats.iter().for_each(|what| batch.flush(&set_name(self.action, number, what)));
+        }
+    }
+}
+
+impl Taken {
+    fn of(place: &Place) -> Self {
+        let (rule, members) = (Arc::clone(&place.rule), place.members.clone());
+        Self { rule, members, learned: until(&place.learned) }
+    }
+}
+
+fn until(addresses: &[(IpAddr, Duration)]) -> BTreeMap<IpAddr, Instant> {
+    let now = Instant::now();
+    addresses.iter().map(|(ip, left)| (*ip, now + *left)).collect()
+}
+
+/// Writes addresses into a pair of sets that hold whatever they hold.
+pub(super) fn fill_addresses(batch: &mut Batch, name: &str, addresses: &Addresses) {
+    let (v4, v6) = (format!("{name}4"), format!("{name}6"));
+    batch.flush(&v4);
+    batch.flush(&v6);
+    swap(batch, &v4, &[], &addresses.v4, Element::v4);
+    swap(batch, &v6, &[], &addresses.v6, Element::v6);
+}
+
+/// Takes out what only the one has, and puts in what only the other has, each in just this shape.
+fn swap<T: Copy + Eq + Hash, E: Iterator<Item = Element>>(
+    batch: &mut Batch,
+    set: &str,
+    was: &[T],
+    will: &[T],
+    elements: impl Fn(T) -> E,
+) {
+    let only = |one: &[T], other: &[T]| -> Vec<Element> {
+        let other: HashSet<T> = other.iter().copied().collect();
+        one.iter().filter(|item| !other.contains(item)).flat_map(|item| elements(*item)).collect()
+    };
+    batch.take(set, &only(was, will));
+    batch.add(set, &only(will, was));
+}
+
+fn change_learned(
+    batch: &mut Batch,
+    was: &BTreeMap<IpAddr, Instant>,
+    will: &BTreeMap<IpAddr, Instant>,
+    set: impl Fn(&str) -> String,
+) {
+    let now = Instant::now();
+    for (family, is_v4) in [("learned4", true), ("learned6", false)] {
+        let only = |one: &BTreeMap<IpAddr, Instant>, other: &BTreeMap<IpAddr, Instant>| -> Vec<Element> {
+            let only = one.iter().filter(|(ip, _)| ip.is_ipv4() == is_v4 && !other.contains_key(ip));
+            let left = |until: &Instant| until.saturating_duration_since(now).max(Duration::from_secs(1));
+            only.map(|(ip, until)| Element::learned(*ip, left(until))).collect()
+        };
+        let gone = only(was, will);
+        // What has run out meanwhile is put back, so that it can be taken out.
+        batch.add(&set(family), &gone);
+        batch.take(&set(family), &gone);
+        batch.add(&set(family), &only(will, was));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ipnet::IpNet;
+
+    fn place(rule: &str, net: &str) -> Place {
+        let destinations = Addresses::of(&[net.parse::<IpNet>().unwrap()]);
+        Place { rule: rule.into(), members: Members { destinations, ..Members::default() }, learned: Vec::new() }
+    }
+
+    fn rules(places: &Places) -> Vec<Option<String>> {
+        (0..places.len()).map(|number| places.rule(number).map(|rule| rule.to_string())).collect()
+    }
+
+    #[test]
+    fn who_stays_keeps_its_place_and_who_comes_takes_an_unused_one() {
+        let (a, b, c) = (place("a", "1.1.1.1/32"), place("b", "1.1.1.2/32"), place("c", "1.1.1.3/32"));
+        let places = Places::of("allow", &[a, b.clone()], 4);
+        let next = places.next(&[c.clone(), b.clone()]).unwrap();
+        assert_eq!(rules(&next), [None, Some("b".into()), Some("c".into()), None]);
+        let renamed = place("other", "1.1.1.2/32");
+        assert_eq!(rules(&next.next(&[renamed, c]).unwrap())[1..3], [Some("other".into()), Some("c".into())]);
+        let many: Vec<Place> = (0..4).map(|n| place(&format!("n{n}"), "2.2.2.2/32")).collect();
+        assert!(places.next(&many).is_ok(), "left places serve where nothing else is free");
+        let too_many: Vec<Place> = (0..5).map(|n| place(&format!("n{n}"), "2.2.2.2/32")).collect();
+        assert!(matches!(places.next(&too_many), Err(NoPlace(4, "allow"))));
+    }
+}
