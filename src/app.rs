@@ -71,7 +71,7 @@ pub enum StartError {
     Interfaces(#[source] io::Error),
     #[error("cannot reach the kernel's rules, which `netfilter` asks for: {0}; run as root, or add CAP_NET_ADMIN")]
     Kernel(#[source] io::Error),
-    #[error("{0}; or start egret with --netfilter, which makes it anew")]
+    #[error("{0}; start egret with --netfilter, which makes it anew")]
     Table(String),
     #[error("cannot hear what the kernel refuses: {0}; does another egret run in this network namespace?")]
     Told(#[source] io::Error),
@@ -450,12 +450,22 @@ async fn watch_interfaces(own: Arc<OwnAddresses>) {
 /// out, for the routes or the table alone are enough.
 async fn watch_kernel(kernel: Arc<Kernel>, house: Weak<House>, mut counted: Counted, own: Arc<OwnAddresses>) {
     let mut ports_at = Instant::now();
+    let mut missing: Option<String> = None;
     loop {
         let looking = Arc::clone(&kernel);
         let looked = tokio::task::spawn_blocking(move || (looking.look(), looking.counters())).await;
         let Some(house) = house.upgrade() else { return };
         let (looked, counters) = looked.unwrap_or_else(|join| (Err(join.to_string()), Ok(Vec::new())));
         house.book.metrics().fault(Fault::Kernel, looked.is_err());
+        match (std::mem::replace(&mut missing, looked.err()), &missing) {
+            (before, Some(now)) if before.as_ref() != Some(now) => {
+                tracing::error!(
+                    "{now}: clients stay shut in until `egret netfilter apply` with this egret's configuration, or a start with --netfilter"
+                );
+            }
+            (Some(_), None) => tracing::info!("the kernel's rules are in place again"),
+            _ => {}
+        }
         // Without a table there are no counters.
         counted.count(&house, counters.unwrap_or_default());
         if ports_at <= Instant::now() {

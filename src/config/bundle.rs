@@ -46,7 +46,7 @@ pub(super) fn add(out: &mut Findings<'_>, path: &str, asked: &file::Bundle, tags
 
 /// What is judged here and not carried.
 fn not_carried(out: &mut Findings<'_>, path: &str, rows: &[Outcome]) {
-    let has_kernel = out.has_kernel;
+    let (has_kernel, is_sidecar) = (out.has_kernel, out.is_sidecar);
     let mut tell = |why: &str, is_dumb: &dyn Fn(&str) -> bool| {
         let dumb = |row: &&Outcome| row.opening.is_ok() && row.protocols.iter().any(|p| is_dumb(p));
         let names: Vec<&str> = rows.iter().filter(dumb).map(|row| row.id.as_str()).collect();
@@ -54,7 +54,9 @@ fn not_carried(out: &mut Findings<'_>, path: &str, rows: &[Outcome]) {
             out.note(path, format!("{why}; only `egret explain` judges: {}", names.join(", ")));
         }
     };
-    if !has_kernel {
+    if is_sidecar {
+        tell("a sidecar's kernel rules know no names for udp", &|p| p.starts_with("udp:"));
+    } else if !has_kernel {
         tell("only the kernel carries udp, and there is no `netfilter`", &|p| p.starts_with("udp:"));
     }
     tell("egret answers no DNS questions in this version", &|p| p == "dns");

@@ -36,6 +36,8 @@ pub(super) struct Findings<'a> {
     pub(super) folder: &'a Path,
     /// Whether the kernel carries what egret itself does not.
     pub(super) has_kernel: bool,
+    /// Whether its rules are made once, by somebody else.
+    pub(super) is_sidecar: bool,
     faults: Vec<Fault>,
     /// The first so many are about the shape.
     shape_faults: usize,
@@ -87,10 +89,13 @@ pub(super) fn settings(text: &str, folder: &Path, depth: Depth) -> Result<Settin
         Err(_) => return Err(shape),
     };
     let redirects = file::readable(&written.listeners).any(|(_, l)| l.capture == Some(file::Capture::Redirect));
+    let kernel = written.netfilter.as_ref().and_then(|part| part.0.as_ref().ok());
+    let has_clients = kernel.is_some_and(|part| !part.clients.is_empty());
     let mut findings = Findings {
         tree: &tree,
         folder,
         has_kernel: written.netfilter.is_some() || redirects,
+        is_sidecar: redirects && !has_clients,
         shape_faults: shape.len(),
         faults: shape,
         warnings: Vec::new(),

@@ -166,11 +166,9 @@ pub(super) fn what_goes_together(
             out.fault(&path, "egret cannot dial from upstream.sources and from the client's address; remove one");
         }
     }
-    let is_sidecar = listeners.iter().any(|(listener, _)| listener.kind.captures(Capture::Redirect))
-        && netfilter.is_none_or(|part| part.clients.is_empty());
     for (at, rule) in file::readable(&written.policy.network_rules) {
         let is_kernels = |text: &String| matches!(rules::net_port(text), Ok(NetPort::Udp(_) | NetPort::Icmp));
-        if is_sidecar && rule.protocols.iter().any(is_kernels) && !rule.fqdns.is_empty() {
+        if out.is_sidecar && rule.protocols.iter().any(is_kernels) && !rule.fqdns.is_empty() {
             let path = format!("policy.network_rules[{at}].fqdns");
             out.fault(
                 &path,

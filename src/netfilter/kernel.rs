@@ -29,8 +29,6 @@ pub struct Kernel {
     /// How the table's name for itself begins, if it was made of this plan.
     made_of: String,
     state: Mutex<State>,
-    /// What was missing at the last look, if anything.
-    missing: Mutex<Option<String>>,
     is_in_place: AtomicBool,
     /// Refused packets that have a line and are not counted yet, by reason.
     lines: Mutex<HashMap<Reason, u64>>,
@@ -101,7 +99,6 @@ impl Kernel {
             rules,
             made_of,
             state: Mutex::new(state),
-            missing: Mutex::default(),
             is_in_place: AtomicBool::new(false),
             lines: Mutex::default(),
         })
@@ -125,16 +122,6 @@ impl Kernel {
     pub fn look(&self) -> Result<(), String> {
         let looked = self.seen();
         self.is_in_place.store(looked.is_ok(), Ordering::Relaxed);
-        let missing = looked.as_ref().err().cloned();
-        let before =
-            std::mem::replace(&mut *self.missing.lock().unwrap_or_else(PoisonError::into_inner), missing.clone());
-        match (before, missing) {
-            (before, Some(missing)) if before.as_ref() != Some(&missing) => {
-                tracing::error!("{missing}; clients stay shut in");
-            }
-            (Some(_), None) => tracing::info!("the kernel's rules are in place again"),
-            _ => {}
-        }
         looked
     }
 
@@ -143,24 +130,19 @@ impl Kernel {
         let failed = |error: io::Error| format!("the kernel's rules cannot be read: {error}");
         let table = refusals::counters(&state.socket).map_err(failed)?;
         let table = table.into_iter().map(|(name, _)| name).find(|name| name.starts_with(ruleset::TABLE_ID));
-        let table = table.ok_or("the kernel's table `inet egret` is not there: `egret netfilter apply` puts it up")?;
+        let table = table.ok_or("the kernel's table `inet egret` is not there")?;
         if !table.starts_with(&self.made_of) {
-            return Err(
-                "the kernel's table was made of another configuration, or by another egret: start this one anew"
-                    .to_owned(),
-            );
+            return Err("the kernel's table was made of another configuration, or by another egret".to_owned());
         }
         let (count, rules) = batch::rules(&state.socket).map_err(failed)?;
         if count != self.rules {
             let rules = self.rules;
-            return Err(format!(
-                "the kernel's table has {count} rules instead of {rules}: `egret netfilter apply` mends it"
-            ));
+            return Err(format!("the kernel's table has {count} rules instead of {rules}"));
         }
         let changes = batch::generation(&state.socket).map_err(failed)?;
         let known = state.table.as_ref().filter(|known| known.name == table);
         if known.is_some_and(|known| known.rules != rules) {
-            return Err("somebody has changed rules in the kernel's table: `egret netfilter apply` mends it".to_owned());
+            return Err("somebody has changed rules in the kernel's table".to_owned());
         }
         // Somebody has changed some table since: this one has what it should have, whoever it was.
         let is_due = |known: &Table| known.changes != changes && known.filled.elapsed() >= FILL_EVERY;
@@ -177,7 +159,7 @@ impl Kernel {
         }
         match routes::missing(&self.plan).map_err(failed)? {
             None => Ok(()),
-            Some(route) => Err(format!("a policy route is gone ({route}): `egret netfilter apply` mends it")),
+            Some(route) => Err(format!("a policy route is gone ({route})")),
         }
     }
 

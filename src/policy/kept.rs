@@ -1,5 +1,5 @@
-//! A name that egret keeps resolved, so that its addresses can stand for it: a cluster's API server, which
-//! clients dial by address.
+//! A name that egret keeps resolved, so that its addresses can stand for it: of a network rule, or a cluster's API
+//! server, which clients dial by address.
 
 use std::net::IpAddr;
 use std::sync::{PoisonError, RwLock};
