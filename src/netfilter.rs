@@ -99,6 +99,9 @@ pub fn apply(plan: &Plan) -> Result<Vec<String>, KernelError> {
     may_apply()?;
     routes::install(plan)?;
     nft(&ruleset::text(plan, ruleset::nonce()))?;
+    if !plan.dnat.is_empty() {
+        flows::forget_untranslated(&plan.dnat).map_err(KernelError::io("cannot end flows from before the ingress"))?;
+    }
     sysctl::set(plan)
 }
 

@@ -63,6 +63,10 @@ pub(super) fn netfilter(
     if part.clients.is_empty() && !captures(Capture::Redirect) {
         out.fault("netfilter.clients", "there is no client; write the CIDRs of the subnets that are routed here");
     }
+    if !part.clients.is_empty() && !captures(Capture::Tproxy) && captures(Capture::Redirect) {
+        let message = "clients are routed here, and `capture: redirect` takes only the machine's own connections; write a listener with `capture: tproxy`, or no clients";
+        out.fault("netfilter.clients", message);
+    }
     if !captures(Capture::Tproxy) && !captures(Capture::Redirect) {
         let message = "no listener takes what the kernel captures, so that only network rules let anything out; write a listener { kind: transparent, bind: \"[::]:3129\", capture: tproxy }";
         out.warn("netfilter", message);

@@ -361,6 +361,8 @@ fn the_kernels_part_is_checked() {
         fault(&kernel(&format!("interfaces: [\"{name}\"]")), &[("2:53", "no interface's name")]);
     }
     fault(&kernel("bypass: [\"::/0\"]"), &[("2:49", "lets everything out unjudged")]);
+    let routed = "listeners: [{ kind: transparent, bind: \"[::]:3129\", capture: redirect }]\nnetfilter: { clients: [10.0.0.0/8] }\n";
+    fault(routed, &[("2:23", "takes only the machine's own connections")]);
     let dnat = |line: &str| kernel(&format!("dnat: [{line}]"));
     fault(&dnat("{ protocol: \"tcp:1-2\", to: \"10.224.0.1:80\" }"), &[("2:59", "one port leads to one port")]);
     fault(&dnat("{ protocol: icmp, to: \"10.224.0.1:80\" }"), &[("2:59", "icmp has no port")]);

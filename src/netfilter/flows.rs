@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, SockProtocol};
 
+use super::members::{TCP, UDP};
 use super::{FORWARDED, STATE};
+use crate::config::Dnat;
 use crate::netlink::{ACK, DUMP, Messages, Socket, attribute, attributes, received};
+use crate::policy::rule::NetPort;
 
 const NEW: u16 = 1 << 8;
 const GET: u16 = (1 << 8) | 1;
@@ -146,6 +149,46 @@ pub fn ports_in_use(is_source: impl Fn(IpAddr) -> bool) -> io::Result<HashMap<Ip
     Ok(most)
 }
 
+/// Forgets flows that came before there was a translation for them: a sender that goes on would never get it.
+///
+/// # Errors
+/// The kernel's.
+pub fn forget_untranslated(dnat: &[Dnat]) -> io::Result<()> {
+    let socket = Socket::open(SockProtocol::NetlinkNetFilter, 0)?;
+    socket.set_room(64 << 10, ROOM)?;
+    let mut messages = Messages::default();
+    drop(messages.begin(GET, DUMP, &[0, 0, 0, 0]));
+    let mut old = Vec::new();
+    socket.dump(&messages, |message| {
+        let (head, attrs) = message.payload.split_at_checked(4).unwrap_or_default();
+        let (Some(original), Some(reply)) = (attribute(attrs, TUPLE_ORIGINAL), attribute(attrs, TUPLE_REPLY)) else {
+            return;
+        };
+        let (Some((_, to, protocol)), Some((from, ..))) = (tuple(original), tuple(reply)) else { return };
+        let is_meant = |dnat: &Dnat| match &dnat.port {
+            NetPort::Tcp(ports) => protocol == TCP && ports.contains(&to.port()),
+            NetPort::Udp(ports) => protocol == UDP && ports.contains(&to.port()),
+            NetPort::Icmp => false,
+        };
+        if from == to && dnat.iter().any(is_meant) {
+            old.extend(head.first().map(|family| (*family, original.to_vec())));
+        }
+    })?;
+    old.into_iter().try_for_each(|(family, original)| delete(&socket, family, &original).map(|_| ()))
+}
+
+/// Ends one flow; whether it was still there.
+fn delete(socket: &Socket, family: u8, original: &[u8]) -> io::Result<bool> {
+    let mut messages = Messages::default();
+    messages.begin(DELETE, ACK, &[family, 0, 0, 0]).attr(TUPLE_ORIGINAL | 0x8000, original);
+    match socket.ask(&messages) {
+        Ok(()) => Ok(true),
+        // It has ended by itself.
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Ends the forwarded flows that are not wanted any more; how many there were.
 ///
 /// # Errors
@@ -164,14 +207,7 @@ pub fn cut(is_wanted: impl Fn(&Flow) -> bool) -> io::Result<usize> {
     })?;
     let mut count = 0;
     for flow in gone {
-        let mut messages = Messages::default();
-        messages.begin(DELETE, ACK, &[flow.family, 0, 0, 0]).attr(TUPLE_ORIGINAL | 0x8000, &flow.tuple);
-        match socket.ask(&messages) {
-            Ok(()) => count += 1,
-            // It has ended by itself.
-            Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => {}
-            Err(error) => return Err(error),
-        }
+        count += usize::from(delete(&socket, flow.family, &flow.tuple)?);
     }
     Ok(count)
 }

@@ -24,10 +24,8 @@ use crate::netlink::Socket;
 #[derive(Debug)]
 pub struct Kernel {
     plan: Plan,
-    /// How many rules the chains have.
-    rules: usize,
     /// How the table's name for itself begins, if it was made of this plan.
-    made_of: String,
+    id: String,
     state: Mutex<State>,
     is_in_place: AtomicBool,
     /// Refused packets that have a line and are not counted yet, by reason.
@@ -69,7 +67,14 @@ pub enum ReloadError {
     #[error("the kernel's rules are not in place; `egret netfilter apply` mends it")]
     NoTable,
     #[error("the kernel refused the new rules: {0}; start egret anew")]
-    Refused(#[from] io::Error),
+    Refused(#[source] io::Error),
+}
+
+impl From<io::Error> for ReloadError {
+    fn from(error: io::Error) -> Self {
+        // The table that they were for is not there, or another one is.
+        if error.raw_os_error() == Some(nix::libc::ENOENT) { Self::NoTable } else { Self::Refused(error) }
+    }
 }
 
 impl From<NoPlace> for ReloadError {
@@ -93,11 +98,9 @@ impl Kernel {
     pub fn new(plan: Plan) -> io::Result<Self> {
         let sets = Sets::of(&plan.filter, plan.places);
         let state = State { socket: batch::socket()?, sets, table: None, generation: 0 };
-        let (rules, made_of) = ruleset::structure(&plan);
         Ok(Self {
+            id: ruleset::id(&plan),
             plan,
-            rules,
-            made_of,
             state: Mutex::new(state),
             is_in_place: AtomicBool::new(false),
             lines: Mutex::default(),
@@ -131,13 +134,12 @@ impl Kernel {
         let table = refusals::counters(&state.socket).map_err(failed)?;
         let table = table.into_iter().map(|(name, _)| name).find(|name| name.starts_with(ruleset::TABLE_ID));
         let table = table.ok_or("the kernel's table `inet egret` is not there")?;
-        if !table.starts_with(&self.made_of) {
-            return Err("the kernel's table was made of another configuration, or by another egret".to_owned());
-        }
+        let other = "the kernel's table was made of another configuration, or by another egret";
+        let places = ruleset::places(&table, &self.id).ok_or(other)?;
         let (count, rules) = batch::rules(&state.socket).map_err(failed)?;
-        if count != self.rules {
-            let rules = self.rules;
-            return Err(format!("the kernel's table has {count} rules instead of {rules}"));
+        let expected = ruleset::rules(&self.plan, places);
+        if count != expected {
+            return Err(format!("the kernel's table has {count} rules instead of {expected}"));
         }
         let changes = batch::generation(&state.socket).map_err(failed)?;
         let known = state.table.as_ref().filter(|known| known.name == table);
@@ -152,8 +154,13 @@ impl Kernel {
             for (name, addresses) in [("clients", clients), ("bypass", bypass), ("own", own)] {
                 fill_addresses(&mut batch, name, addresses);
             }
-            state.sets.fill(&mut batch);
+            // Only a table that has just been made can have other places than these.
+            let sets = state.sets.resized(places).map_err(|NoPlace(places, action)| {
+                format!("the kernel's table has only {places} places for network rules that {action}")
+            })?;
+            sets.fill(&mut batch);
             batch.commit(&state.socket).map_err(|error| format!("the kernel's table takes no rules: {error}"))?;
+            state.sets = sets;
             let changes = batch::generation(&state.socket).map_err(failed)?;
             state.table = Some(Table { name: table, rules, changes, filled: Instant::now() });
         }

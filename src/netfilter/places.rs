@@ -56,6 +56,12 @@ impl Sets {
         Ok(Self { captured: filter.captured.clone(), allows, denies })
     }
 
+    /// The same for a table with so many places.
+    pub(super) fn resized(&self, [allows, denies]: [usize; 2]) -> Result<Self, NoPlace> {
+        let captured = self.captured.clone();
+        Ok(Self { captured, allows: self.allows.resized(allows)?, denies: self.denies.resized(denies)? })
+    }
+
     /// What both let out, and no more.
     pub(super) fn common(&self, other: &Self) -> Self {
         Self {
@@ -118,6 +124,18 @@ impl Places {
             }
         }
         if new.is_empty() { Ok(Self { action: self.action, taken }) } else { Err(NoPlace(taken.len(), self.action)) }
+    }
+
+    /// Whoever has a place that there is not any more gets another one.
+    fn resized(&self, count: usize) -> Result<Self, NoPlace> {
+        let mut taken = self.taken.clone();
+        let behind = taken.split_off(count.min(taken.len()));
+        taken.resize_with(count, || None);
+        let mut free = taken.iter_mut().filter(|taken| taken.is_none());
+        for moved in behind.into_iter().flatten() {
+            *free.next().ok_or(NoPlace(count, self.action))? = Some(moved);
+        }
+        Ok(Self { action: self.action, taken })
     }
 
     pub(super) fn number(&self, rule: &str) -> Option<usize> {
@@ -288,6 +306,9 @@ mod tests {
         assert_eq!(rules(&next.next(&[renamed, c]).unwrap())[1..3], [Some("other".into()), Some("c".into())]);
         let many: Vec<Place> = (0..4).map(|n| place(&format!("n{n}"), "2.2.2.2/32")).collect();
         assert!(places.next(&many).is_ok(), "left places serve where nothing else is free");
+        assert_eq!(rules(&next.resized(2).unwrap()), [Some("c".into()), Some("b".into())]);
+        assert_eq!(rules(&next.resized(5).unwrap())[1..3], rules(&next)[1..3]);
+        assert!(next.resized(1).is_err());
         let too_many: Vec<Place> = (0..5).map(|n| place(&format!("n{n}"), "2.2.2.2/32")).collect();
         assert!(matches!(places.next(&too_many), Err(NoPlace(4, "allow"))));
     }

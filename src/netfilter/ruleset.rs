@@ -42,7 +42,8 @@ pub fn text(plan: &Plan, nonce: u64) -> String {
     let mut sets = Table::default();
     sets.changing_sets(plan);
     let fixed = Table::fixed(plan);
-    let id = format!("{}{nonce:016x}", id(&fixed));
+    let [allows, denies] = plan.places;
+    let id = format!("{}{allows}_{denies}_{nonce:016x}", id(plan));
     format!(
         "# egret: what is not let out by name or address does not leave.\n\
          table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n  \
@@ -61,17 +62,23 @@ pub fn nonce() -> u64 {
     RandomState::new().hash_one(std::process::id())
 }
 
-fn id(fixed: &Table) -> String {
+/// How the name of a table begins that was made of such a plan, whatever its sets hold and however many there are. Behind
+/// it stand the places for rules that allow and those for rules that deny.
+pub(super) fn id(plan: &Plan) -> String {
     use std::hash::BuildHasher as _;
-    format!("{TABLE_ID}{:016x}_", foldhash::quality::FixedState::default().hash_one(&fixed.text))
+    let bare = Table::fixed(&Plan { places: [0, 0], ..plan.clone() });
+    format!("{TABLE_ID}{:016x}_", foldhash::quality::FixedState::default().hash_one(&bare.text))
 }
 
-/// The number of rules in all chains, fewer of which in the kernel mean that somebody else was there; and how the name
-/// of a table begins that was made of such a plan, whatever its sets hold.
-#[must_use]
-pub fn structure(plan: &Plan) -> (usize, String) {
-    let fixed = Table::fixed(plan);
-    (fixed.rules, id(&fixed))
+/// The places of a table of this name, where it was made of a plan that names it so.
+pub(super) fn places(table: &str, id: &str) -> Option<[usize; 2]> {
+    let mut parts = table.strip_prefix(id)?.split('_');
+    Some([parts.next()?.parse().ok()?, parts.next()?.parse().ok()?])
+}
+
+/// The number of rules in all chains: another one in the kernel means that somebody else was there.
+pub(super) fn rules(plan: &Plan, places: [usize; 2]) -> usize {
+    Table::fixed(&Plan { places, ..plan.clone() }).rules
 }
 
 /// What `egret netfilter show` prints: the table, and the routes beside it.
@@ -180,6 +187,9 @@ impl Table {
                 chain.rule(format_args!(
                     "ct direction reply meta l4proto tcp socket transparent 1 meta mark set {CAPTURED:#x} accept"
                 ));
+                chain.rule(format_args!(
+                    "ct state related meta l4proto {{ {ICMP}, {ICMPV6} }} socket transparent 1 meta mark set {CAPTURED:#x} accept"
+                ));
             }
             // What this machine itself has asked.
             chain.rule("ct direction reply ct state established accept");
@@ -219,6 +229,8 @@ impl Table {
                 chain.rule(format_args!("{family} ct mark set {BYPASSED:#x} meta mark set ct mark accept"));
             }
             chain.rule("meta l4proto != { tcp, udp, icmp, ipv6-icmp } goto refuse_protocol_denied");
+            chain.rule("meta nfproto ipv4 meta l4proto ipv6-icmp drop");
+            chain.rule("meta nfproto ipv6 meta l4proto icmp drop");
             chain.rule("icmp type != echo-request drop");
             chain.rule("icmpv6 type != echo-request drop");
             for (action, _, count) in each_action(plan).into_iter().rev() {
@@ -248,8 +260,7 @@ impl Table {
             }
             chain.rule(format_args!("meta l4proto {{ {ICMP}, {ICMPV6} }} accept"));
             // Nobody listens: another service of this machine must not hear it.
-            chain.rule("meta l4proto tcp reject with tcp reset");
-            chain.rule("drop");
+            chain.rule("goto refuse_no_rule");
         });
     }
 
@@ -306,6 +317,11 @@ impl Table {
                 Some(inside) => format!("iifname {inside} meta nfproto ipv6 goto at_the_door"),
                 None => "ip6 saddr fe80::/10 goto at_the_door".to_owned(),
             });
+        });
+        // Where clients and the way out share a link, this machine would tell them to go around it.
+        self.chain("output", Some("filter hook output priority filter; policy accept"), |chain| {
+            chain.rule("icmp type redirect drop");
+            chain.rule("icmpv6 type nd-redirect drop");
         });
         self.chain("at_the_door", None, |chain| {
             chain.rule("icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, nd-router-advert, mld-listener-query } accept");

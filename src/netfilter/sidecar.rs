@@ -27,8 +27,6 @@ pub enum Mesh {
 
 /// Istio's proxy.
 const ISTIO_USER: u32 = 1337;
-/// The ports of Istio's proxy and of the control plane that it talks to.
-const ISTIO_PORTS: &str = "15000-15010, 15012, 15014, 15017, 15020, 15021, 15053, 15090";
 
 /// What does not leave the pod. The interface would not tell: a packet that was redirected still has the old one.
 const LOCAL: &str = "fib daddr type local accept";
@@ -116,10 +114,8 @@ impl Sidecar {
         rules.extend(["ip daddr @exempt4 accept".into(), "ip6 daddr @exempt6 accept".into()]);
         let who = match self.mesh {
             None => String::new(),
-            Some(Mesh::Istio) => {
-                rules.push(format!("tcp dport {{ {ISTIO_PORTS} }} accept"));
-                format!("meta skuid {ISTIO_USER} ")
-            }
+            // Its ports are the pod's own. What it says to its control plane is judged like everything else.
+            Some(Mesh::Istio) => format!("meta skuid {ISTIO_USER} "),
         };
         rules.push(format!("{who}meta l4proto tcp redirect to :{}", self.port));
         rules
@@ -142,10 +138,6 @@ impl Sidecar {
             "ip daddr @exempt4 accept".into(),
             "ip6 daddr @exempt6 accept".into(),
         ];
-        if self.mesh == Some(Mesh::Istio) {
-            rules.push(format!("meta skuid {ISTIO_USER} tcp dport {{ {ISTIO_PORTS} }} accept"));
-            rules.push(format!("meta skuid {ISTIO_USER} udp dport 53 accept"));
-        }
         for (number, other) in self.others.iter().enumerate() {
             let verdict = if other.denies { "reject with icmpx type admin-prohibited" } else { "accept" };
             for (ip, family) in [("ip", "4"), ("ip6", "6")] {

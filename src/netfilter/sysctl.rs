@@ -48,7 +48,10 @@ pub(super) fn set(plan: &Plan) -> Result<Vec<String>, KernelError> {
         }
         write(v6, "1")?;
     }
-    Ok(advice())
+    let absent = plan.interfaces.iter().filter(|name| nix::net::if_::if_nametoindex(name.as_str()).is_err());
+    let absent =
+        absent.map(|name| format!("netfilter.interfaces: there is no {name} on this machine: nobody comes in there"));
+    Ok(absent.chain(advice()).collect())
 }
 
 /// Switches forwarding off in both families.

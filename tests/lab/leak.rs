@@ -272,6 +272,21 @@ fn a_table_made_anew_says_what_egret_says() {
         egret.signal("HUP");
         eventually("the reload", || told() > before);
     }
+    // More rules than there were, by a reload; and then the table made of them.
+    let more = rules(time, tunnel) + "    - { name: more, destinations: [20.60.3.3/32], protocols: [\"tcp:9001\"] }\n";
+    std::fs::write(&file, &more).unwrap();
+    egret.signal("HUP");
+    eventually("the new rule", || world.at("client", || tcp(PARTNER, 9001)) == Ok(()));
+    nft(&world, "delete table inet egret");
+    eventually("not ready", || !is_ready(&world));
+    let apply = ["netfilter", "apply", "--config", file.to_str().unwrap()];
+    assert!(world.at("hop1", || run(env!("CARGO_BIN_EXE_egret"), &apply)).status.success());
+    eventually("ready again", || is_ready(&world));
+    world.at("client", || {
+        assert_eq!((tcp(PARTNER, 9001), udp(DECOY, 123)), (Ok(()), Ok(())));
+        assert!(tcp(DECOY, 22).is_err() && tcp(DECOY, 9001).is_err());
+    });
+
     // Elements that somebody takes out come back; a rule in another's place is seen.
     nft(&world, "flush set inet egret clients4");
     nft(&world, "flush set inet egret allow0_ports");

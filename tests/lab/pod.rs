@@ -163,6 +163,12 @@ fn a_mesh_keeps_its_own_rules_and_its_proxy_comes_to_egret() {
     let said = world.at("client", || curl(&["-k", "--max-time", "5", &format!("https://{DECOY}/")]));
     assert!(!said.status.success());
     assert!(world.at("client", || udp(DECOY, 1194)).is_err());
+    // The proxy's own user reaches its control plane's ports nowhere else either, nor anybody's DNS.
+    for port in [15012, 53] {
+        let dials = format!("import socket; socket.create_connection(('{DECOY}',{port}),2)");
+        let args = ["--reuid", "1337", "--regid", "1337", "--clear-groups", "/usr/bin/python3", "-c", &dials];
+        world.at("client", || run("setpriv", &args));
+    }
     let _ = (mesh.kill(), mesh.wait());
     capture.saw_nothing(&format!("dst host {DECOY}"));
 }
