@@ -5,10 +5,13 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use crate::hop::{POLICY, config, hop, hop_at, page, tcp, udp};
+use crate::support::origin::Nginx;
 use crate::support::{curl, eventually, run, text};
 use crate::world::{API_SERVER, CLIENT, DECOY, HOP1_WAN, ORIGIN, OUTSIDER, PARTNER, Through, World, ip};
 
 const HOP2_WAN: &str = "20.50.2.4";
+/// A router on the way passes on no more than this, and neither end knows.
+const NARROW: &[&str] = &["route", "add", "20.70.0.9/32", "dev", "o0", "mtu", "lock", "1280"];
 
 fn echo(port: u16) {
     let listener = TcpListener::bind(("0.0.0.0", port)).unwrap();
@@ -65,15 +68,15 @@ fn narrow_links_and_large_transfers_are_no_hindrance() {
     let _egret = hop(&world, &config(&policy, ""));
     // Behind the internet there is a narrow link, which only ICMP tells of.
     world.at("internet", || {
-        ip(&["link", "set", "o0", "mtu", "1280"]);
+        ip(NARROW);
     });
     world.at("outside", || {
-        ip(&["link", "set", "eth0", "mtu", "1280"]);
         echo(9000);
     });
     world.at("client", || {
         let mut stream = TcpStream::connect((OUTSIDER, 9000)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
         let sent: Vec<u8> = (0..2_000_000u32).map(|n| n.to_le_bytes()[0]).collect();
         let mut back = stream.try_clone().unwrap();
         let reader = std::thread::spawn(move || {
@@ -152,7 +155,13 @@ fn upstreams_may_see_the_clients_own_address() {
     let Some(world) = World::build(Through::One) else { return };
     world.at("internet", || ip(&["route", "add", "10.224.0.0/16", "via", HOP1_WAN]));
     let mut capture = world.capture();
-    let text_of = config(POLICY, "")
+    // A narrow link behind the internet, of which only ICMP tells, and to the client's address.
+    world.at("internet", || ip(NARROW));
+    let far = world
+        .at("outside", || Nginx::start(&world.authority, OUTSIDER.parse().unwrap(), 443, 80, &["far.example"], ""));
+    world.dns.answer("far.example", &[OUTSIDER]);
+    let policy = POLICY.replace("fqdns: [a.example]", "fqdns: [a.example, far.example]");
+    let text_of = config(&policy, "")
         .replace("capture: tproxy", "capture: tproxy, preserve_source: true")
         .replace("interfaces: [lan]", "interfaces: [lan], snat: none");
     let egret = hop(&world, &text_of);
@@ -164,6 +173,15 @@ fn upstreams_may_see_the_clients_own_address() {
     }
     assert_eq!(world.at("client", || tcp(PARTNER, 9000)), Ok(()));
     assert!(world.at("client", || tcp(DECOY, 9000)).is_err());
+    let upload = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(upload.path(), vec![7; 2_000_000]).unwrap();
+    let (data, resolved) = (format!("@{}", upload.path().display()), format!("far.example:443:{OUTSIDER}"));
+    let args =
+        ["--cacert", &ca, "--resolve", &resolved, "--http1.1", "--data-binary", &data, "https://far.example/who"];
+    assert_eq!(text(&world.at("client", || curl(&args))), "far.example HTTP/1.1 TLSv1.3\n");
+    let line = egret.record("the upload", |line| line["name"] == "far.example");
+    assert!(line["bytes_up"].as_u64().unwrap() > 2_000_000, "{line:#}");
+    drop(far);
     assert_eq!(egret.last("a.example")["upstream"], format!("{ORIGIN}:443"));
     assert!(!capture.packets(&format!("src host {CLIENT} and dst host {ORIGIN} and dst port 443")).is_empty());
     capture.saw_nothing(&format!("src host {HOP1_WAN} and dst host {ORIGIN}"));
