@@ -61,7 +61,7 @@ const FILL_EVERY: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
     #[error(
-        "the kernel's table has {0} places for network rules that {1}, and the new policy needs more; start egret anew"
+        "the kernel's table has {0} places for network rules that {1}, and the new policy needs more; `egret netfilter apply` makes room, then reload again"
     )]
     NoPlace(usize, &'static str),
     #[error("the kernel's rules are not in place; `egret netfilter apply` mends it")]

@@ -165,6 +165,16 @@ fn a_reload_reaches_the_kernel_and_cuts_or_keeps_what_is_under_way() {
     reload(&wider, "done");
     assert!(talk.is_heard());
 
+    // A table made of the many has room, and is this egret's a moment later.
+    std::fs::write(&file, config(&format!("{wider}{many}"), "")).unwrap();
+    let apply = ["netfilter", "apply", "--config", file.to_str().unwrap()];
+    let applied = world.at("hop1", || crate::support::run(env!("CARGO_BIN_EXE_egret"), &apply));
+    assert!(applied.status.success());
+    (0..150).for_each(|_| crate::support::pause());
+    assert!(stands() && talk.is_heard());
+    reload(&format!("{wider}{many}"), "done");
+    assert_eq!(from_client(9001), Ok(()));
+
     // A rule that goes leaves its flows alone, and lets no new one begin; its name's addresses go with it.
     reload(POLICY, "done");
     assert_eq!(from_client(9001), RESET);
