@@ -402,20 +402,20 @@ async fn permitted(
 ) -> Result<Permit, Refusal> {
     policy.because_of(clearance).iter().for_each(|because| record.because(because));
     let mut answers = house.dns.resolve(clearance).await?;
-    if let (Err(Refusal { reason: Reason::DstNotInDns, .. }), Some(dst)) =
-        (policy.by_address(clearance, &answers), clearance.dst())
-    {
+    let mut judged = policy.by_address(clearance, &answers);
+    if let (Err(Refusal { reason: Reason::DstNotInDns, .. }), Some(dst)) = (&judged, clearance.dst()) {
         // The client may have asked at another time, or be told another part of a large answer.
         if house.dns.remembers(clearance, dst) {
             answers = Answers::literal(dst);
         } else {
             answers = Box::pin(house.dns.resolve_again(clearance)).await?;
         }
+        judged = policy.by_address(clearance, &answers);
     }
     if claim.name().is_some() || clearance.is_name() {
         record.answers(&answers.addresses);
     }
-    let permit = policy.by_address(clearance, &answers)?;
+    let permit = judged?;
     record.because(permit.because());
     Ok(permit)
 }

@@ -30,12 +30,13 @@ fn refused_packets_and_ended_flows_have_their_lines() {
     let policy = format!(
         "{POLICY}    - {{ name: never, action: deny, destinations: [20.60.3.9/32], protocols: [\"tcp:1-65535\"] }}\n    - {{ name: echo, destinations: [{PARTNER}/32], protocols: [icmp] }}\n"
     );
-    let egret = hop(&world, &config(&policy, "log: { net: all }"));
+    let egret = hop(&world, &config(&policy, "log: { net: all }\nown_addresses: [20.60.3.7]"));
     world.at("client", || {
         assert_eq!(tcp(DECOY, 9000), RESET);
         assert_eq!(udp(DECOY, 443), RESET);
         assert_eq!(udp(DECOY, 1194), RESET);
         assert_eq!(tcp("20.60.3.9", 9000), RESET);
+        assert_eq!(tcp("20.60.3.7", 9000), RESET, "as its neighbours, and yet egret's own");
         let ping = |to: &str| crate::support::run("ping", &["-c1", "-W1", to]).status.success();
         assert!(ping(PARTNER) && !ping(DECOY), "echo by an icmp rule only");
     });
@@ -59,6 +60,18 @@ fn refused_packets_and_ended_flows_have_their_lines() {
     world.at("client", || assert!(crate::support::run("python3", &["-c", raw]).status.success()));
     net(&egret, &format!("{PARTNER}:9000"), "no_flow");
     net(&egret, &format!("{ORIGIN}:443"), "no_flow");
+    net(&egret, "20.60.3.7:9000", "own_address");
+    // Another protocol, and a source that is nobody's.
+    let other =
+        format!("import socket; socket.socket(socket.AF_INET,socket.SOCK_RAW,99).sendto(b'x'*16,('{PARTNER}',0))");
+    world.at("client", || assert!(crate::support::run("python3", &["-c", &other]).status.success()));
+    net(&egret, &format!("{PARTNER}:0"), "protocol_denied");
+    world.at("fabric", || {
+        let from = UdpSocket::bind("10.225.1.1:0").unwrap();
+        crate::world::ip(&["route", "add", DECOY, "via", crate::world::HOP1]);
+        from.send_to(b"x", (DECOY, 1194)).unwrap();
+    });
+    net(&egret, &format!("{DECOY}:1194"), "source_not_allowed");
     // A flow has its line when it is over.
     world.at("client", || assert_eq!(tcp(PARTNER, 9000), Ok(())));
     world.at("hop1", || {
