@@ -151,9 +151,10 @@ impl App {
         let foreign = settings.sources.iter().find(|ip| !ip.is_loopback() && !own.is_interface(**ip));
         foreign.map_or(Ok(()), |ip| Err(StartError::Source(*ip)))?;
         let kernel = Plan::of(&settings).map(Kernel::new).transpose().map_err(StartError::Kernel)?.map(Arc::new);
-        kernel.as_ref().map_or(Ok(()), |kernel| kernel.look()).map_err(StartError::Table)?;
+        let counters = kernel.as_ref().map(|kernel| kernel.look()).transpose().map_err(StartError::Table)?;
+        let counted = Counted::from(counters.unwrap_or_default());
         let redirected = settings.listeners.iter().any(|listener| listener.kind.captures(Capture::Redirect));
-        let others = sidecar::others(&settings.rules.nets, settings.rules.nat64);
+        let sidecar = redirected.then(|| sidecar::others(&settings.rules.nets, settings.rules.nat64));
         let screen_parts = Screen::of(&settings, config, room.connections);
         let policy = std::mem::take(&mut settings.rules).compile(Arc::clone(&own));
         let dns = Resolver::new(settings.dns.clone(), limits.dns, settings.learn.remember, Arc::clone(&metrics))?;
@@ -172,13 +173,9 @@ impl App {
             kernel,
         });
         let tells_flows = settings.log.net_all;
-        let sidecar = redirected.then_some(others);
         if house.kernel.is_some() {
             netfilter::told::listen(&house, tells_flows).map_err(StartError::Told)?;
         }
-        // Without a table there are no counters.
-        let counters = house.kernel.as_ref().map(|kernel| kernel.counters().unwrap_or_default());
-        let counted = Counted::from(counters.unwrap_or_default());
         let source = Source { file: config.map(Path::to_owned), began: settings, own: Arc::clone(&own), sidecar };
         Ok(Self { house, listeners, admin, health, metrics, own, source, writer, screen, counted })
     }
@@ -453,11 +450,12 @@ async fn watch_kernel(kernel: Arc<Kernel>, house: Weak<House>, mut counted: Coun
     let mut missing: Option<String> = None;
     loop {
         let looking = Arc::clone(&kernel);
-        let looked = tokio::task::spawn_blocking(move || (looking.look(), looking.counters())).await;
+        let looked = tokio::task::spawn_blocking(move || looking.look()).await;
         let Some(house) = house.upgrade() else { return };
-        let (looked, counters) = looked.unwrap_or_else(|join| (Err(join.to_string()), Ok(Vec::new())));
+        let looked = looked.unwrap_or_else(|join| Err(join.to_string()));
         house.book.metrics().fault(Fault::Kernel, looked.is_err());
-        match (std::mem::replace(&mut missing, looked.err()), &missing) {
+        let now = looked.map(|counters| counted.count(&house, counters)).err();
+        match (std::mem::replace(&mut missing, now), &missing) {
             (before, Some(now)) if before.as_ref() != Some(now) => {
                 tracing::error!(
                     "{now}: clients stay shut in until `egret netfilter apply` with this egret's configuration, or a start with --netfilter"
@@ -466,8 +464,6 @@ async fn watch_kernel(kernel: Arc<Kernel>, house: Weak<House>, mut counted: Coun
             (Some(_), None) => tracing::info!("the kernel's rules are in place again"),
             _ => {}
         }
-        // Without a table there are no counters.
-        counted.count(&house, counters.unwrap_or_default());
         if ports_at <= Instant::now() {
             let own = Arc::clone(&own);
             let used = tokio::task::spawn_blocking(move || flows::ports_in_use(|ip| own.is_interface(ip))).await;

@@ -23,7 +23,7 @@ use crate::claim::{Asker, Identity};
 use crate::config::{self, Capture, ConfigError, LogOutput, Settings};
 use crate::ending::Refusal;
 use crate::keeper;
-use crate::netfilter::{KernelError, Plan};
+use crate::netfilter::{FORWARDING, KernelError};
 use crate::policy::explain::{Question, Subject};
 use crate::policy::{Because, OwnAddresses};
 use crate::privileges::{self, Needs, PrivilegeError};
@@ -203,7 +203,7 @@ fn run(path: Option<&Path>, applies: bool) -> Result<ExitCode, CommandError> {
         netfilter::apply(&settings)?;
     }
     let bound = Bound::bind(&settings)?;
-    let removes = settings.netfilter.as_ref().is_some_and(|part| part.removes && !part.clients.is_empty());
+    let removes = settings.next_hop().is_some_and(|part| part.removes);
     let kept = privileges::give_up(&needs(&settings, removes))?;
     let runtime = runtime()?;
     let served = {
@@ -225,7 +225,7 @@ fn run(path: Option<&Path>, applies: bool) -> Result<ExitCode, CommandError> {
 /// What serving takes beyond reading files and opening connections.
 fn needs(settings: &Settings, removes: bool) -> Needs {
     let is_tproxy = settings.listeners.iter().any(|listener| listener.kind.captures(Capture::Tproxy));
-    let network = is_tproxy || Plan::of(settings).is_some();
+    let network = is_tproxy || settings.next_hop().is_some();
     let log = match &settings.log.output {
         LogOutput::File(path) => path.parent().map(|folder| folder.join(".")),
         LogOutput::Stdout | LogOutput::Stderr => None,
@@ -234,7 +234,7 @@ fn needs(settings: &Settings, removes: bool) -> Needs {
         // Should this fail, whoever writes there will say so.
         let _ = std::fs::create_dir_all(dir);
     });
-    let forwarding = removes.then(|| netfilter::FORWARDING.map(PathBuf::from)).into_iter().flatten();
+    let forwarding = removes.then(|| FORWARDING.map(PathBuf::from)).into_iter().flatten();
     Needs { network, writes: log.into_iter().chain(state).chain(forwarding).collect() }
 }
 

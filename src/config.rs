@@ -323,6 +323,12 @@ impl Settings {
         Self::read(path, check::Depth::Load)
     }
 
+    /// The kernel's part, where others' traffic is routed here.
+    #[must_use]
+    pub fn next_hop(&self) -> Option<&Netfilter> {
+        self.netfilter.as_ref().filter(|part| !part.clients.is_empty())
+    }
+
     /// The keys, but for `policy`, that say something else in another one.
     #[must_use]
     pub fn differs(&self, other: &Self) -> Vec<&'static str> {

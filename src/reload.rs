@@ -58,8 +58,8 @@ pub struct Source {
 impl Source {
     fn compile(&self, file: &std::path::Path) -> Result<Fresh, String> {
         let mut settings = Settings::load(file).map_err(|error| error.to_string())?;
-        let others = sidecar::others(&settings.rules.nets, settings.rules.nat64);
-        if self.sidecar.as_ref().is_some_and(|before| *before != others) {
+        let others = || sidecar::others(&settings.rules.nets, settings.rules.nat64);
+        if self.sidecar.as_ref().is_some_and(|before| *before != others()) {
             return Err("the network rules for udp and icmp are others, and a sidecar's kernel rules are made once; start the pod anew".to_owned());
         }
         let waits = self.began.differs(&settings);

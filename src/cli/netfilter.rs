@@ -7,7 +7,6 @@ use clap::Subcommand;
 
 use super::{CommandError, complain, load, print, remember};
 use crate::config::Settings;
-pub(super) use crate::netfilter::FORWARDING;
 use crate::netfilter::sidecar::{Mesh, User};
 use crate::netfilter::{self, Plan, Sidecar, ruleset};
 

@@ -5,6 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use nix::libc::ENOENT;
 use nix::sys::socket::SockProtocol;
 
 use super::{KernelError, TABLE};
@@ -37,8 +38,6 @@ const INTERVAL_END: u32 = 1;
 const PER_LIST: usize = 1000;
 /// Room for the largest transaction.
 const ROOM: usize = 64 << 20;
-/// ENOENT.
-const GONE: i32 = 2;
 
 /// One transaction.
 #[derive(Debug)]
@@ -197,7 +196,7 @@ pub(super) fn delete_table() -> Result<(), KernelError> {
     batch.messages.begin(DEL_TABLE, ACK, &head(INET, 0)).text(TABLE_NAME, TABLE);
     let socket = socket().map_err(KernelError::io("cannot talk to nf_tables"))?;
     match batch.commit(&socket) {
-        Err(error) if error.raw_os_error() != Some(GONE) => Err(KernelError::io("cannot delete the table")(error)),
+        Err(error) if error.raw_os_error() != Some(ENOENT) => Err(KernelError::io("cannot delete the table")(error)),
         _ => Ok(()),
     }
 }
@@ -217,7 +216,7 @@ pub(super) fn rules(socket: &Socket) -> io::Result<(usize, u64)> {
         message.payload.get(4..).hash(&mut hasher);
     });
     match dumped {
-        Err(error) if error.raw_os_error() == Some(GONE) => Ok((0, 0)),
+        Err(error) if error.raw_os_error() == Some(ENOENT) => Ok((0, 0)),
         outcome => outcome.map(|()| (count, hasher.finish())),
     }
 }

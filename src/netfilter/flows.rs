@@ -95,6 +95,13 @@ fn tuple(bytes: &[u8]) -> Option<(SocketAddr, SocketAddr, u8)> {
     Some((SocketAddr::new(address(1, 3)?, port(2)), SocketAddr::new(address(2, 4)?, port(3)), protocol))
 }
 
+/// A socket for what conntrack knows, and its events.
+fn conntrack(groups: u32) -> io::Result<Socket> {
+    let socket = Socket::open(SockProtocol::NetlinkNetFilter, groups)?;
+    socket.set_room(64 << 10, ROOM)?;
+    Ok(socket)
+}
+
 /// Where the kernel tells of flows that have ended.
 #[derive(Debug)]
 pub struct Endings(Socket);
@@ -105,9 +112,7 @@ impl Endings {
     /// # Errors
     /// The kernel's; it takes CAP_NET_ADMIN.
     pub fn listen() -> io::Result<Self> {
-        let socket = Socket::open(SockProtocol::NetlinkNetFilter, ENDED)?;
-        socket.set_room(64 << 10, ROOM)?;
-        Ok(Self(socket))
+        Ok(Self(conntrack(ENDED)?))
     }
 
     /// Waits for some; `None` where the kernel had more to tell than there was room for.
@@ -129,8 +134,7 @@ impl Endings {
 /// # Errors
 /// The kernel's.
 pub fn ports_in_use(is_source: impl Fn(IpAddr) -> bool) -> io::Result<HashMap<IpAddr, u64>> {
-    let socket = Socket::open(SockProtocol::NetlinkNetFilter, 0)?;
-    socket.set_room(64 << 10, ROOM)?;
+    let socket = conntrack(0)?;
     let mut messages = Messages::default();
     drop(messages.begin(GET, DUMP, &[0, 0, 0, 0]));
     let mut uses: HashMap<(IpAddr, SocketAddr, u8), u64> = HashMap::new();
@@ -154,8 +158,7 @@ pub fn ports_in_use(is_source: impl Fn(IpAddr) -> bool) -> io::Result<HashMap<Ip
 /// # Errors
 /// The kernel's.
 pub fn forget_untranslated(dnat: &[Dnat]) -> io::Result<()> {
-    let socket = Socket::open(SockProtocol::NetlinkNetFilter, 0)?;
-    socket.set_room(64 << 10, ROOM)?;
+    let socket = conntrack(0)?;
     let mut messages = Messages::default();
     drop(messages.begin(GET, DUMP, &[0, 0, 0, 0]));
     let mut old = Vec::new();
@@ -194,8 +197,7 @@ fn delete(socket: &Socket, family: u8, original: &[u8]) -> io::Result<bool> {
 /// # Errors
 /// The kernel's.
 pub fn cut(is_wanted: impl Fn(&Flow) -> bool) -> io::Result<usize> {
-    let socket = Socket::open(SockProtocol::NetlinkNetFilter, 0)?;
-    socket.set_room(64 << 10, ROOM)?;
+    let socket = conntrack(0)?;
     let mut messages = Messages::default();
     let mut message = messages.begin(GET, DUMP, &[0, 0, 0, 0]);
     message.attr(MARK, &FORWARDED.to_be_bytes()).attr(MARK_MASK, &STATE.to_be_bytes());

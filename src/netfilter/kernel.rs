@@ -118,21 +118,21 @@ impl Kernel {
     }
 
     /// Looks whether table and routes stand as they were put up. A table that was made anew of the same plan gets what
-    /// this process knows into its sets.
+    /// this process knows into its sets. Returns what its counters show.
     ///
     /// # Errors
     /// What is missing.
-    pub fn look(&self) -> Result<(), String> {
+    pub fn look(&self) -> Result<Vec<(String, u64)>, String> {
         let looked = self.seen();
         self.is_in_place.store(looked.is_ok(), Ordering::Relaxed);
         looked
     }
 
-    fn seen(&self) -> Result<(), String> {
+    fn seen(&self) -> Result<Vec<(String, u64)>, String> {
         let mut state = self.state();
         let failed = |error: io::Error| format!("the kernel's rules cannot be read: {error}");
-        let table = refusals::counters(&state.socket).map_err(failed)?;
-        let table = table.into_iter().map(|(name, _)| name).find(|name| name.starts_with(ruleset::TABLE_ID));
+        let counters = refusals::counters(&state.socket).map_err(failed)?;
+        let table = counters.iter().map(|(name, _)| name.clone()).find(|name| name.starts_with(ruleset::TABLE_ID));
         let table = table.ok_or("the kernel's table `inet egret` is not there")?;
         let other = "the kernel's table was made of another configuration, or by another egret";
         let places = ruleset::places(&table, &self.id).ok_or(other)?;
@@ -165,7 +165,7 @@ impl Kernel {
             state.table = Some(Table { name: table, rules, changes, filled: Instant::now() });
         }
         match routes::missing(&self.plan).map_err(failed)? {
-            None => Ok(()),
+            None => Ok(counters),
             Some(route) => Err(format!("a policy route is gone ({route})")),
         }
     }
@@ -188,14 +188,6 @@ impl Kernel {
     /// The rule whose flows a counter counts.
     pub(super) fn rule_of_counter(&self, name: &str) -> Option<Arc<str>> {
         self.state().sets.allows.rule(name.strip_prefix("allow")?.parse().ok()?)
-    }
-
-    /// What the table's counters show.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub(crate) fn counters(&self) -> io::Result<Vec<(String, u64)>> {
-        refusals::counters(&self.state().socket)
     }
 
     /// Ends the flows that the rules of now would not let through; how many there were.

@@ -93,7 +93,7 @@ impl Plan {
     /// The plan of some settings; `None` where nothing is asked of the kernel.
     #[must_use]
     pub fn of(settings: &Settings) -> Option<Self> {
-        let part = settings.netfilter.as_ref().filter(|part| !part.clients.is_empty())?;
+        let part = settings.next_hop()?;
         let rules = &settings.rules;
         let filter = Filter::of(&rules.apps, &rules.nets, rules.nat64, settings.learn.remember);
         let tproxy = settings.listeners.iter().filter_map(|listener| match listener.kind {

@@ -44,12 +44,13 @@ pub fn text(plan: &Plan, nonce: u64) -> String {
     let fixed = Table::fixed(plan);
     let [allows, denies] = plan.places;
     let id = format!("{}{allows}_{denies}_{nonce:016x}", id(plan));
-    format!(
-        "# egret: what is not let out by name or address does not leave.\n\
-         table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n  \
-         set {id} {{ type mark; }}\n  counter {id} {{ }}\n{}{}}}\n",
-        sets.text, fixed.text
-    )
+    let body = format!("  set {id} {{ type mark; }}\n  counter {id} {{ }}\n{}{}", sets.text, fixed.text);
+    replacing("what is not let out by name or address does not leave.", &body)
+}
+
+/// A table that takes the place of an older one in one transaction.
+pub(super) fn replacing(what: &str, body: &str) -> String {
+    format!("# egret: {what}\ntable inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n{body}}}\n")
 }
 
 /// How the table's name for itself begins: a set and a counter have it, and each change of sets demands the set.
@@ -92,14 +93,15 @@ pub fn shown(plan: &Plan) -> String {
     out
 }
 
+/// The body of a table while it is written.
 #[derive(Default)]
-struct Table {
-    text: String,
+pub(super) struct Table {
+    pub(super) text: String,
     rules: usize,
 }
 
 impl Table {
-    fn chain(&mut self, name: &str, hook: Option<&str>, rules: impl FnOnce(&mut Self)) {
+    pub(super) fn chain(&mut self, name: &str, hook: Option<&str>, rules: impl FnOnce(&mut Self)) {
         let _ = writeln!(self.text, "  chain {name} {{");
         if let Some(hook) = hook {
             let _ = writeln!(self.text, "    type {hook};");
@@ -108,7 +110,7 @@ impl Table {
         self.text.push_str("  }\n");
     }
 
-    fn rule(&mut self, rule: impl Display) {
+    pub(super) fn rule(&mut self, rule: impl Display) {
         self.rules += 1;
         let _ = writeln!(self.text, "    {rule}");
     }
@@ -120,7 +122,7 @@ impl Table {
         let _ = writeln!(self.text, "  set {name} {{ type {kind};{flags}{members} }}");
     }
 
-    fn addresses(&mut self, name: &str, addresses: &Addresses) {
+    pub(super) fn addresses(&mut self, name: &str, addresses: &Addresses) {
         let (v4, v6) = addresses.texts();
         self.set(&format!("{name}4"), "ipv4_addr", "interval", &v4);
         self.set(&format!("{name}6"), "ipv6_addr", "interval", &v6);

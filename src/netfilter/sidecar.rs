@@ -4,10 +4,11 @@
 //! changes nothing. A guard rail for pods whose containers have neither that right nor egret's user: not a boundary
 //! against root.
 
-use std::fmt::{Display, Write as _};
+use std::fmt::Display;
 
 use super::members::{Addresses, ICMP, ICMPV6, Members, TCP, UDP};
-use super::{FORWARDED, STATE, TABLE};
+use super::ruleset::{Table, replacing};
+use super::{FORWARDED, STATE};
 use crate::config::{Capture, Settings};
 use crate::policy::rule::{Action, NetRule};
 
@@ -76,37 +77,21 @@ impl Sidecar {
     /// The table as `nft -f` takes it.
     #[must_use]
     pub fn text(&self) -> String {
-        let mut out = format!(
-            "# egret: the pod's own connections are judged by name or address.\n\
-             table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n"
-        );
-        let mut set = |name: &str, kind: &str, members: &[String]| {
-            let members =
-                if members.is_empty() { String::new() } else { format!(" elements = {{ {} }}", members.join(", ")) };
-            let _ = writeln!(out, "  set {name} {{ type {kind}; flags interval;{members} }}");
-        };
-        let (v4, v6) = self.exempt.texts();
-        set("exempt4", "ipv4_addr", &v4);
-        set("exempt6", "ipv6_addr", &v6);
+        let mut table = Table::default();
+        table.addresses("exempt", &self.exempt);
         for (number, other) in self.others.iter().enumerate() {
-            let (v4, v6) = other.members.destinations.texts();
-            set(&format!("net{number}_4"), "ipv4_addr", &v4);
-            set(&format!("net{number}_6"), "ipv6_addr", &v6);
-            let (v4, v6) = other.members.sources.texts();
-            set(&format!("from{number}_4"), "ipv4_addr", &v4);
-            set(&format!("from{number}_6"), "ipv6_addr", &v6);
+            table.addresses(&format!("net{number}_"), &other.members.destinations);
+            table.addresses(&format!("from{number}_"), &other.members.sources);
         }
         let User { uid, gid } = self.user;
         let own = format!("meta skuid {uid} meta skgid {gid}");
-        let mut chain = |name: &str, hook: &str, rules: Vec<String>| {
-            let _ = writeln!(out, "  chain {name} {{\n    type {hook};");
-            rules.iter().for_each(|rule| out.push_str(&format!("    {rule}\n")));
-            out.push_str("  }\n");
-        };
-        chain("capture", "nat hook output priority -101; policy accept", self.capture(&own));
-        chain("output", "filter hook output priority filter; policy drop", self.output(&own));
-        out.push_str("}\n");
-        out
+        for (name, hook, rules) in [
+            ("capture", "nat hook output priority -101; policy accept", self.capture(&own)),
+            ("output", "filter hook output priority filter; policy drop", self.output(&own)),
+        ] {
+            table.chain(name, Some(hook), |chain| rules.iter().for_each(|rule| chain.rule(rule)));
+        }
+        replacing("the pod's own connections are judged by name or address.", &table.text)
     }
 
     fn capture(&self, own: &str) -> Vec<String> {
