@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::batch::{self, Batch, Element};
-use super::places::{NoPlace, Sets, fill_addresses};
+use super::places::{NoPlace, Places, Sets, fill_addresses};
 use super::plan::{Filter, Plan};
 use super::ruleset::{self, set_name};
 use super::{FORWARDED, STATE, flows, refusals, routes};
@@ -198,7 +198,8 @@ impl Kernel {
         let Sets { allows, denies, .. } = self.state().sets.clone();
         flows::cut(|flow| {
             let is_of_rule = usize::try_from(flow.mark & !STATE).is_ok_and(|number| number < allows.len());
-            !is_of_rule || (allows.hold(flow) && !denies.hold(flow))
+            let holds = |places: &Places| places.hold(flow.client.ip(), flow.destination, flow.protocol);
+            !is_of_rule || (holds(&allows) && !holds(&denies))
         })
     }
 
@@ -243,8 +244,8 @@ impl Kernel {
     pub fn narrow(&self, filter: &Filter) -> Result<Narrowed, ReloadError> {
         let mut state = self.state();
         let after = state.sets.next(filter)?;
-        let common = state.sets.common(&after);
-        let before = state.turn_into(common)?;
+        let between = state.sets.between(&after);
+        let before = state.turn_into(between)?;
         state.generation += 1;
         Ok(Narrowed { before, after })
     }

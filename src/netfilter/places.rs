@@ -2,14 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::batch::{Batch, Element};
-use super::flows::Flow;
 use super::members::{Addresses, Members};
 use super::plan::{Filter, Place};
 use super::ruleset::set_name;
@@ -62,12 +61,13 @@ impl Sets {
         Ok(Self { captured, allows: self.allows.resized(allows)?, denies: self.denies.resized(denies)? })
     }
 
-    /// What both let out, and no more.
-    pub(super) fn common(&self, other: &Self) -> Self {
+    /// What stands while one policy follows another: what both let out, and no more. A port that either captures is
+    /// captured: egret judges it by whatever policy it has.
+    pub(super) fn between(&self, next: &Self) -> Self {
         Self {
-            captured: self.captured.intersection(&other.captured).copied().collect(),
-            allows: self.allows.common(&other.allows),
-            denies: self.denies.together(&other.denies),
+            captured: self.captured.union(&next.captured).copied().collect(),
+            allows: self.allows.common(&next.allows),
+            denies: self.denies.together(&next.denies),
         }
     }
 
@@ -157,40 +157,75 @@ impl Places {
         }
     }
 
-    /// Whether some rule's sets hold a flow.
-    pub(super) fn hold(&self, flow: &Flow) -> bool {
-        let (from, to, port) = (flow.client.ip(), flow.destination.ip(), flow.destination.port());
-        self.taken.iter().flatten().any(|Taken { members, learned, .. }| {
-            members.sources.contains(from)
-                && (members.destinations.contains(to) || learned.contains_key(&to))
-                && members.ports.iter().any(|(of, low, high)| *of == flow.protocol && (*low..=*high).contains(&port))
+    /// Whether some rule's sets hold what goes from here to there.
+    pub(super) fn hold(&self, from: IpAddr, to: SocketAddr, protocol: u8) -> bool {
+        self.taken.iter().flatten().any(|taken| {
+            let mut ports = taken.members.ports.iter();
+            taken.members.sources.contains(from)
+                && taken.leads_to(to.ip())
+                && ports.any(|(of, low, high)| *of == protocol && (*low..=*high).contains(&to.port()))
         })
     }
 
-    /// What two have in common, place by place.
-    fn common(&self, other: &Self) -> Self {
-        let both = self.taken.iter().zip(&other.taken).map(|(one, other)| {
-            let (one, other) = (one.as_ref()?, other.as_ref()?);
-            let learned = one.learned.iter().filter(|(ip, _)| other.learned.contains_key(ip));
-            Some(Taken {
-                rule: Arc::clone(&other.rule),
-                members: one.members.common(&other.members),
-                learned: learned.map(|(ip, until)| (*ip, *until)).collect(),
-            })
-        });
-        Self { action: self.action, taken: both.collect() }
+    /// What both hold, whichever rules hold it.
+    fn common(&self, next: &Self) -> Self {
+        let both = self.taken.iter().zip(&next.taken).map(|(old, new)| Some(old.as_ref()?.common(new.as_ref()?)));
+        let mut common = Self { action: self.action, taken: both.collect() };
+        // What goes from one rule to another; who stays as it was holds all that it shares with anybody.
+        let changed: Vec<_> = self.changed(next).collect();
+        for (from, old) in changed.iter().filter_map(|(at, old, _)| Some((*at, (*old)?))) {
+            for (to, new) in changed.iter().filter_map(|(at, _, new)| Some((*at, (*new)?))) {
+                let moves = old.common(new);
+                if from != to && !common.hosts(&moves, &[to, from]) && !common.hosts(&moves, &self.unused(next)) {
+                    tracing::warn!(from = %old.rule, to = %new.rule, "the kernel's table has no room to keep open what goes from one rule to another: new flows are refused until the reload is done");
+                }
+            }
+        }
+        common
     }
 
-    /// What either has, place by place.
-    fn together(&self, other: &Self) -> Self {
-        let all = self.taken.iter().zip(&other.taken).map(|(one, other)| match (one, other) {
-            (Some(one), Some(other)) => {
-                let members = one.members.clone().and(other.members.clone());
-                Some(Taken { rule: Arc::clone(&other.rule), members, ..Taken::default() })
+    /// What either holds. More than that where the table has no room to tell it apart.
+    fn together(&self, next: &Self) -> Self {
+        let mut all = self.clone();
+        for (at, new) in self.changed(next).filter_map(|(at, _, new)| Some((at, new?))) {
+            if !all.hosts(new, &[at])
+                && !all.hosts(new, &self.unused(next))
+                && let Some(Some(old)) = all.taken.get_mut(at)
+            {
+                *old = old.and(new);
             }
-            (one, other) => one.clone().or_else(|| other.clone()),
+        }
+        all
+    }
+
+    /// Takes something in at one of some places, where that place then holds just what it did, and this.
+    fn hosts(&mut self, guest: &Taken, places: &[usize]) -> bool {
+        for at in places {
+            let Some(taken) = self.taken.get_mut(*at) else { continue };
+            let joined = taken.as_ref().map_or_else(|| Some(guest.clone()), |host| host.joined(guest));
+            if joined.is_some() {
+                *taken = joined;
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Places that hold something else next.
+    fn changed<'a>(&'a self, next: &'a Self) -> impl Iterator<Item = (usize, Option<&'a Taken>, Option<&'a Taken>)> {
+        let pairs = self.taken.iter().map(Option::as_ref).zip(next.taken.iter().map(Option::as_ref)).enumerate();
+        let pairs = pairs.filter(|(_, pair)| match pair {
+            (Some(old), Some(new)) => !old.is_like(new),
+            (old, new) => old.is_some() || new.is_some(),
         });
-        Self { action: self.action, taken: all.collect() }
+        pairs.map(|(at, (old, new))| (at, old, new))
+    }
+
+    /// Places of no rule, now and next.
+    fn unused(&self, next: &Self) -> Vec<usize> {
+        let nobody =
+            self.taken.iter().zip(&next.taken).enumerate().filter(|(_, (old, new))| old.is_none() && new.is_none());
+        nobody.map(|(at, _)| at).collect()
     }
 
     fn change(&self, next: &Self, batch: &mut Batch) {
@@ -228,6 +263,57 @@ impl Taken {
     fn of(place: &Place) -> Self {
         let (rule, members) = (Arc::clone(&place.rule), place.members.clone());
         Self { rule, members, learned: until(&place.learned) }
+    }
+
+    fn is_empty(&self) -> bool {
+        let Members { sources, destinations, ports } = &self.members;
+        sources.is_empty() || ports.is_empty() || (destinations.is_empty() && self.learned.is_empty())
+    }
+
+    /// Whether it leads to an address, for whomever.
+    fn leads_to(&self, ip: IpAddr) -> bool {
+        self.members.destinations.contains(ip) || self.learned.contains_key(&ip)
+    }
+
+    /// What both hold.
+    fn common(&self, next: &Self) -> Self {
+        let all = self.learned.iter().filter(|(ip, _)| next.leads_to(**ip));
+        let all = all.chain(next.learned.iter().filter(|(ip, _)| self.leads_to(**ip)));
+        Self {
+            rule: Arc::clone(&next.rule),
+            members: self.members.common(&next.members),
+            learned: all.map(|(ip, until)| (*ip, *until)).collect(),
+        }
+    }
+
+    /// What either holds, source by destination by port, and so more where they differ in several.
+    fn and(&self, next: &Self) -> Self {
+        let learned = self.learned.iter().chain(&next.learned).map(|(ip, until)| (*ip, *until)).collect();
+        Self { rule: Arc::clone(&next.rule), members: self.members.clone().and(next.members.clone()), learned }
+    }
+
+    /// What either holds, where one place can say just that.
+    fn joined(&self, next: &Self) -> Option<Self> {
+        let common = self.common(next);
+        if next.is_empty() || common.is_like(next) {
+            return Some(self.clone());
+        }
+        if self.is_empty() || common.is_like(self) {
+            return Some(next.clone());
+        }
+        (self.differences(next).into_iter().filter(|differs| *differs).count() < 2).then(|| self.and(next))
+    }
+
+    /// Whether both hold the same.
+    fn is_like(&self, other: &Self) -> bool {
+        self.differences(other) == [false; 3]
+    }
+
+    /// Whether they differ in sources, in ports, in where they lead.
+    fn differences(&self, other: &Self) -> [bool; 3] {
+        let (one, two) = (&self.members, &other.members);
+        let leads_elsewhere = one.destinations != two.destinations || !self.learned.keys().eq(other.learned.keys());
+        [one.sources != two.sources, one.ports != two.ports, leads_elsewhere]
     }
 }
 
@@ -285,7 +371,10 @@ fn change_learned(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netfilter::members::TCP;
     use ipnet::IpNet;
+    use proptest::prelude::*;
+    use std::net::Ipv4Addr;
 
     fn place(rule: &str, net: &str) -> Place {
         let destinations = Addresses::of(&[net.parse::<IpNet>().unwrap()]);
@@ -311,5 +400,41 @@ mod tests {
         assert!(next.resized(1).is_err());
         let too_many: Vec<Place> = (0..5).map(|n| place(&format!("n{n}"), "2.2.2.2/32")).collect();
         assert!(matches!(places.next(&too_many), Err(NoPlace(4, "allow"))));
+    }
+
+    /// Some of four addresses, or ports, by the bits of a number; two sources, destinations, addresses learned, ports.
+    fn rule(name: &str, [from, to, learned, ports]: [u8; 4]) -> Place {
+        let bits = |bits: u8| (0..4u8).filter(move |bit| bits & (1 << bit) != 0);
+        let at = |net: u8| move |host: u8| IpNet::from(IpAddr::from(Ipv4Addr::new(10, 0, net, host)));
+        let all = |on: u8, net| Addresses::of(&bits(on).map(at(net)).collect::<Vec<_>>());
+        let ports = bits(ports).map(|port| (TCP, port.into(), port.into())).collect();
+        let members = Members { sources: all(from, 1), destinations: all(to, 2), ports };
+        let learned = bits(learned).map(|host| (at(2)(host).addr(), Duration::from_secs(60))).collect();
+        Place { rule: name.into(), members, learned }
+    }
+
+    proptest! {
+        #[test]
+        fn while_one_policy_follows_another_what_both_let_out_goes_out_and_no_more(
+            old in proptest::collection::vec(any::<[u8; 4]>(), 0..4),
+            new in proptest::collection::vec(any::<[u8; 4]>(), 0..4),
+            names in Just(["a", "b", "c", "d"]).prop_shuffle(),
+        ) {
+            let places = |rules: &[[u8; 4]], names: [&str; 4]| -> Vec<Place> {
+                names.into_iter().zip(rules).map(|(name, bits)| rule(name, *bits)).collect()
+            };
+            let (old, new) = (places(&old, ["a", "b", "c", "d"]), places(&new, names));
+            let before = |action| Places::of(action, &old, 16);
+            let after = |places: &Places| places.next(&new).unwrap();
+            let (allows, denies) = (before("allow"), before("deny"));
+            let (next_allows, next_denies) = (after(&allows), after(&denies));
+            let (common, together) = (allows.common(&next_allows), denies.together(&next_denies));
+            for (from, to, port) in (0..4).flat_map(|a| (0..4).flat_map(move |b| (0..4).map(move |c| (a, b, c)))) {
+                let (from, to) = (IpAddr::from([10, 0, 1, from]), SocketAddr::from(([10, 0, 2, to], port)));
+                let holds = |places: &Places| places.hold(from, to, TCP);
+                prop_assert_eq!(holds(&common), holds(&allows) && holds(&next_allows), "{} {}", from, to);
+                prop_assert_eq!(holds(&together), holds(&denies) || holds(&next_denies), "{} {}", from, to);
+            }
+        }
     }
 }
