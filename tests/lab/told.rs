@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -117,23 +118,67 @@ impl Talk {
     }
 }
 
+/// Has the hop read another policy, and waits for its word.
+fn reload(world: &World, egret: &Egret, policy: &str, outcome: &str) {
+    let count = |page: &str| {
+        let line = page.lines().find(|line| line.starts_with(&format!("egret_reloads_total{{outcome=\"{outcome}\"}}")));
+        line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+    };
+    let before = count(&metrics(world, egret));
+    std::fs::write(egret.folder().join("egret.yaml"), config(policy, "")).unwrap();
+    egret.signal("HUP");
+    eventually("the reload", || count(&metrics(world, egret)) > before);
+}
+
+#[test]
+fn a_reload_refuses_nobody_whom_both_policies_let_out() {
+    let Some(world) = World::build(Through::One) else { return };
+    let mut capture = world.capture();
+    // The partner goes from one rule to another, and a denial from one source and destination to others.
+    let policies = [
+        "
+  network_rules:
+    - { name: tunnel, destinations: [20.60.3.3/32, 20.60.9.9/32], protocols: [\"tcp:22\", \"tcp:9000\"] }
+    - { name: never, action: deny, sources: [10.224.7.0/24], destinations: [20.60.3.0/24], protocols: [\"tcp:1-65535\"] }
+",
+        "
+  network_rules:
+    - { name: never, action: deny, sources: [10.224.0.0/16], destinations: [20.60.6.6/32], protocols: [\"tcp:1-65535\"] }
+    - { name: tunnel, destinations: [20.60.9.9/32], protocols: [\"tcp:22\"] }
+    - { name: partner, sources: [10.224.0.0/24], destinations: [20.60.3.0/24], protocols: [\"tcp:9000-9001\"] }
+",
+    ];
+    let egret = hop(&world, &config(policies[0], ""));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let client = || {
+            world.at("client", || {
+                let mut asked = 0;
+                while !done.load(Ordering::Relaxed) {
+                    assert_eq!(tcp(PARTNER, 9000), Ok(()), "after {asked}");
+                    asked += 1;
+                }
+                asked
+            })
+        };
+        let clients = [(); 4].map(|()| scope.spawn(client));
+        for n in 1..=20 {
+            reload(&world, &egret, policies[n % 2], "done");
+        }
+        done.store(true, Ordering::Relaxed);
+        let asked: u64 = clients.into_iter().map(|client| client.join().unwrap()).sum();
+        assert!(asked > 400, "{asked} connections are too few to find a gap");
+    });
+    capture.saw_nothing(&format!("dst host {DECOY}"));
+}
+
 #[test]
 fn a_reload_reaches_the_kernel_and_cuts_or_keeps_what_is_under_way() {
     let Some(world) = World::build(Through::One) else { return };
     let mut capture = world.capture();
     let egret = hop(&world, &config(POLICY, ""));
     let file = egret.folder().join("egret.yaml");
-    let reload = |policy: &str, outcome: &str| {
-        let count = |page: &str| {
-            let line =
-                page.lines().find(|line| line.starts_with(&format!("egret_reloads_total{{outcome=\"{outcome}\"}}")));
-            line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
-        };
-        let before = count(&metrics(&world, &egret));
-        std::fs::write(&file, config(policy, "")).unwrap();
-        egret.signal("HUP");
-        eventually("the reload", || count(&metrics(&world, &egret)) > before);
-    };
+    let reload = |policy: &str, outcome: &str| reload(&world, &egret, policy, outcome);
     let from_client = |port| world.at("client", || tcp(PARTNER, port));
     let mut talk = Talk::begin(&world, PARTNER, 9000);
     assert!(talk.is_heard());
