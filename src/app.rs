@@ -193,7 +193,7 @@ impl App {
     pub async fn serve(self) -> io::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let hangup = signal(SignalKind::hangup())?;
+        let hangup = reload::listen()?;
         let drain = Drain::new();
         let told = Told {
             metrics: Arc::clone(&self.metrics),
@@ -223,7 +223,7 @@ impl App {
         let kernel = self.house.kernel.clone().map(|kernel| {
             tokio::spawn(watch_kernel(kernel, Arc::downgrade(&self.house), self.counted, Arc::clone(&self.own)))
         });
-        let policies = tokio::spawn(reload::run(hangup, self.source, Arc::downgrade(&self.house)));
+        let policies = tokio::spawn(reload::run(hangup, self.source, Arc::downgrade(&self.house), drain.reviewer()));
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}

@@ -197,6 +197,7 @@ fn remember(settings: &Settings) {
 const LAST_WORK: Duration = Duration::from_secs(2);
 
 fn run(path: Option<&Path>, applies: bool) -> Result<ExitCode, CommandError> {
+    crate::reload::hold()?;
     let settings = load(path)?;
     remember(&settings);
     if applies {

@@ -1,4 +1,5 @@
-//! The way to stop: a signal everybody sees, a wait until the last guest has left, and an end to patience.
+//! What all guests are told at once: to finish, to leave, or to have another look at their leave to be here. And the wait
+//! until the last one has left.
 //!
 //! ```text
 //! Drain --guest()--> Guest, held by each session
@@ -6,11 +7,14 @@
 //! ```
 //! A guest leaves by being dropped; there is no counter to forget.
 
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::task::Context;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 /// The owner's side.
@@ -21,13 +25,15 @@ pub struct Drain {
     gone: mpsc::Receiver<()>,
 }
 
-/// What has begun: both wait in tasks as small as a tunnel's.
+/// What has begun.
 #[derive(Debug, Default)]
 struct Phases {
     stopping: CancellationToken,
-    cut: CancellationToken,
-    /// Set before `cut` is: asking the token would take a lock that all connections share.
+    /// Wakes every guest that listens, after one of the following has changed: a look at those is enough then, and nobody
+    /// queues for a lock.
+    call: Notify,
     is_cut: AtomicBool,
+    reviews: AtomicU32,
 }
 
 /// Held by whoever must be waited for.
@@ -37,6 +43,10 @@ pub struct Guest {
     /// Dropped with the guest; the channel closes with the last one.
     _presence: mpsc::Sender<()>,
 }
+
+/// Asks every guest to have another look at its leave to be here.
+#[derive(Clone, Debug)]
+pub struct Reviewer(Arc<Phases>);
 
 /// Sees the phase without being waited for.
 #[derive(Clone, Debug)]
@@ -59,6 +69,11 @@ impl Drain {
         Watcher(self.phases.stopping.clone())
     }
 
+    #[must_use]
+    pub fn reviewer(&self) -> Reviewer {
+        Reviewer(Arc::clone(&self.phases))
+    }
+
     /// Tells every guest to finish; after `grace`, or when `hurry` is ready, to leave at once. Returns when
     /// the last one has left.
     pub async fn stop(self, grace: Duration, hurry: impl Future<Output = ()>) {
@@ -77,7 +92,7 @@ impl Drain {
             () = patience => {}
         }
         phases.is_cut.store(true, Ordering::Release);
-        phases.cut.cancel();
+        phases.call.notify_waiters();
         let _ = gone.recv().await;
     }
 }
@@ -101,8 +116,43 @@ impl Guest {
     }
 
     /// Returns once nothing may go on.
-    pub fn cut(&self) -> impl Future<Output = ()> + '_ {
-        self.phases.cut.cancelled()
+    pub async fn cut(&self) {
+        let mut call = self.call();
+        while !self.is_cut() {
+            call.await;
+            call = self.call();
+        }
+    }
+
+    /// Wakes whoever waits for it at the next call.
+    pub fn call(&self) -> Notified<'_> {
+        self.phases.call.notified()
+    }
+
+    /// Has a task that polls other things too woken by the next call; it looks at [`Guest::is_cut`] afterwards. Whether
+    /// a review was asked for since the last time. `heard`: what this has left there.
+    pub fn listen<'a>(
+        &'a self,
+        mut call: Pin<&mut Notified<'a>>,
+        heard: &mut Option<u32>,
+        cx: &mut Context<'_>,
+    ) -> bool {
+        let before = *heard;
+        loop {
+            let reviews = self.phases.reviews.load(Ordering::Acquire);
+            if heard.replace(reviews) == Some(reviews) {
+                return before.is_some_and(|before| before != reviews);
+            }
+            call.set(self.call());
+            let _ = call.as_mut().poll(cx);
+        }
+    }
+}
+
+impl Reviewer {
+    pub fn ask(&self) {
+        self.0.reviews.fetch_add(1, Ordering::Release);
+        self.0.call.notify_waiters();
     }
 }
 

@@ -1,17 +1,21 @@
 //! A new policy for a running egret: read and compiled beside the old one, then put in its place.
 //!
 //! Connections never wait for it: who has begun to be judged is judged by the policy he began with, and the old one
-//! is freed when the last of them is through. A configuration with a fault changes nothing.
+//! is freed when the last of them is through. What is open goes on, or under `policy.on_change: cut` only as far as the
+//! new policy would let it begin. A configuration with a fault changes nothing.
 
 use std::fmt::Display;
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use tokio::signal::unix::Signal;
+use nix::sys::signal::{SIGHUP, SigSet};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 
 use crate::config::Settings;
+use crate::drain::Reviewer;
 use crate::keeper;
 use crate::netfilter::kernel::ReloadError;
 use crate::netfilter::plan::Filter;
@@ -41,6 +45,25 @@ impl Current {
     fn replace(&self, policy: Arc<Policy>) -> Arc<Policy> {
         std::mem::replace(&mut self.0.write().unwrap_or_else(PoisonError::into_inner), policy)
     }
+}
+
+/// Has SIGHUP wait until [`listen`] on the same thread. Whoever asks for a reload of an egret that is still starting gets
+/// it then, instead of ending it.
+///
+/// # Errors
+/// The kernel's.
+pub fn hold() -> io::Result<()> {
+    Ok(SigSet::from(SIGHUP).thread_block()?)
+}
+
+/// Hears SIGHUP from now on.
+///
+/// # Errors
+/// The kernel's.
+pub fn listen() -> io::Result<Signal> {
+    let hangup = signal(SignalKind::hangup())?;
+    SigSet::from(SIGHUP).thread_unblock()?;
+    Ok(hangup)
 }
 
 /// What a reload starts from.
@@ -75,12 +98,12 @@ struct Fresh {
     /// What else has changed in the file, and waits for a restart.
     waits: Vec<&'static str>,
     warnings: usize,
-    /// Whether flows of the kernel end with their rule.
+    /// Whether what a rule has let out ends with it.
     cuts: bool,
 }
 
 /// Keeps the policy's names resolved, and replaces the policy whenever it is told to, until the house is gone.
-pub async fn run(mut hangup: Signal, source: Source, house: Weak<House>) {
+pub async fn run(mut hangup: Signal, source: Source, house: Weak<House>, reviewer: Reviewer) {
     let source = Arc::new(source);
     let keep = |policy| AbortOnDrop(tokio::spawn(keeper::run(Weak::clone(&house), policy)));
     let Some(mut keeper) = house.upgrade().map(|house| keep(house.policy.get())) else { return };
@@ -118,12 +141,13 @@ pub async fn run(mut hangup: Signal, source: Source, house: Weak<House>) {
                 continue;
             }
         };
-        let kernel = house.kernel.as_ref().filter(|_| cuts);
-        let cut = kernel.map(|kernel| tokio::task::block_in_place(|| kernel.cut()));
-        match cut {
-            Some(Ok(flows)) => tracing::info!(flows, "flows whose rule is gone have ended"),
-            Some(Err(error)) => tracing::error!(%error, "flows whose rule is gone go on"),
-            None => {}
+        if cuts {
+            reviewer.ask();
+            match house.kernel.as_ref().map(|kernel| tokio::task::block_in_place(|| kernel.cut())) {
+                Some(Ok(flows)) => tracing::info!(flows, "flows whose rule is gone have ended"),
+                Some(Err(error)) => tracing::error!(%error, "flows whose rule is gone go on"),
+                None => {}
+            }
         }
         let (rules, patterns) = policy.size();
         house.book.metrics().reloaded("done");

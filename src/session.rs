@@ -22,6 +22,7 @@ use crate::handshake::{self, SettleLimits};
 use crate::listen::{Client, Door, Entrance, Ticket, arrival};
 use crate::netfilter::Kernel;
 use crate::peek::http_head::RequestHead;
+use crate::peek::ja4::Parts;
 use crate::peek::{Expected, PeekBudget, PeekLimits, Sighting, Window};
 use crate::policy::{Clearance, Passage, Permit, Policy};
 use crate::record::{Book, Record};
@@ -74,23 +75,30 @@ fn live(
     idle: Duration,
 ) -> impl Future<Output = ()> {
     async move {
-        let mut cut = pin!(guest.cut());
         // The end of a drain wins over a busy connection. What is dropped then says so itself: the sockets by a reset,
-        // the record by its line. The wait for it is begun once; a task's waker stays, so that afterwards a look at
-        // a flag is enough, and nobody queues for a lock.
-        let (mut story, mut is_new) = (story, true);
+        // the record by its line.
+        let (mut story, mut call, mut heard, mut is_old) = (story, pin!(guest.call()), None, false);
         let tunnel = poll_fn(|cx| {
-            if (std::mem::take(&mut is_new) || guest.is_cut()) && cut.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(None);
-            }
-            story.as_mut().poll(cx)
+            is_old |= guest.listen(call.as_mut(), &mut heard, cx);
+            if guest.is_cut() { Poll::Ready(None) } else { story.as_mut().poll(cx) }
         })
         .await;
         drop(story);
         let Some(mut tunnel) = tunnel else { return };
         let ending = {
-            let mut relay = pin!(tunnel.relay(idle));
-            poll_fn(|cx| if guest.is_cut() { Poll::Ready(None) } else { relay.as_mut().poll(cx).map(Some) }).await
+            let (relay, is_allowed) = tunnel.relay(idle);
+            let mut relay = pin!(relay);
+            poll_fn(|cx| {
+                is_old |= guest.listen(call.as_mut(), &mut heard, cx);
+                if guest.is_cut() {
+                    return Poll::Ready(None);
+                }
+                if std::mem::take(&mut is_old) && !is_allowed() {
+                    return Poll::Ready(Some(Ending::Revoked));
+                }
+                relay.as_mut().poll(cx).map(Some)
+            })
+            .await
         };
         let Some(ending) = ending else { return };
         tunnel.close(ending);
@@ -105,13 +113,38 @@ struct Tunnel {
     up: Vec<u8>,
     shared: Shared,
     record: Record,
+    grounds: Box<Grounds>,
+    house: Arc<House>,
     _ticket: Ticket,
 }
 
+/// What a tunnel was allowed for.
+struct Grounds {
+    claim: Claim,
+    sighting: Option<Sighting>,
+    address: IpAddr,
+}
+
+impl Grounds {
+    /// Whether a policy would allow it too.
+    fn hold(&self, policy: &Policy) -> bool {
+        let clearance = policy.by_claim(&self.claim).and_then(|passage| match (passage, &self.sighting) {
+            (Passage::Straight(clearance), _) => Ok(clearance),
+            (Passage::Peek(expectation), Some(sighting)) => policy.by_sighting(&self.claim, expectation, sighting),
+            // Nobody has looked what it is, and now that matters.
+            (Passage::Peek(_), None) => Err(Refusal::new(Reason::NoSni, Stage::Name)),
+        });
+        clearance.is_ok_and(|clearance| policy.by_address(&clearance, &Answers::literal(self.address)).is_ok())
+    }
+}
+
 impl Tunnel {
-    fn relay(&mut self, idle: Duration) -> impl Future<Output = Ending> {
-        let Self { client, upstream, up, shared, record, .. } = self;
-        relay::run(&mut client.stream, &mut upstream.stream, std::mem::take(up), idle, record.meter_ref(), shared)
+    /// The relay, and whether the policy of the moment still allows it.
+    fn relay(&mut self, idle: Duration) -> (impl Future<Output = Ending>, impl Fn() -> bool) {
+        let Self { client, upstream, up, shared, record, grounds, house, .. } = self;
+        let up = std::mem::take(up);
+        let relay = relay::run(&mut client.stream, &mut upstream.stream, up, idle, record.meter_ref(), shared);
+        (relay, || grounds.hold(&house.policy.get()))
     }
 
     fn close(mut self, ending: Ending) {
@@ -151,6 +184,7 @@ enum Visit {
     Relay {
         upstream: Link<TcpStream>,
         up: Vec<u8>,
+        grounds: Box<Grounds>,
     },
     /// An answered request, after which another one may follow.
     Next,
@@ -159,6 +193,7 @@ enum Visit {
 /// A connected upstream, and the leave it was dialled with.
 struct Standing {
     link: Link<TcpStream>,
+    address: SocketAddr,
     permit: Permit,
     /// Who asked by it: some servers know connections rather than requests.
     identity: Identity,
@@ -192,7 +227,7 @@ async fn tell(
     loop {
         let house = &house;
         match visit(&mut client, house, limits, &mut record, &mut standing, &mut before).await {
-            Ok(Visit::Relay { upstream, up }) => {
+            Ok(Visit::Relay { upstream, up, grounds }) => {
                 record.allowed();
                 return Some(Box::new(Tunnel {
                     client: client.link,
@@ -200,6 +235,8 @@ async fn tell(
                     up,
                     shared: Shared::default(),
                     record,
+                    grounds,
+                    house: Arc::clone(house),
                     _ticket: ticket,
                 }));
             }
@@ -296,22 +333,27 @@ async fn visit(
     }
 
     let departure = Departure::of(client.address.ip(), client.preserves_source(), &house.sources);
-    let mut upstream = dialled(&permit, departure, house, record).await?;
+    let (mut upstream, address) = dialled(&permit, departure, house, record).await?;
     client.go_ahead().await;
     let meter = record.meter();
     meter.touch();
     let up = client.window.take();
     // What a client of a network rule sent while it was being dialled for goes first, unseen.
-    let Some(Sighting::Tls(first)) = sighting else {
+    let grounds = |sighting| Box::new(Grounds { claim, sighting, address: address.ip() });
+    let Some(Sighting::Tls(mut first)) = sighting else {
         client.window.release();
-        return Ok(Visit::Relay { upstream, up });
+        return Ok(Visit::Relay { upstream, up, grounds: grounds(None) });
     };
     let Limits { hello, peek, idle, .. } = house.limits;
     let limits = SettleLimits { hello, again: peek, idle };
     let settled = handshake::settle(&mut client.link.stream, &mut upstream.stream, &first, up, limits, &meter).await;
     client.window.release();
     match settled {
-        Ok(()) => Ok(Visit::Relay { upstream, up: Vec::new() }),
+        Ok(()) => {
+            // Long, and no rule asks for it.
+            first.ja4 = Parts::default();
+            Ok(Visit::Relay { upstream, up: Vec::new(), grounds: grounds(Some(Sighting::Tls(first))) })
+        }
         Err(Halt::Refused(refusal)) => Err(refusal),
         Err(Halt::Broken(ending)) => Ok(Visit::Over(ending)),
     }
@@ -336,13 +378,13 @@ async fn requested(
         .filter(|old| old.permit.is_same(&permit) && old.identity == claim.identity && is_quiet(&old.link.stream));
     let mut upstream = match reused {
         Some(mut old) => {
-            old.link.stream.peer_addr().into_iter().for_each(|address| record.upstream(address));
+            record.upstream(old.address);
             old.link.begin();
             old
         }
         None => {
-            let (link, permit) = (dialled(&permit, departure, house, record).await?, permit.clone());
-            Standing { link, permit, identity: claim.identity.clone(), is_used: false }
+            let ((link, address), permit) = (dialled(&permit, departure, house, record).await?, permit.clone());
+            Standing { link, address, permit, identity: claim.identity.clone(), is_used: false }
         }
     };
     client.go_ahead().await;
@@ -358,8 +400,8 @@ async fn requested(
     // A server may close a standing connection at any moment; what changes nothing is asked once more.
     let unheard = result.is_err() && upstream.is_used && meter.totals().down == 0;
     if unheard && request.is_repeatable() && !matches!(result, Err(Halt::Broken(Ending::ClientReset | Ending::Idle))) {
-        upstream =
-            Standing { link: dialled(&permit, departure, house, record).await?, permit, is_used: false, ..upstream };
+        let (link, address) = dialled(&permit, departure, house, record).await?;
+        upstream = Standing { link, address, permit, is_used: false, ..upstream };
         result = exchange::run(client_stream, &mut upstream.link.stream, outgoing, limits, &meter).await;
     }
     client.window.release();
@@ -378,7 +420,11 @@ async fn requested(
                     upstream.link.end();
                     Ok(Visit::Over(Ending::Closed))
                 }
-                Then::Switch { up } => Ok(Visit::Relay { upstream: upstream.link, up }),
+                Then::Switch { up } => {
+                    let sighting = Some(Sighting::Http(Box::new(request.clone())));
+                    let grounds = Grounds { claim: claim.clone(), sighting, address: upstream.address.ip() };
+                    Ok(Visit::Relay { upstream: upstream.link, up, grounds: Box::new(grounds) })
+                }
             }
         }
         // What stopped halfway becomes a reset of both sides, but for a client that is still to be told why.
@@ -426,12 +472,12 @@ async fn dialled(
     departure: Departure<'_>,
     house: &House,
     record: &mut Record,
-) -> Result<Link<TcpStream>, Refusal> {
+) -> Result<(Link<TcpStream>, SocketAddr), Refusal> {
     let (stream, address) = upstream::dial(permit, departure, house.limits.dial).await?;
     // A socket whose options cannot be set is gone already; the first write will say so.
     let _ = upstream::set_options(&SockRef::from(&stream), house.limits.keepalive);
     record.upstream(address);
-    Ok(Link::new(stream))
+    Ok((Link::new(stream), address))
 }
 
 #[cfg(test)]
@@ -445,6 +491,6 @@ mod tests {
             size_of::<F>()
         }
         let size = size(serve);
-        assert!(size <= 576, "a session takes {size} bytes");
+        assert!(size <= 592, "a session takes {size} bytes");
     }
 }

@@ -293,7 +293,8 @@ pub(super) struct Dns {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Policy {
     pub(super) mode: Mode,
-    /// What becomes of a flow through the kernel whose rule a reload takes away. Default `keep`.
+    /// What becomes of open tunnels, and of flows through the kernel, that a reload's policy would not let begin. Default
+    /// `keep`.
     pub(super) on_change: Option<OnChange>,
     /// The network's NAT64 prefix (RFC 6052): addresses under it are judged by the IPv4 address they carry.
     pub nat64_prefix: Option<String>,
@@ -319,9 +320,9 @@ pub(super) enum Mode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum OnChange {
-    /// It goes on until it ends.
+    /// They go on until they end.
     Keep,
-    /// It ends.
+    /// They end.
     Cut,
 }
 

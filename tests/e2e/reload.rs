@@ -1,13 +1,13 @@
 //! SIGHUP: another policy for a running egret.
 
 use std::io::{Read, Write};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::clients::HTTPS;
 use crate::support::dns::Dns;
 use crate::support::hello::Hello;
 use crate::support::origin::Recorder;
-use crate::support::{ADMIN, Egret, FORWARD, connect, eventually, own_ip, tunnel};
+use crate::support::{ADMIN, Egret, FORWARD, Server, connect, eventually, own_ip, run, tunnel};
 
 const ALERT: &[u8] = &[21, 3, 3, 0, 2, 2, 40];
 
@@ -93,6 +93,42 @@ fn a_new_policy_takes_effect_and_an_open_tunnel_goes_on() {
 }
 
 #[test]
+fn a_new_policy_may_end_what_it_would_not_let_begin() {
+    let world = World::start("a.web.test\nb.web.test\nc.web.test\n");
+    let config = World::config(&world.dns, world.egret.ip, "names.txt");
+    let network_rule = "  network_rules: [{ name: unseen, destinations: [127.0.0.0/8], protocols: [\"tcp:18999\"] }]\n";
+    let _unseen = Recorder::start(world.egret.ip, 18999, ALERT);
+    world.write("egret.yaml", &format!("{config}{network_rule}"));
+    world.hang_up(DONE);
+    let open = |target: &str| {
+        let mut stream = tunnel(&world.egret, target);
+        stream.write_all(&Hello::named(target.split(':').next().unwrap()).record()).unwrap();
+        let mut alert = [0; 7];
+        stream.read_exact(&mut alert).unwrap();
+        stream
+    };
+    let mut names = ["a", "b", "c"].map(|name| open(&format!("{name}.web.test:{HTTPS}")));
+    let mut unseen = open(&format!("{}:18999", world.egret.ip));
+    world.write("names.txt", "a.web.test\nb.web.test\n");
+    world.hang_up(DONE);
+    assert!(world.egret.records().is_empty(), "without on_change: cut everything goes on");
+
+    world.write("names.txt", "b.web.test\n");
+    world.write("egret.yaml", &format!("{config}  on_change: cut\n"));
+    world.hang_up(DONE);
+    let [a, b, c] = &mut names;
+    for (what, stream) in [("a", a), ("c", c), ("unseen", &mut unseen)] {
+        let left = stream.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(left.kind(), std::io::ErrorKind::ConnectionReset, "{what}");
+        let line = world.egret.record_of(stream.local_addr().unwrap());
+        assert!(line["ending"] == "revoked" && line["verdict"] == "allow", "{line:#}");
+    }
+    assert_eq!(world.egret.records().len(), 3);
+    b.shutdown(std::net::Shutdown::Both).unwrap();
+    assert_eq!(world.egret.record_of(b.local_addr().unwrap())["ending"], "closed", "b is listed as before");
+}
+
+#[test]
 fn a_fault_changes_nothing_and_is_told_with_its_place() {
     let world = World::start("a.web.test\n");
     for (file, text, says) in [
@@ -120,6 +156,35 @@ fn what_needs_a_restart_is_named() {
     world.write("egret.yaml", &config);
     world.hang_up(DONE);
     assert_eq!(world.egret.errors().matches("waits for a restart").count(), 1, "{}", world.egret.errors());
+}
+
+#[test]
+fn a_reload_asked_for_during_the_start_follows_it() {
+    let (folder, ip) = (tempfile::tempdir().unwrap(), own_ip());
+    let at = |file: &str| folder.path().join(file);
+    let config = format!(
+        "listeners: [{{ kind: forward, bind: \"{ip}:{FORWARD}\" }}]\npolicy:\n  application_rules: \
+         [{{ name: listed, fqdns_file: names.txt, protocols: [\"https:443\"] }}]\n"
+    );
+    std::fs::write(at("egret.yaml"), config).unwrap();
+    // The start takes until somebody writes the names.
+    assert!(run("mkfifo", &[at("names.txt").to_str().unwrap()]).status.success());
+    let errors = std::fs::File::create(at("errors")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_egret"));
+    let child = command.args(["run", "--config"]).arg(at("egret.yaml")).stdout(Stdio::null()).stderr(errors).spawn();
+    let child = Server(child.unwrap());
+    let pid = child.0.id().to_string();
+    eventually("SIGHUP waits", || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        status.lines().any(|line| line.starts_with("SigBlk:") && line.ends_with('1'))
+    });
+    assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+    let mut names = std::fs::OpenOptions::new().write(true).open(at("names.txt")).unwrap();
+    std::fs::write(at("others.txt"), "b.web.test\n").unwrap();
+    std::fs::rename(at("others.txt"), at("names.txt")).unwrap();
+    names.write_all(b"a.web.test\n").unwrap();
+    drop(names);
+    eventually(DONE, || std::fs::read_to_string(at("errors")).unwrap().contains(DONE));
 }
 
 #[test]
