@@ -7,7 +7,9 @@ use std::time::Duration;
 use crate::hop::{POLICY, config, hop, hop_at, page, tcp, udp};
 use crate::support::origin::Nginx;
 use crate::support::{curl, eventually, run, text};
-use crate::world::{API_SERVER, CLIENT, DECOY, HOP1_WAN, ORIGIN, OUTSIDER, PARTNER, Through, World, ip};
+use crate::world::{
+    API_SERVER, CLIENT, DECOY, HOP1, HOP1_WAN, ORIGIN, OUTSIDER, PARTNER, PARTNER6, Through, World, ip,
+};
 
 const HOP2_WAN: &str = "20.50.2.4";
 /// A router on the way passes on no more than this, and neither end knows.
@@ -55,6 +57,54 @@ fn two_hops_share_the_work_and_ingress_answers_the_way_it_came() {
         assert!(world.at("outside", || tcp(wan, 8081)).is_err(), "not one of its sources");
     }
     assert_eq!(capture.packets(&format!("dst host {DECOY}")).len(), 0);
+    capture.saw_nothing(&format!("host {CLIENT}"));
+}
+
+#[test]
+fn ingress_may_show_the_outsider_and_nobody_is_told_of_another_way() {
+    let Some(world) = World::build(Through::One) else { return };
+    if !crate::support::have(&["python3", "ping"]) {
+        return;
+    }
+    let mut capture = world.capture();
+    let ingress = "interfaces: [lan], dnat: [{ protocol: \"tcp:8080\", to: \"10.224.0.10:8000\", snat: false }, { protocol: \"udp:8080\", to: \"10.224.0.10:8000\" }]";
+    let _egret = hop(&world, &config(POLICY, "").replace("interfaces: [lan]", ingress));
+    let (listener, socket) =
+        world.at("client", || (TcpListener::bind("0.0.0.0:8000").unwrap(), UdpSocket::bind("0.0.0.0:8000").unwrap()));
+    let served = std::thread::spawn(move || {
+        let (mut stream, from) = listener.accept().unwrap();
+        let mut said = [0; 5];
+        stream.read_exact(&mut said).unwrap();
+        stream.write_all(&said).unwrap();
+        let (n, asker) = socket.recv_from(&mut said).unwrap();
+        socket.send_to(&said[..n], asker).unwrap();
+        [from.ip().to_string(), asker.ip().to_string()]
+    });
+    world.at("outside", || {
+        assert_eq!(tcp(HOP1_WAN, 8080), Ok(()));
+        assert_eq!(udp(HOP1_WAN, 8080), Ok(()));
+    });
+    let [shown, masked] = served.join().unwrap();
+    assert_eq!(shown, OUTSIDER, "snat: false");
+    assert_eq!(masked, HOP1, "as everybody else sees it");
+    // Echoes get out and redirections do not, whoever on this machine makes them.
+    let says = |family: &str, protocol: &str, kind: u8, to: &str| {
+        format!("s.socket(s.{family},s.SOCK_RAW,s.{protocol}).sendto(bytes([{kind},0])+bytes(30),('{to}',0))\n")
+    };
+    let script = "import socket as s\ntry:\n ".to_owned()
+        + &says("AF_INET", "IPPROTO_ICMP", 5, PARTNER)
+        + "except PermissionError: pass\ntry:\n "
+        + &says("AF_INET6", "IPPROTO_ICMPV6", 137, PARTNER6)
+        + "except PermissionError: pass\n"
+        + &says("AF_INET", "IPPROTO_ICMP", 9, PARTNER);
+    let said = world.at("hop1", || {
+        eventually("the way is known", || run("ping", &["-c1", "-W1", PARTNER6]).status.success());
+        run("python3", &["-c", &script])
+    });
+    assert!(said.status.success(), "{}", text(&said));
+    assert_eq!(capture.packets("icmp[0] == 9").len(), 1);
+    assert!(!capture.packets("icmp6 and ip6[40] == 128").is_empty());
+    capture.saw_nothing("icmp[0] == 5 or (icmp6 and ip6[40] == 137)");
     capture.saw_nothing(&format!("host {CLIENT}"));
 }
 
