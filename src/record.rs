@@ -10,16 +10,14 @@ mod writer;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 use crate::claim::{Claim, ClientAddr, Identity, Target, Via};
-use crate::ending::{Ending, Reason, Refusal, Stage};
+use crate::ending::{Ending, Reason, Refusal, Stage, Totals};
 use crate::metrics::Metrics;
 use crate::name::Host;
-use crate::netfilter::flows::Flow;
-use crate::netfilter::members::{ICMP, ICMPV6, TCP, UDP};
 use crate::peek::Sighting;
 use crate::peek::client_hello::{ClientHello, Sni};
 use crate::peek::http_head::{HostField, RequestHead};
@@ -95,7 +93,7 @@ const KERNEL: &str = "netfilter";
 
 impl Book {
     /// Writes down what the kernel judged. Nobody waits for such a line: it is written where there is room.
-    pub fn net(&self, verdict: &NetVerdict<'_>, client: SocketAddr, dst: SocketAddr, protocol: u8) {
+    pub fn net(&self, verdict: NetVerdict, client: SocketAddr, dst: SocketAddr, protocol: Option<&'static str>) {
         if !self.scribe.writes() {
             return;
         }
@@ -103,26 +101,20 @@ impl Book {
         line.client = Some(client);
         line.original_dst = Some(dst);
         line.port = Some(dst.port()).filter(|port| *port > 0);
-        line.protocol = match protocol {
-            TCP => Some("tcp"),
-            UDP => Some("udp"),
-            ICMP | ICMPV6 => Some("icmp"),
-            _ => None,
-        };
+        line.protocol = protocol;
         match verdict {
             NetVerdict::Refused(refusal) => {
-                deny(&mut line, refusal);
+                deny(&mut line, &refusal);
                 line.ending = Some(Ending::Refused.as_str());
                 if refusal.reason == Reason::QuicDenied {
                     line.protocol = Some("quic");
                 }
             }
-            NetVerdict::Ended { rule, flow } => {
+            NetVerdict::Ended { rule, upstream, totals, duration } => {
                 line.verdict = Some("allow");
-                line.rule = Some(Arc::clone(rule));
-                line.upstream = Some(flow.upstream);
-                (line.bytes_up, line.bytes_down) = (flow.bytes_up, flow.bytes_down);
-                let duration = flow.duration.unwrap_or_default();
+                line.rule = Some(rule);
+                line.upstream = Some(upstream);
+                (line.bytes_up, line.bytes_down) = (totals.up, totals.down);
                 line.duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
                 line.ts = Stamp(SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH));
                 line.ending = Some(Ending::Closed.as_str());
@@ -150,12 +142,14 @@ impl Book {
 
 /// What the kernel decided.
 #[derive(Debug)]
-pub enum NetVerdict<'a> {
-    Refused(&'a Refusal),
+pub enum NetVerdict {
+    Refused(Refusal),
     /// A flow was let through by a rule, and has ended.
     Ended {
         rule: Arc<str>,
-        flow: &'a Flow,
+        upstream: SocketAddr,
+        totals: Totals,
+        duration: Duration,
     },
 }
 

@@ -36,6 +36,8 @@ pub struct Kernel {
 struct State {
     socket: Socket,
     sets: Sets,
+    /// Who had each place last, of rules that allow: flows bear it in their marks for longer than a rule lasts.
+    rules: HashMap<usize, Arc<str>>,
     /// The table whose sets hold this. Another one, however alike, was filled by somebody else.
     table: Option<Table>,
     /// Counts the reloads: what was found for an older policy is learned no more.
@@ -97,7 +99,8 @@ impl Kernel {
     /// The kernel's; it takes CAP_NET_ADMIN.
     pub fn new(plan: Plan) -> io::Result<Self> {
         let sets = Sets::of(&plan.filter, plan.places);
-        let state = State { socket: batch::socket()?, sets, table: None, generation: 0 };
+        let mut state = State { socket: batch::socket()?, rules: HashMap::new(), table: None, generation: 0, sets };
+        state.know_rules();
         Ok(Self {
             id: ruleset::id(&plan),
             plan,
@@ -161,6 +164,7 @@ impl Kernel {
             sets.fill(&mut batch);
             batch.commit(&state.socket).map_err(|error| format!("the kernel's table takes no rules: {error}"))?;
             state.sets = sets;
+            state.know_rules();
             let changes = batch::generation(&state.socket).map_err(failed)?;
             state.table = Some(Table { name: table, rules, changes, filled: Instant::now() });
         }
@@ -187,7 +191,7 @@ impl Kernel {
 
     /// The rule whose flows a counter counts.
     pub(super) fn rule_of_counter(&self, name: &str) -> Option<Arc<str>> {
-        self.state().sets.allows.rule(name.strip_prefix("allow")?.parse().ok()?)
+        self.state().rules.get(&name.strip_prefix("allow")?.parse().ok()?).cloned()
     }
 
     /// Ends the flows that the rules of now would not let through; how many there were.
@@ -207,7 +211,7 @@ impl Kernel {
     #[must_use]
     pub fn rule(&self, mark: u32) -> Option<Arc<str>> {
         let number = usize::try_from(mark & !STATE).ok().filter(|_| mark & STATE == FORWARDED)?;
-        self.state().sets.allows.rule(number)
+        self.state().rules.get(&number).cloned()
     }
 
     /// Counts the reloads so far.
@@ -284,6 +288,12 @@ impl State {
         let mut batch = Batch::of(&self.table.as_ref().ok_or(ReloadError::NoTable)?.name);
         self.sets.change(&next, &mut batch);
         self.commit(batch)?;
-        Ok(std::mem::replace(&mut self.sets, next))
+        let before = std::mem::replace(&mut self.sets, next);
+        self.know_rules();
+        Ok(before)
+    }
+
+    fn know_rules(&mut self) {
+        self.rules.extend(self.sets.allows.rules().map(|(number, rule)| (number, Arc::clone(rule))));
     }
 }

@@ -31,6 +31,17 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const ICMPV6: u8 = 58;
 
+/// A protocol as records name it.
+#[must_use]
+pub const fn protocol_name(protocol: u8) -> Option<&'static str> {
+    match protocol {
+        TCP => Some("tcp"),
+        UDP => Some("udp"),
+        ICMP | ICMPV6 => Some("icmp"),
+        _ => None,
+    }
+}
+
 impl Addresses {
     /// Every address of some prefixes.
     #[must_use]

@@ -142,8 +142,9 @@ impl Places {
         self.taken.iter().position(|taken| taken.as_ref().is_some_and(|taken| *taken.rule == *rule))
     }
 
-    pub(super) fn rule(&self, number: usize) -> Option<Arc<str>> {
-        self.taken.get(number)?.as_ref().map(|taken| Arc::clone(&taken.rule))
+    /// The rules, each with the number of its place.
+    pub(super) fn rules(&self) -> impl Iterator<Item = (usize, &Arc<str>)> {
+        self.taken.iter().enumerate().filter_map(|(number, taken)| Some((number, &taken.as_ref()?.rule)))
     }
 
     pub(super) const fn len(&self) -> usize {
@@ -179,6 +180,12 @@ impl Places {
                 if from != to && !common.hosts(&moves, &[to, from]) && !common.hosts(&moves, &self.unused(next)) {
                     tracing::warn!(from = %old.rule, to = %new.rule, "the kernel's table has no room to keep open what goes from one rule to another: new flows are refused until the reload is done");
                 }
+            }
+        }
+        // A place is its rule's, whatever it holds meanwhile.
+        for (taken, (old, new)) in common.taken.iter_mut().zip(self.taken.iter().zip(&next.taken)) {
+            if let (Some(taken), Some(owner)) = (taken, new.as_ref().or(old.as_ref())) {
+                taken.rule = Arc::clone(&owner.rule);
             }
         }
         common
@@ -382,7 +389,9 @@ mod tests {
     }
 
     fn rules(places: &Places) -> Vec<Option<String>> {
-        (0..places.len()).map(|number| places.rule(number).map(|rule| rule.to_string())).collect()
+        let mut rules = vec![None; places.len()];
+        places.rules().for_each(|(number, rule)| rules[number] = Some(rule.to_string()));
+        rules
     }
 
     #[test]

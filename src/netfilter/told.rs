@@ -5,12 +5,12 @@ use std::io;
 use std::sync::{Arc, Weak};
 
 use super::flows::Endings;
-use super::members::{TCP, UDP};
+use super::members::{TCP, UDP, protocol_name};
 use super::refusals::{Refusals, Refused};
 use super::ruleset::REASONS;
 use super::{BYPASSED, INGRESS, INGRESS_PLAIN};
 use crate::claim::Asker;
-use crate::ending::{Reason, Refusal, Stage};
+use crate::ending::{Reason, Refusal, Stage, Totals};
 use crate::name::Host;
 use crate::policy::explain::{Question, Subject};
 use crate::record::NetVerdict;
@@ -46,7 +46,8 @@ fn heard<T>(outcome: io::Result<T>, what: &str) -> Option<T> {
 
 fn tell_refusal(house: &House, refused: &Refused) {
     let Refused { packet, reason } = refused;
-    house.book.net(&NetVerdict::Refused(&refusal(house, refused)), packet.from, packet.to, packet.protocol);
+    let verdict = NetVerdict::Refused(refusal(house, refused));
+    house.book.net(verdict, packet.from, packet.to, protocol_name(packet.protocol));
     if let Some(kernel) = &house.kernel {
         kernel.told(*reason);
     }
@@ -81,13 +82,16 @@ fn tell_flows(endings: &Endings, house: &Weak<House>) {
             tracing::warn!("more flows ended at once than could be told; some have no line");
             continue;
         };
-        for flow in &ended {
+        for flow in ended {
             let rule = match flow.mark {
                 BYPASSED => Arc::from("netfilter.bypass"),
                 INGRESS | INGRESS_PLAIN => Arc::from("netfilter.dnat"),
                 mark => house.kernel.as_ref().and_then(|kernel| kernel.rule(mark)).unwrap_or_else(|| "?".into()),
             };
-            house.book.net(&NetVerdict::Ended { rule, flow }, flow.client, flow.destination, flow.protocol);
+            let totals = Totals { up: flow.bytes_up, down: flow.bytes_down };
+            let duration = flow.duration.unwrap_or_default();
+            let verdict = NetVerdict::Ended { rule, upstream: flow.upstream, totals, duration };
+            house.book.net(verdict, flow.client, flow.destination, protocol_name(flow.protocol));
         }
     }
 }

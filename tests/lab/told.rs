@@ -148,7 +148,7 @@ fn a_reload_refuses_nobody_whom_both_policies_let_out() {
     - { name: partner, sources: [10.224.0.0/24], destinations: [20.60.3.0/24], protocols: [\"tcp:9000-9001\"] }
 ",
     ];
-    let egret = hop(&world, &config(policies[0], ""));
+    let egret = hop(&world, &config(policies[0], "log: { net: all }"));
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let client = || {
@@ -169,6 +169,16 @@ fn a_reload_refuses_nobody_whom_both_policies_let_out() {
         let asked: u64 = clients.into_iter().map(|client| client.join().unwrap()).sum();
         assert!(asked > 400, "{asked} connections are too few to find a gap");
     });
+    // What a rule let out is its own, after it is gone too.
+    reload(&world, &egret, policies[1], "done");
+    let mut talk = Talk::begin(&world, PARTNER, 9000);
+    reload(&world, &egret, policies[0], "done");
+    assert!(talk.is_heard());
+    let from = talk.0.local_addr().unwrap();
+    let delete = ["-D", "-p", "tcp", "--sport", &from.port().to_string()];
+    assert!(world.at("hop1", || crate::support::run("conntrack", &delete)).status.success());
+    let line = egret.record("the flow", |line| line["client"] == from.to_string() && line["verdict"] == "allow");
+    assert_eq!(line["rule"], "partner", "{line:#}");
     capture.saw_nothing(&format!("dst host {DECOY}"));
 }
 
