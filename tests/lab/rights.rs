@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::hop::{POLICY, config, hop, page, tcp};
-use crate::support::{run, text};
+use crate::support::{Egret, eventually, run, text};
 use crate::world::{DECOY, PARTNER, Through, World};
 
 #[test]
@@ -29,6 +29,29 @@ fn a_serving_egret_has_given_up_what_it_does_not_need() {
         assert!(status.contains("CapEff:\t0000000000001000") && status.contains("Seccomp:\t2"), "{status}");
     }
     assert!(egret.errors().contains("kept         CAP_NET_ADMIN; no new privileges, seccomp, "), "{}", egret.errors());
+}
+
+#[test]
+fn the_rights_of_the_systemd_unit_are_enough() {
+    let Some(world) = World::build(Through::One) else { return };
+    let unit = include_str!("../../deploy/egret-next-hop.service");
+    let rights = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
+    let rights = rights.to_lowercase().replace("cap_", ",+").replace(' ', "");
+    let before = ["setpriv", "--bounding-set", &format!("-all{rights}")];
+    let egret = world.at("hop1", || {
+        Egret::run_by(&before, &config(POLICY, ""), "127.0.0.1".parse().unwrap(), &[], &["--netfilter"])
+    });
+    world.at("client", || {
+        eventually("it serves", || tcp(PARTNER, 9000).is_ok());
+        assert!(tcp(DECOY, 9000).is_err());
+    });
+    let kept = "kept         CAP_NET_ADMIN; no new privileges, seccomp, ";
+    eventually(kept, || egret.errors().contains(kept));
+    // And a reload reaches the kernel.
+    let narrower = POLICY.replace("\"tcp:9000\", ", "");
+    std::fs::write(egret.folder().join("egret.yaml"), config(&narrower, "")).unwrap();
+    egret.signal("HUP");
+    world.at("client", || eventually("the reload", || tcp(PARTNER, 9000).is_err()));
 }
 
 #[test]
