@@ -308,6 +308,28 @@ mod tests {
     }
 
     #[test]
+    fn neighbours_are_all_there() {
+        for action in [Action::Allow, Action::Deny] {
+            let all = [
+                "20.1.0.4/32",
+                "20.1.0.5/32",
+                "20.1.0.6/32",
+                "20.4.0.0/16",
+                "20.5.0.0/16",
+                "2001:470::/48",
+                "2001:470:1::/48",
+            ];
+            let destinations = Members::of(&rule(action, &all), None).destinations;
+            for ip in ["20.1.0.4", "20.1.0.5", "20.1.0.6", "20.4.0.1", "20.5.0.1", "2001:470::1", "2001:470:1::1"] {
+                assert!(destinations.contains(ip.parse().unwrap()), "{ip}");
+            }
+            for ip in ["20.1.0.3", "20.1.0.7", "20.6.0.0", "2001:470:2::"] {
+                assert!(!destinations.contains(ip.parse().unwrap()), "{ip}");
+            }
+        }
+    }
+
+    #[test]
     fn ports_that_touch_are_one_range() {
         let members = Members::of(&rule(Action::Allow, &["1.1.1.1/32"]), None);
         assert_eq!(members.ports, [(TCP, 22, 30), (UDP, 1, 1)]);

@@ -109,12 +109,10 @@ fn close<T: Ord + Copy>(
     }
 }
 
-/// A segment that begins where the last one did takes its place; one like the last adds nothing.
+/// A segment that begins where the last one did takes its place. One as long as the last is another prefix.
 fn push<T: Ord + Copy>(out: &mut Vec<Segment<T>>, start: T, len: u8) {
     out.pop_if(|last| last.start == start);
-    if out.last().is_none_or(|last| last.len != len) {
-        out.push(Segment { start, len });
-    }
+    out.push(Segment { start, len });
 }
 
 /// Reads a CIDR, or one address.
@@ -190,6 +188,8 @@ mod tests {
             for ip in addresses {
                 let naive = nets.iter().filter(|net| net.contains(&ip)).max_by_key(|net| net.prefix_len());
                 prop_assert_eq!(set.longest(ip), naive.copied(), "{} in {:?}", ip, nets);
+                let given_back = set.prefixes().filter(|net| net.contains(&ip)).max_by_key(IpNet::prefix_len);
+                prop_assert_eq!(given_back, naive.copied(), "{} in {:?}", ip, nets);
             }
             prop_assert!(set.prefixes().all(|net| nets.contains(&net)));
         }

@@ -29,7 +29,7 @@ fn refused_packets_and_ended_flows_have_their_lines() {
         return;
     }
     let policy = format!(
-        "{POLICY}    - {{ name: never, action: deny, destinations: [20.60.3.9/32], protocols: [\"tcp:1-65535\"] }}\n    - {{ name: echo, destinations: [{PARTNER}/32], protocols: [icmp] }}\n"
+        "{POLICY}    - {{ name: never, action: deny, destinations: [20.60.3.8/32, 20.60.3.9/32], protocols: [\"tcp:1-65535\"] }}\n    - {{ name: echo, destinations: [{PARTNER}/32], protocols: [icmp] }}\n"
     );
     let egret = hop(&world, &config(&policy, "log: { net: all }\nown_addresses: [20.60.3.7]"));
     world.at("client", || {
