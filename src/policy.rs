@@ -20,11 +20,12 @@ pub mod pattern;
 pub mod prefixes;
 pub mod rule;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::Ipv6Net;
+use tokio::time::Instant;
 
 use crate::answers::Answers;
 use crate::claim::{Asker, Claim, Target, Via};
@@ -418,12 +419,15 @@ impl Policy {
     /// Takes over what another policy has found for the names that both keep, as far as this one lets them lead there.
     pub fn inherit(&self, old: &Self) {
         for (kept, clearance) in self.kept() {
-            let mut known = old.nets.iter().flat_map(|rule| &rule.kept);
-            if let Some(other) = known.find(|other| other.name() == kept.name()) {
-                let mut addresses = other.addresses();
-                addresses.retain(|(ip, _)| self.by_address(&clearance, &Answers::literal(*ip)).is_ok());
-                kept.set(addresses);
+            // By any rule: each may let the name lead elsewhere, and this one to all of those places.
+            let known = old.nets.iter().flat_map(|rule| &rule.kept).filter(|other| other.name() == kept.name());
+            let mut addresses: BTreeMap<IpAddr, Instant> = BTreeMap::new();
+            for (ip, seen) in known.flat_map(|other| other.addresses()) {
+                let last = addresses.entry(ip).or_insert(seen);
+                *last = seen.max(*last);
             }
+            addresses.retain(|ip, _| self.by_address(&clearance, &Answers::literal(*ip)).is_ok());
+            kept.set(addresses.into_iter().collect());
         }
     }
 

@@ -438,3 +438,26 @@ fn rules_for_some_clients_are_for_no_others() {
     let fix = policy.explain(&question).unwrap_err().hint.unwrap().fix.unwrap();
     assert!(fix.contains("sources: [\"10.0.0.0/8\"], clients: [\"a \\\"b\\\"\"], fqdns"), "{fix}");
 }
+
+#[test]
+fn what_was_found_for_a_name_is_inherited_from_every_rule_that_keeps_it() {
+    let policy = || {
+        let text = "listeners: [{ kind: forward, bind: \"127.0.0.1:1\" }]\npolicy:\n  network_rules:\n    \
+                    - { name: outside, fqdns: [kept.test], protocols: [\"tcp:4460\"] }\n    \
+                    - { name: inside, fqdns: [kept.test], addresses: [10.0.0.0/8], protocols: [\"tcp:4461\"] }\n";
+        let mut settings = Settings::parse(text, "t", Path::new(".")).unwrap();
+        std::mem::take(&mut settings.rules).compile(Arc::default())
+    };
+    let found = |policy: &Policy| -> Vec<Vec<IpAddr>> {
+        let kept = policy.nets.iter().flat_map(|rule| &rule.kept);
+        kept.map(|kept| kept.addresses().into_iter().map(|(ip, _)| ip).collect()).collect()
+    };
+    let (old, new) = (policy(), policy());
+    let [outside, inside] = ["20.1.1.1", "10.1.1.1"].map(|ip| ip.parse::<IpAddr>().unwrap());
+    let now = Instant::now();
+    for (rule, ip) in old.nets.iter().zip([outside, inside]) {
+        rule.kept[0].set(vec![(ip, now)]);
+    }
+    new.inherit(&old);
+    assert_eq!(found(&new), [[outside], [inside]]);
+}
