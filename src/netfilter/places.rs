@@ -106,7 +106,7 @@ impl Places {
         let mut new: Vec<&Place> = places.iter().collect();
         let mut taken: Vec<Option<Taken>> = self.taken.iter().map(|_| None).collect();
         let is_named = |old: &Taken, place: &Place| old.rule == place.rule;
-        let is_like = |old: &Taken, place: &Place| old.members == place.members;
+        let is_like = |old: &Taken, place: &Place| old.is_like(&Taken::of(place));
         for stays in [&is_named as &dyn Fn(&Taken, &Place) -> bool, &is_like] {
             for (old, taken) in self.taken.iter().zip(&mut taken).filter(|(_, taken)| taken.is_none()) {
                 let at = old.as_ref().and_then(|old| new.iter().position(|place| stays(old, place)));
@@ -199,6 +199,7 @@ impl Places {
                 && !all.hosts(new, &self.unused(next))
                 && let Some(Some(old)) = all.taken.get_mut(at)
             {
+                tracing::warn!(rule = %new.rule, "the kernel's table has no room to keep a denial's old and new sources and destinations apart: each denies the other's until the reload is done");
                 *old = old.and(new);
             }
         }
@@ -404,6 +405,13 @@ mod tests {
         assert_eq!(rules(&next.next(&[renamed, c]).unwrap())[1..3], [Some("other".into()), Some("c".into())]);
         let many: Vec<Place> = (0..4).map(|n| place(&format!("n{n}"), "2.2.2.2/32")).collect();
         assert!(places.next(&many).is_ok(), "left places serve where nothing else is free");
+        let named = |rule: &str, host: u8| Place {
+            learned: vec![([2, 2, 2, host].into(), Duration::from_secs(9))],
+            ..place(rule, "1.1.1.4/32")
+        };
+        let by_name = Places::of("allow", &[named("x", 1)], 2);
+        assert_eq!(rules(&by_name.next(&[named("y", 2)]).unwrap()), [None, Some("y".into())], "another name");
+        assert_eq!(rules(&by_name.next(&[named("y", 1)]).unwrap()), [Some("y".into()), None], "the same one");
         assert_eq!(rules(&next.resized(2).unwrap()), [Some("c".into()), Some("b".into())]);
         assert_eq!(rules(&next.resized(5).unwrap())[1..3], rules(&next)[1..3]);
         assert!(next.resized(1).is_err());
