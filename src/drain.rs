@@ -8,8 +8,8 @@
 //! A guest leaves by being dropped; there is no counter to forget.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::task::Context;
 use std::time::Duration;
 
@@ -34,6 +34,9 @@ struct Phases {
     call: Notify,
     is_cut: AtomicBool,
     reviews: AtomicU32,
+    /// Held while somebody calls, and while somebody begins to listen: who begins amid a call would be woken by it, and
+    /// hear no other.
+    calling: RwLock<()>,
 }
 
 /// Held by whoever must be waited for.
@@ -91,8 +94,7 @@ impl Drain {
             _ = gone.recv() => return,
             () = patience => {}
         }
-        phases.is_cut.store(true, Ordering::Release);
-        phases.call.notify_waiters();
+        phases.call(|| phases.is_cut.store(true, Ordering::Release));
         let _ = gone.recv().await;
     }
 }
@@ -124,25 +126,23 @@ impl Guest {
         }
     }
 
+    /// How often a review was asked for.
+    #[must_use]
+    pub fn reviews(&self) -> u32 {
+        self.phases.reviews.load(Ordering::Acquire)
+    }
+
     /// Wakes whoever waits for it at the next call.
     pub fn call(&self) -> Notified<'_> {
         self.phases.call.notified()
     }
 
-    /// Has a task that polls other things too woken by the next call; it looks at [`Guest::is_cut`] afterwards. Whether
-    /// a review was asked for since the last time. `heard`: what this has left there.
-    pub fn listen<'a>(
-        &'a self,
-        mut call: Pin<&mut Notified<'a>>,
-        heard: &mut Option<u32>,
-        cx: &mut Context<'_>,
-    ) -> bool {
-        let before = *heard;
-        loop {
-            let reviews = self.phases.reviews.load(Ordering::Acquire);
-            if heard.replace(reviews) == Some(reviews) {
-                return before.is_some_and(|before| before != reviews);
-            }
+    /// Has a task that polls other things too woken by every call from now on; it looks at [`Guest::is_cut`] and
+    /// [`Guest::reviews`] afterwards. `heard`: what this has left there.
+    pub fn listen<'a>(&'a self, mut call: Pin<&mut Notified<'a>>, heard: &mut Option<u32>, cx: &mut Context<'_>) {
+        if *heard != Some(self.reviews()) {
+            let _nobody_calls = self.phases.calling.read().unwrap_or_else(PoisonError::into_inner);
+            *heard = Some(self.reviews());
             call.set(self.call());
             let _ = call.as_mut().poll(cx);
         }
@@ -151,8 +151,15 @@ impl Guest {
 
 impl Reviewer {
     pub fn ask(&self) {
-        self.0.reviews.fetch_add(1, Ordering::Release);
-        self.0.call.notify_waiters();
+        self.0.call(|| self.0.reviews.fetch_add(1, Ordering::Release));
+    }
+}
+
+impl Phases {
+    fn call<T>(&self, what: impl FnOnce() -> T) {
+        let _calling = self.calling.write().unwrap_or_else(PoisonError::into_inner);
+        what();
+        self.call.notify_waiters();
     }
 }
 
@@ -166,6 +173,9 @@ impl Watcher {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::future::poll_fn;
+    use std::pin::pin;
+    use std::task::Poll;
 
     #[tokio::test(start_paused = true)]
     async fn stopping_waits_for_the_last_guest_and_then_no_longer() {
@@ -189,5 +199,60 @@ mod tests {
         let begun = tokio::time::Instant::now();
         Drain::new().stop(Duration::from_secs(30), std::future::pending()).await;
         assert_eq!(begun.elapsed(), Duration::ZERO);
+    }
+
+    /// Guests that are polled all the time when somebody calls, and then never again but for the next call.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nobody_misses_a_call_that_comes_while_it_begins_to_listen() {
+        const GUESTS: u32 = 100;
+        let drain = Drain::new();
+        let (busy, heard_all) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+        let begin = Arc::new(Notify::new());
+        for _ in 0..GUESTS {
+            let (guest, busy, heard_all, begin) = (drain.guest(), busy.clone(), heard_all.clone(), begin.clone());
+            tokio::spawn(async move {
+                let work = async {
+                    loop {
+                        begin.notified().await;
+                        while busy.load(Ordering::Relaxed) {
+                            tokio::task::yield_now().await;
+                        }
+                    }
+                };
+                let (mut work, mut call, mut heard, mut reviewed) = (pin!(work), pin!(guest.call()), None, 0);
+                poll_fn(|cx| {
+                    guest.listen(call.as_mut(), &mut heard, cx);
+                    heard_all.fetch_add(
+                        guest.reviews() - std::mem::replace(&mut reviewed, guest.reviews()),
+                        Ordering::Relaxed,
+                    );
+                    let _: Poll<()> = work.as_mut().poll(cx);
+                    if guest.is_cut() { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+            });
+        }
+        let reviewer = drain.reviewer();
+        let all_heard = async |calls: u32| {
+            let heard = async {
+                while heard_all.load(Ordering::Relaxed) < GUESTS * calls {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), heard)
+                .await
+                .unwrap_or_else(|_| panic!("call {calls} is not heard by all"));
+        };
+        for round in 0..200 {
+            busy.store(true, Ordering::Relaxed);
+            begin.notify_waiters();
+            tokio::task::yield_now().await;
+            reviewer.ask();
+            busy.store(false, Ordering::Relaxed);
+            all_heard(2 * round + 1).await;
+            reviewer.ask();
+            all_heard(2 * round + 2).await;
+        }
+        drain.stop(Duration::ZERO, std::future::pending()).await;
     }
 }

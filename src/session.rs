@@ -77,26 +77,23 @@ fn live(
     async move {
         // The end of a drain wins over a busy connection. What is dropped then says so itself: the sockets by a reset,
         // the record by its line.
-        let (mut story, mut call, mut heard, mut is_old) = (story, pin!(guest.call()), None, false);
+        let (mut story, mut call, mut heard) = (story, pin!(guest.call()), None);
         let tunnel = poll_fn(|cx| {
-            is_old |= guest.listen(call.as_mut(), &mut heard, cx);
+            guest.listen(call.as_mut(), &mut heard, cx);
             if guest.is_cut() { Poll::Ready(None) } else { story.as_mut().poll(cx) }
         })
         .await;
         drop(story);
         let Some(mut tunnel) = tunnel else { return };
         let ending = {
-            let (relay, is_allowed) = tunnel.relay(idle);
+            let (relay, mut falls) = tunnel.relay(idle, &guest);
             let mut relay = pin!(relay);
             poll_fn(|cx| {
-                is_old |= guest.listen(call.as_mut(), &mut heard, cx);
+                guest.listen(call.as_mut(), &mut heard, cx);
                 if guest.is_cut() {
                     return Poll::Ready(None);
                 }
-                if std::mem::take(&mut is_old) && !is_allowed() {
-                    return Poll::Ready(Some(Ending::Revoked));
-                }
-                relay.as_mut().poll(cx).map(Some)
+                if falls() { Poll::Ready(Some(Ending::Revoked)) } else { relay.as_mut().poll(cx).map(Some) }
             })
             .await
         };
@@ -108,48 +105,75 @@ fn live(
 /// Two sides that are relayed unseen.
 struct Tunnel {
     client: Link<ClientStream>,
-    upstream: Link<TcpStream>,
+    upstream: Upstream,
     /// What the client has sent already.
     up: Vec<u8>,
     shared: Shared,
     record: Record,
-    grounds: Box<Grounds>,
+    grounds: Grounds,
     house: Arc<House>,
     _ticket: Ticket,
 }
 
-/// What a tunnel was allowed for.
+/// What a client was let out for.
 struct Grounds {
     claim: Claim,
     sighting: Option<Sighting>,
-    address: IpAddr,
+    /// How often a review had been asked for when its policy was fetched.
+    reviewed: u32,
 }
 
 impl Grounds {
+    /// Goes on with something until it ends, or until it may not: then it has ended as revoked. The task must be one that
+    /// listens to its guest.
+    async fn during<T>(
+        &self,
+        dialled: IpAddr,
+        house: &House,
+        guest: &Guest,
+        work: impl Future<Output = Result<T, Halt>>,
+    ) -> Result<T, Halt> {
+        let (mut work, mut reviewed) = (pin!(work), self.reviewed);
+        poll_fn(|cx| {
+            if self.fall(dialled, house, guest, &mut reviewed) {
+                return Poll::Ready(Err(Halt::Broken(Ending::Revoked)));
+            }
+            work.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    /// Whether a review was asked for since the last one, and the policy of the moment would not let it begin.
+    fn fall(&self, dialled: IpAddr, house: &House, guest: &Guest, reviewed: &mut u32) -> bool {
+        let reviews = guest.reviews();
+        std::mem::replace(reviewed, reviews) != reviews && !self.hold(dialled, &house.policy.get())
+    }
+
     /// Whether a policy would allow it too.
-    fn hold(&self, policy: &Policy) -> bool {
+    fn hold(&self, dialled: IpAddr, policy: &Policy) -> bool {
         let clearance = policy.by_claim(&self.claim).and_then(|passage| match (passage, &self.sighting) {
             (Passage::Straight(clearance), _) => Ok(clearance),
             (Passage::Peek(expectation), Some(sighting)) => policy.by_sighting(&self.claim, expectation, sighting),
             // Nobody has looked what it is, and now that matters.
             (Passage::Peek(_), None) => Err(Refusal::new(Reason::NoSni, Stage::Name)),
         });
-        clearance.is_ok_and(|clearance| policy.by_address(&clearance, &Answers::literal(self.address)).is_ok())
+        clearance.is_ok_and(|clearance| policy.by_address(&clearance, &Answers::literal(dialled)).is_ok())
     }
 }
 
 impl Tunnel {
-    /// The relay, and whether the policy of the moment still allows it.
-    fn relay(&mut self, idle: Duration) -> (impl Future<Output = Ending>, impl Fn() -> bool) {
+    /// The relay, and whether it may not go on.
+    fn relay(&mut self, idle: Duration, guest: &Guest) -> (impl Future<Output = Ending>, impl FnMut() -> bool) {
         let Self { client, upstream, up, shared, record, grounds, house, .. } = self;
-        let up = std::mem::take(up);
-        let relay = relay::run(&mut client.stream, &mut upstream.stream, up, idle, record.meter_ref(), shared);
-        (relay, || grounds.hold(&house.policy.get()))
+        let (stream, up) = (&mut upstream.link.stream, std::mem::take(up));
+        let (dialled, mut reviewed) = (&upstream.address, grounds.reviewed);
+        let relay = relay::run(&mut client.stream, stream, up, idle, record.meter_ref(), shared);
+        (relay, move || grounds.fall(dialled.ip(), house, guest, &mut reviewed))
     }
 
     fn close(mut self, ending: Ending) {
         if ending == Ending::Closed {
-            self.upstream.end();
+            self.upstream.link.end();
             self.client.end();
         }
         self.record.close(ending);
@@ -182,23 +206,25 @@ enum Visit {
     Over(Ending),
     /// From here on both sides are relayed unseen; the client has sent this already.
     Relay {
-        upstream: Link<TcpStream>,
+        upstream: Upstream,
         up: Vec<u8>,
-        grounds: Box<Grounds>,
     },
     /// An answered request, after which another one may follow.
     Next,
 }
 
-/// A connected upstream, and the leave it was dialled with.
-struct Standing {
+/// A connected upstream.
+struct Upstream {
     link: Link<TcpStream>,
     address: SocketAddr,
+}
+
+/// An upstream that has answered a request and may answer another one, and the leave it was dialled with.
+struct Standing {
+    upstream: Upstream,
     permit: Permit,
     /// Who asked by it: some servers know connections rather than requests.
     identity: Identity,
-    /// It has answered before: it may have gone since.
-    is_used: bool,
 }
 
 /// The story of a connection: one visit, or one for each of its requests, until its end or a tunnel.
@@ -226,8 +252,8 @@ async fn tell(
     let (mut standing, mut before) = (None, None);
     loop {
         let house = &house;
-        match visit(&mut client, house, limits, &mut record, &mut standing, &mut before).await {
-            Ok(Visit::Relay { upstream, up, grounds }) => {
+        match visit(&mut client, house, &guest, limits, &mut record, &mut standing, before.as_ref()).await {
+            Ok((Visit::Relay { upstream, up }, grounds)) => {
                 record.allowed();
                 return Some(Box::new(Tunnel {
                     client: client.link,
@@ -240,14 +266,17 @@ async fn tell(
                     _ticket: ticket,
                 }));
             }
-            Ok(Visit::Over(ending)) => {
+            Ok((Visit::Over(ending), _)) => {
                 record.close(ending);
                 if ending == Ending::Closed {
                     client.linger().await;
                 }
                 return None;
             }
-            Ok(Visit::Next) => record.close(Ending::Closed),
+            Ok((Visit::Next, grounds)) => {
+                record.close(Ending::Closed);
+                before = Some(grounds.claim);
+            }
             Err(refusal) => {
                 record.refuse(&refusal);
                 client.refuse(&refusal).await;
@@ -278,12 +307,13 @@ async fn tell(
 async fn visit(
     client: &mut Client,
     house: &House,
+    guest: &Guest,
     peek_limits: PeekLimits,
     record: &mut Record,
     standing: &mut Option<Standing>,
-    before: &mut Option<Claim>,
-) -> Result<Visit, Refusal> {
-    let claimed = client.claim(peek_limits, before.as_ref()).await;
+    before: Option<&Claim>,
+) -> Result<(Visit, Grounds), Refusal> {
+    let claimed = client.claim(peek_limits, before).await;
     let claimed = claimed.inspect_err(|_| client.raw_target().into_iter().for_each(|raw| record.raw_name(raw)))?;
     let mut claim = claimed.claim;
     record.claim(&claim);
@@ -296,10 +326,11 @@ async fn visit(
     record.identity(&claim.identity);
 
     // One policy from here to the dial: a clearance means nothing to another one.
+    let reviewed = guest.reviews();
     let policy = house.policy.get();
     // Judge the claim first: to see a CONNECT client's bytes it must be told to go ahead, and from then on
     // a refusal can only be spoken in the protocol of those bytes.
-    let (clearance, sighting, seen) = match policy.by_claim(&claim)? {
+    let (clearance, mut sighting, seen) = match policy.by_claim(&claim)? {
         Passage::Straight(clearance) => {
             if claimed.sighting.is_none() {
                 record.straight();
@@ -313,7 +344,7 @@ async fn visit(
                     client.go_ahead().await;
                     let expected = expectation.expected();
                     // Where requests have begun in a tunnel, nothing else follows.
-                    let begun = before.as_ref().is_some_and(|before| before.via != Via::Absolute);
+                    let begun = before.is_some_and(|before| before.via != Via::Absolute);
                     let expected = if begun { Expected { tls: false, ..expected } } else { expected };
                     let sighting = client.sight(expected, peek_limits).await?;
                     record.sighting(&sighting);
@@ -326,36 +357,37 @@ async fn visit(
     let permit = permitted(&claim, &policy, &clearance, house, record).await?;
     // What is judged needs it no longer, however long it lasts.
     drop(policy);
-    if let Some(Sighting::Http(request)) = sighting {
-        let answered = requested(client, &claim, permit, &request, seen, house, record, standing).await?;
-        *before = Some(claim);
-        return Ok(answered);
+    if let Some(Sighting::Tls(hello)) = &mut sighting {
+        // Long, and no rule asks for it.
+        hello.ja4 = Parts::default();
+    }
+    let grounds = Grounds { claim, sighting, reviewed };
+    if let Some(Sighting::Http(request)) = &grounds.sighting {
+        let visit = requested(client, &grounds, request, permit, seen, house, guest, record, standing).await?;
+        return Ok((visit, grounds));
     }
 
     let departure = Departure::of(client.address.ip(), client.preserves_source(), &house.sources);
-    let (mut upstream, address) = dialled(&permit, departure, house, record).await?;
+    let mut upstream = dialled(&permit, departure, house, record).await?;
     client.go_ahead().await;
     let meter = record.meter();
     meter.touch();
     let up = client.window.take();
     // What a client of a network rule sent while it was being dialled for goes first, unseen.
-    let grounds = |sighting| Box::new(Grounds { claim, sighting, address: address.ip() });
-    let Some(Sighting::Tls(mut first)) = sighting else {
+    let Some(Sighting::Tls(first)) = &grounds.sighting else {
         client.window.release();
-        return Ok(Visit::Relay { upstream, up, grounds: grounds(None) });
+        return Ok((Visit::Relay { upstream, up }, grounds));
     };
     let Limits { hello, peek, idle, .. } = house.limits;
     let limits = SettleLimits { hello, again: peek, idle };
-    let settled = handshake::settle(&mut client.link.stream, &mut upstream.stream, &first, up, limits, &meter).await;
+    let (stream, dialled) = (&mut upstream.link.stream, upstream.address.ip());
+    let settled = handshake::settle(&mut client.link.stream, stream, first, up, limits, &meter);
+    let settled = grounds.during(dialled, house, guest, settled).await;
     client.window.release();
     match settled {
-        Ok(()) => {
-            // Long, and no rule asks for it.
-            first.ja4 = Parts::default();
-            Ok(Visit::Relay { upstream, up: Vec::new(), grounds: grounds(Some(Sighting::Tls(first))) })
-        }
+        Ok(()) => Ok((Visit::Relay { upstream, up: Vec::new() }, grounds)),
         Err(Halt::Refused(refusal)) => Err(refusal),
-        Err(Halt::Broken(ending)) => Ok(Visit::Over(ending)),
+        Err(Halt::Broken(ending)) => Ok((Visit::Over(ending), grounds)),
     }
 }
 
@@ -363,29 +395,30 @@ async fn visit(
 #[allow(clippy::too_many_arguments, reason = "everything that is known of one request")]
 async fn requested(
     client: &mut Client,
-    claim: &Claim,
-    permit: Permit,
+    grounds: &Grounds,
     request: &RequestHead,
+    permit: Permit,
     seen: bool,
     house: &House,
+    guest: &Guest,
     record: &mut Record,
     standing: &mut Option<Standing>,
 ) -> Result<Visit, Refusal> {
     let Limits { head, idle, .. } = house.limits;
+    let identity = &grounds.claim.identity;
     let departure = Departure::of(client.address.ip(), client.preserves_source(), &house.sources);
-    let reused = standing
-        .take()
-        .filter(|old| old.permit.is_same(&permit) && old.identity == claim.identity && is_quiet(&old.link.stream));
+    let is_fit = |old: &Standing| {
+        old.permit.is_same(&permit) && old.identity == *identity && is_quiet(&old.upstream.link.stream)
+    };
+    let reused = standing.take().filter(is_fit);
+    let is_reused = reused.is_some();
     let mut upstream = match reused {
-        Some(mut old) => {
-            record.upstream(old.address);
-            old.link.begin();
-            old
+        Some(Standing { mut upstream, .. }) => {
+            record.upstream(upstream.address);
+            upstream.link.begin();
+            upstream
         }
-        None => {
-            let ((link, address), permit) = (dialled(&permit, departure, house, record).await?, permit.clone());
-            Standing { link, address, permit, identity: claim.identity.clone(), is_used: false }
-        }
+        None => dialled(&permit, departure, house, record).await?,
     };
     client.go_ahead().await;
     let raw = client.window.take();
@@ -396,13 +429,21 @@ async fn requested(
     let outgoing = Outgoing { head: request, raw: &raw, may_switch: seen, fields: &fields, adds };
     let limits = ExchangeLimits { head, idle };
     let client_stream = &mut client.link.stream;
-    let mut result = exchange::run(client_stream, &mut upstream.link.stream, outgoing, limits, &meter).await;
+    let mut ask = async |upstream: &mut Upstream| {
+        let (stream, dialled) = (&mut upstream.link.stream, upstream.address.ip());
+        let exchange = exchange::run(client_stream, stream, outgoing, limits, &meter);
+        grounds.during(dialled, house, guest, exchange).await
+    };
+    let mut result = ask(&mut upstream).await;
     // A server may close a standing connection at any moment; what changes nothing is asked once more.
-    let unheard = result.is_err() && upstream.is_used && meter.totals().down == 0;
-    if unheard && request.is_repeatable() && !matches!(result, Err(Halt::Broken(Ending::ClientReset | Ending::Idle))) {
-        let (link, address) = dialled(&permit, departure, house, record).await?;
-        upstream = Standing { link, address, permit, is_used: false, ..upstream };
-        result = exchange::run(client_stream, &mut upstream.link.stream, outgoing, limits, &meter).await;
+    let unheard = is_reused && meter.totals().down == 0 && request.is_repeatable();
+    if unheard
+        && result
+            .as_ref()
+            .is_err_and(|halt| !matches!(halt, Halt::Broken(Ending::ClientReset | Ending::Idle | Ending::Revoked)))
+    {
+        upstream = dialled(&permit, departure, house, record).await?;
+        result = ask(&mut upstream).await;
     }
     client.window.release();
     match result {
@@ -413,18 +454,14 @@ async fn requested(
                     client.window.put_back(behind);
                     // Nothing is left to be said, now or until it is asked again.
                     upstream.link.end();
-                    *standing = upstream_stays.then(|| Standing { is_used: true, ..upstream });
+                    *standing = upstream_stays.then(|| Standing { upstream, permit, identity: identity.clone() });
                     Ok(Visit::Next)
                 }
                 Then::Over => {
                     upstream.link.end();
                     Ok(Visit::Over(Ending::Closed))
                 }
-                Then::Switch { up } => {
-                    let sighting = Some(Sighting::Http(Box::new(request.clone())));
-                    let grounds = Grounds { claim: claim.clone(), sighting, address: upstream.address.ip() };
-                    Ok(Visit::Relay { upstream: upstream.link, up, grounds: Box::new(grounds) })
-                }
+                Then::Switch { up } => Ok(Visit::Relay { upstream, up }),
             }
         }
         // What stopped halfway becomes a reset of both sides, but for a client that is still to be told why.
@@ -472,12 +509,12 @@ async fn dialled(
     departure: Departure<'_>,
     house: &House,
     record: &mut Record,
-) -> Result<(Link<TcpStream>, SocketAddr), Refusal> {
+) -> Result<Upstream, Refusal> {
     let (stream, address) = upstream::dial(permit, departure, house.limits.dial).await?;
     // A socket whose options cannot be set is gone already; the first write will say so.
     let _ = upstream::set_options(&SockRef::from(&stream), house.limits.keepalive);
     record.upstream(address);
-    Ok((Link::new(stream), address))
+    Ok(Upstream { link: Link::new(stream), address })
 }
 
 #[cfg(test)]
@@ -491,6 +528,6 @@ mod tests {
             size_of::<F>()
         }
         let size = size(serve);
-        assert!(size <= 592, "a session takes {size} bytes");
+        assert!(size <= 608, "a session takes {size} bytes");
     }
 }

@@ -15,7 +15,7 @@ const ALERT: &[u8] = &[21, 3, 3, 0, 2, 2, 40];
 struct World {
     egret: Egret,
     dns: Dns,
-    _origin: Recorder,
+    origin: Recorder,
 }
 
 impl World {
@@ -28,7 +28,7 @@ impl World {
         let own = own_ip();
         let config = Self::config(&dns, own, "names.txt");
         let egret = Egret::run_with(&config, own, &[("names.txt", names)]);
-        Self { egret, dns, _origin: origin }
+        Self { egret, dns, origin: origin }
     }
 
     fn config(dns: &Dns, ip: std::net::IpAddr, file: &str) -> String {
@@ -96,9 +96,10 @@ fn a_new_policy_takes_effect_and_an_open_tunnel_goes_on() {
 fn a_new_policy_may_end_what_it_would_not_let_begin() {
     let world = World::start("a.web.test\nb.web.test\nc.web.test\n");
     let config = World::config(&world.dns, world.egret.ip, "names.txt");
-    let network_rule = "  network_rules: [{ name: unseen, destinations: [127.0.0.0/8], protocols: [\"tcp:18999\"] }]\n";
+    let rules = "    - { name: plain, fqdns: [a.web.test], protocols: [\"http:18998\", \"https:18997\"], addresses: [127.0.0.0/8] }\n  \
+                   network_rules: [{ name: unseen, destinations: [127.0.0.0/8], protocols: [\"tcp:18999\"] }]\n";
     let _unseen = Recorder::start(world.egret.ip, 18999, ALERT);
-    world.write("egret.yaml", &format!("{config}{network_rule}"));
+    world.write("egret.yaml", &format!("{config}{rules}"));
     world.hang_up(DONE);
     let open = |target: &str| {
         let mut stream = tunnel(&world.egret, target);
@@ -109,6 +110,21 @@ fn a_new_policy_may_end_what_it_would_not_let_begin() {
     };
     let mut names = ["a", "b", "c"].map(|name| open(&format!("{name}.web.test:{HTTPS}")));
     let mut unseen = open(&format!("{}:18999", world.egret.ip));
+    // A request whose answer does not end, and a handshake that nobody answers.
+    let _endless =
+        Recorder::start(world.origin.address.ip(), 18998, b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\nbegins");
+    let mut asked = connect(world.egret.forward());
+    asked.write_all(b"GET http://a.web.test:18998/ HTTP/1.1\r\nHost: a.web.test:18998\r\n\r\n").unwrap();
+    let mut begins = Vec::new();
+    while !begins.ends_with(b"begins") {
+        let mut byte = [0];
+        asked.read_exact(&mut byte).unwrap_or_else(|e| panic!("{e} after {}", begins.escape_ascii()));
+        begins.push(byte[0]);
+    }
+    let silent = Recorder::start(world.origin.address.ip(), 18997, b"");
+    let mut unanswered = tunnel(&world.egret, "a.web.test:18997");
+    unanswered.write_all(&Hello::named("a.web.test").record()).unwrap();
+    eventually("the hello goes on", || silent.streams().iter().any(|bytes| !bytes.is_empty()));
     world.write("names.txt", "a.web.test\nb.web.test\n");
     world.hang_up(DONE);
     assert!(world.egret.records().is_empty(), "without on_change: cut everything goes on");
@@ -117,13 +133,14 @@ fn a_new_policy_may_end_what_it_would_not_let_begin() {
     world.write("egret.yaml", &format!("{config}  on_change: cut\n"));
     world.hang_up(DONE);
     let [a, b, c] = &mut names;
-    for (what, stream) in [("a", a), ("c", c), ("unseen", &mut unseen)] {
+    let revoked = [("a", a), ("c", c), ("unseen", &mut unseen), ("asked", &mut asked), ("unanswered", &mut unanswered)];
+    for (what, stream) in revoked {
         let left = stream.read(&mut [0; 1]).unwrap_err();
         assert_eq!(left.kind(), std::io::ErrorKind::ConnectionReset, "{what}");
         let line = world.egret.record_of(stream.local_addr().unwrap());
         assert!(line["ending"] == "revoked" && line["verdict"] == "allow", "{line:#}");
     }
-    assert_eq!(world.egret.records().len(), 3);
+    assert_eq!(world.egret.records().len(), 5);
     b.shutdown(std::net::Shutdown::Both).unwrap();
     assert_eq!(world.egret.record_of(b.local_addr().unwrap())["ending"], "closed", "b is listed as before");
 }
