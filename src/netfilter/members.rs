@@ -163,9 +163,11 @@ impl Members {
         };
         if let Some(nat64) = nat64 {
             let translated = destinations.translated(nat64);
-            // Under the prefix, an address means the one it carries.
-            let behind = Addresses::of(&[IpNet::V6(nat64)]);
-            destinations = destinations.without(&behind).and(translated);
+            if rule.action == Action::Allow {
+                // Under the prefix, an address means the one it carries; a denial is of either.
+                destinations = destinations.without(&Addresses::of(&[IpNet::V6(nat64)]));
+            }
+            destinations = destinations.and(translated);
         }
         let ports = rule.ports.iter().flat_map(|port| match port {
             NetPort::Tcp(range) => vec![(TCP, *range.start(), *range.end())],

@@ -128,3 +128,117 @@ impl Plan {
         !self.clients.v6.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::claim::Asker;
+    use crate::name::Host;
+    use crate::netfilter::members::{TCP, UDP};
+    use crate::netfilter::places::{Places, Sets};
+    use crate::policy::explain::{Question, Subject};
+    use crate::policy::rule::{NetPort, Reach, Sources};
+    use crate::policy::{OwnAddresses, Policy};
+    use proptest::prelude::*;
+    use proptest::sample::{select, subsequence};
+
+    /// Neighbours, nested ones, and those of special ranges.
+    const NETS: &[&str] = &[
+        "20.0.0.0/32",
+        "20.0.0.1/32",
+        "20.0.0.2/32",
+        "20.0.0.2/31",
+        "20.0.0.0/29",
+        "10.1.0.0/30",
+        "10.1.0.4/30",
+        "10.0.0.0/8",
+        "169.254.169.254/32",
+        "169.254.0.0/16",
+        "168.63.129.16/32",
+        "0.0.0.0/0",
+        "2a01::/127",
+        "2a01::2/127",
+        "2a01::1/128",
+        "fd00::/8",
+        "64:ff9b::/96",
+        "64:ff9b::1400:0/127",
+        "::/0",
+    ];
+    const ADDRESSES: &[&str] = &[
+        "20.0.0.0",
+        "20.0.0.1",
+        "20.0.0.2",
+        "20.0.0.3",
+        "20.0.0.8",
+        "10.1.0.1",
+        "10.1.0.5",
+        "10.9.0.1",
+        "169.254.169.254",
+        "169.254.1.1",
+        "168.63.129.16",
+        "127.0.0.1",
+        "2a01::",
+        "2a01::1",
+        "2a01::2",
+        "2a01::4",
+        "fd00::1",
+        "fe80::1",
+        "64:ff9b::1400:0",
+        "64:ff9b::1400:2",
+        "64:ff9b::a01:1",
+        "::1",
+    ];
+    const CLIENTS: &[&str] = &["10.224.0.1", "10.224.1.1", "10.225.0.1", "fd00:224::1"];
+
+    fn rules() -> impl Strategy<Value = Vec<NetRule>> {
+        let nets = |of: &'static [&'static str], least| {
+            subsequence(of, least..=of.len().min(5))
+                .prop_map(|nets| nets.into_iter().map(|net| net.parse().unwrap()).collect::<Vec<ipnet::IpNet>>())
+        };
+        let port = (1u16..4, 0u16..2, any::<bool>()).prop_map(|(low, more, is_tcp)| {
+            let range = low..=low + more;
+            if is_tcp { NetPort::Tcp(range) } else { NetPort::Udp(range) }
+        });
+        let sources = nets(&["10.224.0.0/24", "10.224.1.0/24", "10.224.0.0/15", "fd00:224::/64"], 0);
+        let rule = (any::<bool>(), sources, nets(NETS, 1), proptest::collection::vec(port, 1..3));
+        let rule = rule.prop_map(|(allows, sources, destinations, ports)| NetRule {
+            name: "r".into(),
+            action: if allows { Action::Allow } else { Action::Deny },
+            sources: Sources { nets: sources, clients: Vec::new() },
+            destinations: destinations.into_iter().collect(),
+            kept: Vec::new(),
+            fqdns: Vec::new(),
+            ports,
+            reach: Reach::default(),
+        });
+        proptest::collection::vec(rule, 1..5)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(500))]
+        #[test]
+        fn the_kernel_lets_out_what_the_policy_does_and_no_more(
+            rules in rules(),
+            nat64 in select(vec![None, Some("64:ff9b::/96".parse::<Ipv6Net>().unwrap())]),
+            is_tcp in any::<bool>(),
+        ) {
+            let filter = Filter::of(&[], &rules, nat64, Duration::ZERO);
+            let sets = Sets::of(&filter, [5, 5]);
+            let policy = Policy::compile(Vec::new(), rules, nat64, Arc::new(OwnAddresses::new(Vec::new(), Vec::new())));
+            for (client, to, port) in CLIENTS.iter().flat_map(|c| ADDRESSES.iter().flat_map(move |a| (1..5).map(move |p| (c, a, p)))) {
+                let (client, to): (IpAddr, IpAddr) = (client.parse().unwrap(), to.parse().unwrap());
+                if client.is_ipv4() != to.is_ipv4() {
+                    continue;
+                }
+                let host = Host::Address(to);
+                let subject = if is_tcp { Subject::Tcp { host, port } } else { Subject::Udp { host, port } };
+                let question = Question { subject, asker: Asker::at(client), dst: None, alpn: Vec::new() };
+                let explained = policy.explain(&question);
+                let protocol = if is_tcp { TCP } else { UDP };
+                let holds = |places: &Places| places.hold(client, SocketAddr::new(to, port), protocol);
+                let passes = holds(&sets.allows) && !holds(&sets.denies);
+                prop_assert_eq!(passes, explained.is_ok(), "{} to {}:{}: {:?}", client, to, port, explained);
+            }
+        }
+    }
+}
