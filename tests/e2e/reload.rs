@@ -28,7 +28,7 @@ impl World {
         let own = own_ip();
         let config = Self::config(&dns, own, "names.txt");
         let egret = Egret::run_with(&config, own, &[("names.txt", names)]);
-        Self { egret, dns, origin: origin }
+        Self { egret, dns, origin }
     }
 
     fn config(dns: &Dns, ip: std::net::IpAddr, file: &str) -> String {
