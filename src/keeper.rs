@@ -47,7 +47,7 @@ pub async fn run(house: Weak<House>, policy: Arc<Policy>) {
 async fn keep(house: Weak<House>, policy: Arc<Policy>, generation: u64, kept: Arc<Kept>, clearance: Clearance) {
     let Some(learn) = house.upgrade().map(|house| house.learn.clone()) else { return };
     // What an earlier policy found, when it found it.
-    let mut memory = Memory { addresses: kept.addresses(), remember: learn.remember };
+    let mut memory = Memory::of(kept.addresses(), learn.remember);
     let mut failed = false;
     while let Some(house) = house.upgrade() {
         let pause = match look_up(&house, &policy, &clearance).await {
@@ -97,16 +97,21 @@ async fn look_up(house: &House, policy: &Policy, clearance: &Clearance) -> Resul
 
 /// Addresses and when they were answered last.
 struct Memory {
+    /// The longest unseen first.
     addresses: Vec<(IpAddr, Instant)>,
     /// How long an address stays open that is answered no more: connections are older than answers.
     remember: Duration,
 }
 
 impl Memory {
+    fn of(mut addresses: Vec<(IpAddr, Instant)>, remember: Duration) -> Self {
+        addresses.sort_by_key(|(_, seen)| *seen);
+        Self { addresses, remember }
+    }
+
     fn see(&mut self, found: &[IpAddr], now: Instant) {
         self.addresses.retain(|(ip, seen)| !found.contains(ip) && now.duration_since(*seen) < self.remember);
         self.addresses.extend(found.iter().map(|ip| (*ip, now)));
-        // The longest unseen stand first.
         self.addresses.drain(..self.addresses.len().saturating_sub(MOST));
     }
 
@@ -126,7 +131,7 @@ mod tests {
         let (old, new) = (ip("192.0.2.1"), ip("192.0.2.2"));
         let start = Instant::now();
         const REMEMBER: Duration = Duration::from_secs(24 * 3600);
-        let mut memory = Memory { addresses: Vec::new(), remember: REMEMBER };
+        let mut memory = Memory::of(Vec::new(), REMEMBER);
         memory.see(&[old], start);
         memory.see(&[new], start + REMEMBER - Duration::from_secs(1));
         assert_eq!(memory.addresses(), [old, new]);
@@ -141,6 +146,12 @@ mod tests {
             let [high, low] = n.to_be_bytes();
             memory.see(&[IpAddr::from([192, 0, high, low])], start);
         }
+        let many = (0..MOST).map(|n| IpAddr::from(u32::try_from(n).unwrap().to_be_bytes()));
+        let mut known: Vec<_> = many.map(|ip| (ip, start)).collect();
+        known.insert(0, (old, start + Duration::from_secs(1)));
+        let mut inherited = Memory::of(known, REMEMBER);
+        inherited.see(&[new], start + Duration::from_secs(2));
+        assert!(inherited.addresses().ends_with(&[old, new]), "of too many, the longest unseen go");
         assert_eq!((memory.addresses().len(), memory.addresses().last()), (MOST, Some(&ip("192.0.7.255"))));
     }
 }
