@@ -98,6 +98,12 @@ pub fn may_apply() -> Result<(), KernelError> {
 pub fn apply(plan: &Plan) -> Result<Vec<String>, KernelError> {
     may_apply()?;
     routes::install(plan)?;
+    // A running egret may need as many places as it has.
+    let standing = batch::socket().and_then(|socket| refusals::counters(&socket));
+    let standing = standing.map_err(KernelError::io("cannot read the kernel's table"))?;
+    let [allows, denies] = standing.iter().find_map(|(name, _)| ruleset::any_places(name)).unwrap_or_default();
+    let places = [plan.places[0].max(allows), plan.places[1].max(denies)];
+    let plan = &Plan { places, ..plan.clone() };
     nft(&ruleset::text(plan, ruleset::nonce()))?;
     if !plan.dnat.is_empty() {
         flows::forget_untranslated(&plan.dnat).map_err(KernelError::io("cannot end flows from before the ingress"))?;

@@ -40,6 +40,11 @@ pub struct Message<'a> {
 }
 
 impl Messages {
+    #[cfg(test)]
+    pub(crate) fn contain(&self, bytes: &[u8]) -> bool {
+        self.bytes.windows(bytes.len()).any(|window| window == bytes)
+    }
+
     /// Begins a message: its kind, its flags beside [`REQUEST`], and the family's own header.
     pub fn begin(&mut self, kind: u16, flags: u16, head: &[u8]) -> Message<'_> {
         let begin = self.bytes.len();

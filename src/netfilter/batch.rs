@@ -120,6 +120,11 @@ impl Batch {
         batch
     }
 
+    #[cfg(test)]
+    pub(super) fn names(&self, ip: std::net::Ipv4Addr) -> bool {
+        self.messages.contain(&ip.octets())
+    }
+
     /// Adds elements to a set; those that are there already stay as they are.
     pub(super) fn add(&mut self, set: &str, elements: &[Element]) {
         self.elements(NEW_ELEMENT, CREATE, set, elements);

@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::batch::{self, Batch, Element};
+use super::batch::{self, Batch};
 use super::places::{NoPlace, Places, Sets, fill_addresses};
 use super::plan::{Filter, Plan};
-use super::ruleset::{self, set_name};
-use super::{FORWARDED, STATE, flows, refusals, routes};
+use super::ruleset;
+use super::{BYPASSED, FORWARDED, INGRESS, INGRESS_PLAIN, STATE, flows, refusals, routes};
 use crate::ending::Reason;
 use crate::netlink::Socket;
 
@@ -201,7 +201,8 @@ impl Kernel {
     pub fn cut(&self) -> io::Result<usize> {
         let Sets { allows, denies, .. } = self.state().sets.clone();
         flows::cut(|flow| {
-            let is_of_rule = usize::try_from(flow.mark & !STATE).is_ok_and(|number| number < allows.len());
+            // Of places, too, that a table before this one had.
+            let is_of_rule = ![BYPASSED, INGRESS, INGRESS_PLAIN].contains(&flow.mark);
             let holds = |places: &Places| places.hold(flow.client.ip(), flow.destination, flow.protocol);
             !is_of_rule || (holds(&allows) && !holds(&denies))
         })
@@ -229,16 +230,11 @@ impl Kernel {
         let mut state = self.state();
         let number = state.sets.allows.number(rule).filter(|_| state.generation == generation);
         let Some(number) = number else { return Ok(()) };
+        let table = state.table.as_ref().map(|table| table.name.clone());
+        let mut batch = Batch::of(table.as_deref().unwrap_or_default());
+        state.sets.allows.learn(number, addresses, &mut batch);
         // Without a table, they are put in as soon as there is one.
-        state.sets.allows.learn(number, addresses);
-        let Some(table) = &state.table else { return Ok(()) };
-        let mut batch = Batch::of(&table.name);
-        for (family, is_v4) in [("learned4", true), ("learned6", false)] {
-            let of_family = addresses.iter().filter(|(ip, _)| ip.is_ipv4() == is_v4);
-            let elements: Vec<Element> = of_family.map(|(ip, left)| Element::learned(*ip, *left)).collect();
-            batch.renew(&set_name("allow", number, family), &elements);
-        }
-        state.commit(batch)
+        if table.is_some() { state.commit(batch) } else { Ok(()) }
     }
 
     /// Begins a reload: lets out what both the old and the new rules let out, and denies what either denies.

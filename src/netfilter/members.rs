@@ -87,6 +87,13 @@ impl Addresses {
         Self { v4: Vec::new(), v6: if nat64.prefix_len() == 96 { v6.collect() } else { Vec::new() } }
     }
 
+    /// With the spellings of its IPv4 addresses behind a translator.
+    #[must_use]
+    pub fn spelled(self, nat64: Option<Ipv6Net>) -> Self {
+        let translated = nat64.map(|nat64| self.translated(nat64)).unwrap_or_default();
+        self.and(translated)
+    }
+
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.v4.is_empty() && self.v6.is_empty()
@@ -161,14 +168,13 @@ impl Members {
             }
             Action::Deny | Action::Close(_) => Addresses::of(&written),
         };
-        if let Some(nat64) = nat64 {
-            let translated = destinations.translated(nat64);
-            if rule.action == Action::Allow {
-                // Under the prefix, an address means the one it carries; a denial is of either.
-                destinations = destinations.without(&Addresses::of(&[IpNet::V6(nat64)]));
-            }
-            destinations = destinations.and(translated);
+        if rule.action == Action::Allow
+            && let Some(nat64) = nat64
+        {
+            // Under the prefix, an address means the one it carries; a denial is of either.
+            destinations = destinations.without(&Addresses::of(&[IpNet::V6(nat64)]));
         }
+        let destinations = destinations.spelled(nat64);
         let ports = rule.ports.iter().flat_map(|port| match port {
             NetPort::Tcp(range) => vec![(TCP, *range.start(), *range.end())],
             NetPort::Udp(range) => vec![(UDP, *range.start(), *range.end())],

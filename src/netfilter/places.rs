@@ -147,14 +147,21 @@ impl Places {
         self.taken.iter().enumerate().filter_map(|(number, taken)| Some((number, &taken.as_ref()?.rule)))
     }
 
-    pub(super) const fn len(&self) -> usize {
+    #[cfg(test)]
+    const fn len(&self) -> usize {
         self.taken.len()
     }
 
-    /// What is learned for a place, from now on.
-    pub(super) fn learn(&mut self, number: usize, addresses: &[(IpAddr, Duration)]) {
-        if let Some(Some(taken)) = self.taken.get_mut(number) {
-            taken.learned = until(addresses);
+    /// What is learned for a place, from now on: writes it, and takes out what counts no more.
+    pub(super) fn learn(&mut self, number: usize, addresses: &[(IpAddr, Duration)], batch: &mut Batch) {
+        let Some(Some(taken)) = self.taken.get_mut(number) else { return };
+        let before = std::mem::replace(&mut taken.learned, until(addresses));
+        let set = |what: &str| set_name(self.action, number, what);
+        change_learned(batch, &before, &taken.learned, set);
+        for (family, is_v4) in [("learned4", true), ("learned6", false)] {
+            let of_family = addresses.iter().filter(|(ip, _)| ip.is_ipv4() == is_v4);
+            let elements: Vec<Element> = of_family.map(|(ip, left)| Element::learned(*ip, *left)).collect();
+            batch.renew(&set(family), &elements);
         }
     }
 
@@ -280,7 +287,8 @@ impl Taken {
 
     /// Whether it leads to an address, for whomever.
     fn leads_to(&self, ip: IpAddr) -> bool {
-        self.members.destinations.contains(ip) || self.learned.contains_key(&ip)
+        let is_learned = || self.learned.get(&ip).is_some_and(|until| *until > Instant::now());
+        self.members.destinations.contains(ip) || is_learned()
     }
 
     /// What both hold.
@@ -363,16 +371,19 @@ fn change_learned(
 ) {
     let now = Instant::now();
     for (family, is_v4) in [("learned4", true), ("learned6", false)] {
-        let only = |one: &BTreeMap<IpAddr, Instant>, other: &BTreeMap<IpAddr, Instant>| -> Vec<Element> {
-            let only = one.iter().filter(|(ip, _)| ip.is_ipv4() == is_v4 && !other.contains_key(ip));
-            let left = |until: &Instant| until.saturating_duration_since(now).max(Duration::from_secs(1));
-            only.map(|(ip, until)| Element::learned(*ip, left(until))).collect()
+        let only = |one: &BTreeMap<IpAddr, Instant>, other: &BTreeMap<IpAddr, Instant>| -> Vec<(IpAddr, Duration)> {
+            one.iter()
+                .filter(|(ip, _)| ip.is_ipv4() == is_v4 && !other.contains_key(ip))
+                .map(|(ip, until)| (*ip, until.saturating_duration_since(now)))
+                .collect()
         };
-        let gone = only(was, will);
+        let element = |(ip, left): &(IpAddr, Duration)| Element::learned(*ip, (*left).max(Duration::from_secs(1)));
         // What has run out meanwhile is put back, so that it can be taken out.
+        let gone: Vec<Element> = only(was, will).iter().map(element).collect();
         batch.add(&set(family), &gone);
         batch.take(&set(family), &gone);
-        batch.add(&set(family), &only(will, was));
+        let new: Vec<Element> = only(will, was).iter().filter(|(_, left)| !left.is_zero()).map(element).collect();
+        batch.add(&set(family), &new);
     }
 }
 
@@ -417,6 +428,25 @@ mod tests {
         assert!(next.resized(1).is_err());
         let too_many: Vec<Place> = (0..5).map(|n| place(&format!("n{n}"), "2.2.2.2/32")).collect();
         assert!(matches!(places.next(&too_many), Err(NoPlace(4, "allow"))));
+    }
+
+    #[test]
+    fn what_is_learned_no_more_goes_and_what_has_run_out_stays_out() {
+        let [known, both, late] = [[2, 2, 2, 1], [2, 2, 2, 2], [2, 2, 2, 3]].map(Ipv4Addr::from);
+        let learned = |all: &[Ipv4Addr], left| all.iter().map(|ip| (IpAddr::V4(*ip), left)).collect::<Vec<_>>();
+        let minute = Duration::from_secs(60);
+        let mut places = Places::of("allow", &[place("a", "1.1.1.1/32")], 1);
+        places.learn(0, &learned(&[known, both], minute), &mut Batch::of("t"));
+        let mut batch = Batch::of("t");
+        places.learn(0, &learned(&[both, late], minute), &mut batch);
+        assert!([known, both, late].iter().all(|ip| batch.names(*ip)), "one is taken out, the others put in");
+        assert!(places.taken[0].as_ref().unwrap().learned.keys().eq(&[IpAddr::V4(both), IpAddr::V4(late)]));
+        // A table that is filled again, after their time.
+        places.learn(0, &learned(&[both], Duration::ZERO), &mut Batch::of("t"));
+        let (mut batch, nothing) = (Batch::of("t"), Places { action: "allow", taken: vec![None] });
+        nothing.change(&places, &mut batch);
+        assert!(batch.names([1, 1, 1, 1].into()) && !batch.names(both));
+        assert!(!places.taken[0].as_ref().unwrap().leads_to(both.into()));
     }
 
     /// Some of four addresses, or ports, by the bits of a number; two sources, destinations, addresses learned, ports.

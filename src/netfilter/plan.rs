@@ -110,7 +110,7 @@ impl Plan {
             clients: Addresses::of(&part.clients),
             interfaces: part.interfaces.clone(),
             bypass: Addresses::of(&part.bypass),
-            own: Addresses::of(&settings.own_addresses),
+            own: Addresses::of(&settings.own_addresses).spelled(rules.nat64),
             listeners: [binds().find(takes_v4), binds().find(SocketAddr::is_ipv6)],
             doors: doors.filter(|bind| !bind.ip().is_loopback()).collect(),
             masquerades: part.masquerades,

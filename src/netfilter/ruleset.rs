@@ -77,6 +77,12 @@ pub(super) fn places(table: &str, id: &str) -> Option<[usize; 2]> {
     Some([parts.next()?.parse().ok()?, parts.next()?.parse().ok()?])
 }
 
+/// The places of a table of egret's, whatever it was made of.
+pub(super) fn any_places(table: &str) -> Option<[usize; 2]> {
+    let (hash, _) = table.strip_prefix(TABLE_ID)?.split_once('_')?;
+    places(table, &format!("{TABLE_ID}{hash}_"))
+}
+
 /// The number of rules in all chains: another one in the kernel means that somebody else was there.
 pub(super) fn rules(plan: &Plan, places: [usize; 2]) -> usize {
     Table::fixed(&Plan { places, ..plan.clone() }).rules
@@ -181,6 +187,12 @@ impl Table {
         let inside = interfaces(plan);
         self.chain("prerouting", Some("filter hook prerouting priority mangle; policy accept"), |chain| {
             chain.rule("iifname \"lo\" accept");
+            // Nobody outside is a client, amid a client's flow either.
+            let outside = inside
+                .as_ref()
+                .map_or_else(|| "fib saddr . iif oif missing".to_owned(), |inside| format!("iifname != {inside}"));
+            chain.rule(format_args!("ip saddr @clients4 {outside} goto drop_source_not_allowed"));
+            chain.rule(format_args!("ip6 saddr @clients6 {outside} goto drop_source_not_allowed"));
             // What was decided holds in both directions, for as long as the flow is known.
             chain.rule(format_args!("ct mark & {STATE:#x} == {FORWARDED:#x} meta mark set ct mark accept"));
             chain.rule(format_args!("ct mark & {STATE:#x} == {CAPTURED:#x} goto to_egret"));
@@ -195,12 +207,6 @@ impl Table {
             }
             // What this machine itself has asked.
             chain.rule("ct direction reply ct state established accept");
-            // Nobody outside is a client.
-            let outside = inside
-                .as_ref()
-                .map_or_else(|| "fib saddr . iif oif missing".to_owned(), |inside| format!("iifname != {inside}"));
-            chain.rule(format_args!("ip saddr @clients4 {outside} goto drop_source_not_allowed"));
-            chain.rule(format_args!("ip6 saddr @clients6 {outside} goto drop_source_not_allowed"));
             chain.rule("ip saddr @clients4 goto from_client");
             chain.rule("ip6 saddr @clients6 goto from_client");
             chain.rule("goto from_elsewhere");
@@ -230,6 +236,15 @@ impl Table {
             for family in ["ip daddr @bypass4", "ip6 daddr @bypass6"] {
                 chain.rule(format_args!("{family} ct mark set {BYPASSED:#x} meta mark set ct mark accept"));
             }
+            // 169.254.169.254 and 168.63.129.16 as some translator or tunnel would unwrap them: RFC 6052 §2.2, RFC 4380 §4
+            // (inverted), RFC 3056 §2, RFC 4291 §2.5.5.
+            for disguised in [
+                "ip6 daddr 64:ff9b::/32 @nh,288,32 { 0xa9fea9fe, 0xa83f8110 }",
+                "ip6 daddr 2001::/32 @nh,288,32 { 0x56015601, 0x57c07eef }",
+                "ip6 daddr { 2002:a9fe:a9fe::/48, 2002:a83f:8110::/48, ::a9fe:a9fe, ::a83f:8110 }",
+            ] {
+                chain.rule(format_args!("{disguised} goto refuse_no_rule"));
+            }
             chain.rule("meta l4proto != { tcp, udp, icmp, ipv6-icmp } goto refuse_protocol_denied");
             chain.rule("meta nfproto ipv4 meta l4proto ipv6-icmp drop");
             chain.rule("meta nfproto ipv6 meta l4proto icmp drop");
@@ -247,7 +262,7 @@ impl Table {
         });
         for (action, _, count) in each_action(plan) {
             for number in 0..count {
-                self.chain(&format!("{action}{number}"), None, |chain| chain.place_rules(action, number));
+                self.place_chains(action, number);
             }
         }
         self.chain("to_egret", None, |chain| {
@@ -266,23 +281,30 @@ impl Table {
         });
     }
 
-    fn place_rules(&mut self, action: &str, number: usize) {
-        let verdict = if action == "allow" {
-            let echoes = format!("limit rate over {ECHOES_PER_SECOND}/second burst {ECHOES_PER_SECOND} packets drop");
-            self.rule(format_args!("meta l4proto {{ {ICMP}, {ICMPV6} }} {echoes}"));
-            let mark = FORWARDED | u32::try_from(number).unwrap_or(0);
-            format!("counter name {action}{number} ct mark set {mark:#x} meta mark set ct mark accept")
-        } else {
-            "goto refuse_rule_denied".to_owned()
-        };
-        for (ip, family) in [("ip", "4"), ("ip6", "6")] {
-            let sources = set_name(action, number, &format!("sources{family}"));
-            let learned = (action == "allow").then(|| format!("learned{family}"));
-            for what in [Some(format!("destinations{family}")), learned].into_iter().flatten() {
-                let destinations = set_name(action, number, &what);
-                self.rule(format_args!("{ip} saddr @{sources} {ip} daddr @{destinations} {verdict}"));
-            }
+    fn place_chains(&mut self, action: &'static str, number: usize) {
+        let passes = format!("{action}{number}_passes");
+        let verdict = if action == "allow" { format!("goto {passes}") } else { "goto refuse_rule_denied".to_owned() };
+        if action == "allow" {
+            self.chain(&passes, None, |chain| {
+                let echoes =
+                    format!("limit rate over {ECHOES_PER_SECOND}/second burst {ECHOES_PER_SECOND} packets drop");
+                chain.rule(format_args!("meta l4proto {{ {ICMP}, {ICMPV6} }} {echoes}"));
+                let mark = FORWARDED | u32::try_from(number).unwrap_or(0);
+                chain.rule(format_args!(
+                    "counter name {action}{number} ct mark set {mark:#x} meta mark set ct mark accept"
+                ));
+            });
         }
+        self.chain(&format!("{action}{number}"), None, |chain| {
+            for (ip, family) in [("ip", "4"), ("ip6", "6")] {
+                let sources = set_name(action, number, &format!("sources{family}"));
+                let learned = (action == "allow").then(|| format!("learned{family}"));
+                for what in [Some(format!("destinations{family}")), learned].into_iter().flatten() {
+                    let destinations = set_name(action, number, &what);
+                    chain.rule(format_args!("{ip} saddr @{sources} {ip} daddr @{destinations} {verdict}"));
+                }
+            }
+        });
     }
 
     fn forward(&mut self) {
@@ -290,6 +312,8 @@ impl Table {
             chain.rule(format_args!("ct mark & {STATE:#x} == {FORWARDED:#x} ct state != invalid goto forwarded"));
         });
         self.chain("forwarded", None, |chain| {
+            // What some protocol's helper expects beside a flow is a flow of its own, which no rule has let out.
+            chain.rule(format_args!("ct state related meta l4proto != {{ {ICMP}, {ICMPV6} }} drop"));
             chain.rule(format_args!(
                 "ct state related meta l4proto {{ {ICMP}, {ICMPV6} }} meta length > {LARGEST_ICMP_ERROR} drop"
             ));
@@ -326,6 +350,10 @@ impl Table {
             chain.rule("icmpv6 type nd-redirect drop");
         });
         self.chain("at_the_door", None, |chain| {
+            if !plan.interfaces.is_empty() {
+                // No client shows this machine its way. Where clients share the link with the way out, its router does.
+                chain.rule("icmpv6 type nd-router-advert drop");
+            }
             chain.rule("icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, nd-router-advert, mld-listener-query } accept");
             chain.rule("udp sport 547 udp dport 546 accept");
             for door in &plan.doors {

@@ -39,8 +39,10 @@ pub(super) fn set(plan: &Plan) -> Result<Vec<String>, KernelError> {
     let [v4, v6] = FORWARDING.map(Path::new);
     write(v4, "1")?;
     if plan.has_v6() {
-        // A router takes no route from advertisements, unless it is told to.
-        for interface in interfaces("ipv6") {
+        // A router takes no route from advertisements, unless it is told to; from clients it takes none.
+        let is_clients =
+            |path: &PathBuf| path.file_name().is_some_and(|name| plan.interfaces.iter().any(|of| **of == *name));
+        for interface in interfaces("ipv6").into_iter().filter(|path| !is_clients(path)) {
             let accepts = interface.join("accept_ra");
             if std::fs::read_to_string(&accepts).is_ok_and(|value| value.trim() == "1") {
                 write(&accepts, "2")?;

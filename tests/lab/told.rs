@@ -73,6 +73,27 @@ fn refused_packets_and_ended_flows_have_their_lines() {
         from.send_to(b"x", (DECOY, 1194)).unwrap();
     });
     net(&egret, &format!("{DECOY}:1194"), "source_not_allowed");
+    // Nor may anybody outside speak as a client, amid that one's flow either.
+    let talk = world.at("client", || {
+        let talk = UdpSocket::bind("0.0.0.0:0").unwrap();
+        talk.send_to(b"hello", (PARTNER, 1194)).unwrap();
+        talk.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        talk.recv(&mut [0; 5]).unwrap();
+        talk
+    });
+    let mac = world.at("hop1", || crate::support::text(&crate::support::run("ip", &["-br", "link", "show", "wan"])));
+    let mac = mac.split_whitespace().nth(2).unwrap().replace(':', "");
+    let forged = format!(
+        "import socket as s,struct\n\
+         u=struct.pack('!HHHH',{},1194,15,0)+b'SPOOFED'\n\
+         h=struct.pack('!BBHHHBBH',69,0,20+len(u),1,0,64,17,0)+s.inet_aton('{CLIENT}')+s.inet_aton('{PARTNER}')\n\
+         t=sum(struct.unpack('!10H',h)); t=(t>>16)+(t&65535); h=h[:10]+struct.pack('!H',~t&65535)+h[12:]\n\
+         s.socket(s.AF_PACKET,s.SOCK_DGRAM).sendto(h+u,('w1',2048,0,0,bytes.fromhex('{mac}')))\n",
+        talk.local_addr().unwrap().port()
+    );
+    let said = world.at("internet", || crate::support::run("python3", &["-c", &forged]));
+    assert!(said.status.success(), "{}", crate::support::text(&said));
+    net(&egret, &format!("{PARTNER}:1194"), "source_not_allowed");
     // A flow has its line when it is over.
     world.at("client", || assert_eq!(tcp(PARTNER, 9000), Ok(())));
     world.at("hop1", || {

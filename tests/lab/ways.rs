@@ -109,6 +109,53 @@ fn ingress_may_show_the_outsider_and_nobody_is_told_of_another_way() {
 }
 
 #[test]
+fn no_client_shows_the_way_and_metadata_in_disguise_is_nobodys() {
+    let Some(world) = World::build(Through::One) else { return };
+    if !crate::support::have(&["python3"]) {
+        return;
+    }
+    let mut capture = world.capture();
+    let policy = POLICY.to_owned()
+        + "    - { name: disguises, destinations: [\"64:ff9b::/96\", \"64:ff9b:1::/48\", \"2001::/32\", \"2002::/16\"], protocols: [\"tcp:22\"] }\n";
+    let _egret = hop(&world, &config(&policy, ""));
+    let away = |to: &str| world.at("hop1", || text(&run("ip", &["-6", "route", "get", to])));
+    // A router's words: a prefix on this link, and itself as the preferred way, from a link-local address with hop limit 255.
+    let router = "import socket as s,struct,time\n\
+        k=s.socket(s.AF_INET6,s.SOCK_RAW,s.IPPROTO_ICMPV6)\n\
+        k.setsockopt(s.IPPROTO_IPV6,s.IPV6_MULTICAST_HOPS,255)\n\
+        k.setsockopt(s.IPPROTO_IPV6,s.IPV6_MULTICAST_IF,s.if_nametoindex('h1'))\n\
+        p=struct.pack('!BBBBIII',3,4,64,0xc0,9000,9000,0)+s.inet_pton(s.AF_INET6,'2a01:60::')\n\
+        for n in range(30):\n\
+        \x20k.sendto(struct.pack('!BBHBBHII',134,0,0,64,8,1800,0,0)+p,('ff02::1',0,0,s.if_nametoindex('h1')))\n\
+        \x20time.sleep(.1)\n";
+    // For as long as it takes until the link's own address is one.
+    assert!(world.at("fabric", || run("python3", &["-c", router]).status.success()));
+    for to in [PARTNER6, "2a01:99::1"] {
+        assert!(away(to).contains("dev wan"), "{}", away(to));
+    }
+    eventually("IPv6 goes through", || world.at("client", || tcp(PARTNER6, 9000)) == Ok(()));
+    // What some translator or tunnel would unwrap, each beside a neighbour.
+    let connect = |to: &str| {
+        let to = std::net::SocketAddr::new(to.parse().unwrap(), 22);
+        world.at("client", || TcpStream::connect_timeout(&to, Duration::from_millis(300)).map_err(|e| e.kind()))
+    };
+    let disguises = [
+        ("64:ff9b::a9fe:a9fe", "64:ff9b::a9fe:a9fd"),
+        ("64:ff9b:1::a83f:8110", "64:ff9b:1::a83f:8111"),
+        ("2001:0:1::5601:5601", "2001:0:1::5601:5602"),
+        ("2002:a9fe:a9fe::1", "2002:a9fe:a9fd::1"),
+    ];
+    for (hidden, neighbour) in disguises {
+        assert_eq!(connect(hidden).unwrap_err(), std::io::ErrorKind::ConnectionRefused, "{hidden}");
+        let _ = connect(neighbour);
+    }
+    for (hidden, neighbour) in disguises {
+        capture.saw_nothing(&format!("dst host {hidden}"));
+        assert!(!capture.packets(&format!("dst host {neighbour}")).is_empty(), "{neighbour}");
+    }
+}
+
+#[test]
 fn narrow_links_and_large_transfers_are_no_hindrance() {
     let Some(world) = World::build(Through::One) else { return };
     let policy = POLICY.to_owned()
