@@ -154,6 +154,11 @@ impl App {
         let counters = kernel.as_ref().map(|kernel| kernel.look()).transpose().map_err(StartError::Table)?;
         let counted = Counted::from(counters.unwrap_or_default());
         let redirected = settings.listeners.iter().any(|listener| listener.kind.captures(Capture::Redirect));
+        if redirected && !sidecar::stands() {
+            tracing::warn!(
+                "the pod's table is not there: what other rules do not lead here leaves unjudged; run `egret netfilter apply --sidecar` in the pod's network namespace, before this"
+            );
+        }
         let sidecar = redirected.then(|| sidecar::others(&settings.rules.nets, settings.rules.nat64));
         let screen_parts = Screen::of(&settings, config, room.connections);
         let policy = std::mem::take(&mut settings.rules).compile(Arc::clone(&own));
@@ -458,7 +463,7 @@ async fn watch_kernel(kernel: Arc<Kernel>, house: Weak<House>, mut counted: Coun
         match (std::mem::replace(&mut missing, now), &missing) {
             (before, Some(now)) if before.as_ref() != Some(now) => {
                 tracing::error!(
-                    "{now}: clients stay shut in until `egret netfilter apply` with this egret's configuration, or a start with --netfilter"
+                    "{now}: not ready until `egret netfilter apply` with this egret's configuration, or a start with --netfilter"
                 );
             }
             (Some(_), None) => tracing::info!("the kernel's rules are in place again"),

@@ -390,6 +390,11 @@ impl Policy {
     }
 
     #[must_use]
+    pub fn own(&self) -> &OwnAddresses {
+        &self.own
+    }
+
+    #[must_use]
     pub const fn nat64(&self) -> Option<Ipv6Net> {
         self.nat64
     }

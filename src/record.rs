@@ -110,14 +110,14 @@ impl Book {
                     line.protocol = Some("quic");
                 }
             }
-            NetVerdict::Ended { rule, upstream, totals, duration } => {
+            NetVerdict::Ended { rule, upstream, totals, duration, ending } => {
                 line.verdict = Some("allow");
                 line.rule = Some(rule);
                 line.upstream = Some(upstream);
                 (line.bytes_up, line.bytes_down) = (totals.up, totals.down);
                 line.duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
                 line.ts = Stamp(SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH));
-                line.ending = Some(Ending::Closed.as_str());
+                line.ending = Some(ending.as_str());
             }
         }
         self.scribe.write_if_room(line);
@@ -150,6 +150,7 @@ pub enum NetVerdict {
         upstream: SocketAddr,
         totals: Totals,
         duration: Duration,
+        ending: Ending,
     },
 }
 

@@ -196,7 +196,7 @@ fn delete(socket: &Socket, family: u8, original: &[u8]) -> io::Result<bool> {
 ///
 /// # Errors
 /// The kernel's.
-pub fn cut(is_wanted: impl Fn(&Flow) -> bool) -> io::Result<usize> {
+pub fn cut(mut is_wanted: impl FnMut(&Flow) -> bool) -> io::Result<usize> {
     let socket = conntrack(0)?;
     let mut messages = Messages::default();
     let mut message = messages.begin(GET, DUMP, &[0, 0, 0, 0]);

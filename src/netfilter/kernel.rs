@@ -3,9 +3,9 @@
 //! Every change is one transaction. A reload takes two: first what both policies let out, rule by rule, then what the
 //! new one lets out, with the change of policy between them. So no moment passes what neither lists.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::batch::{self, Batch};
+use super::flows::Flow;
 use super::places::{NoPlace, Places, Sets, fill_addresses};
 use super::plan::{Filter, Plan};
 use super::ruleset;
@@ -30,6 +31,8 @@ pub struct Kernel {
     is_in_place: AtomicBool,
     /// Refused packets that have a line and are not counted yet, by reason.
     lines: Mutex<HashMap<Reason, u64>>,
+    /// Flows that the last reload has ended and whose end is not told yet.
+    revoked: Mutex<HashSet<(SocketAddr, SocketAddr, u8)>>,
 }
 
 #[derive(Debug)]
@@ -107,6 +110,7 @@ impl Kernel {
             state: Mutex::new(state),
             is_in_place: AtomicBool::new(false),
             lines: Mutex::default(),
+            revoked: Mutex::default(),
         })
     }
 
@@ -200,12 +204,24 @@ impl Kernel {
     /// The kernel's.
     pub fn cut(&self) -> io::Result<usize> {
         let Sets { allows, denies, .. } = self.state().sets.clone();
+        let mut revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
+        revoked.clear();
         flows::cut(|flow| {
             // Of places, too, that a table before this one had.
             let is_of_rule = ![BYPASSED, INGRESS, INGRESS_PLAIN].contains(&flow.mark);
             let holds = |places: &Places| places.hold(flow.client.ip(), flow.destination, flow.protocol);
-            !is_of_rule || (holds(&allows) && !holds(&denies))
+            let stays = !is_of_rule || (holds(&allows) && !holds(&denies));
+            if !stays {
+                revoked.insert((flow.client, flow.destination, flow.protocol));
+            }
+            stays
         })
+    }
+
+    /// Whether a flow ended because a reload has cut it; asked once for each.
+    pub(super) fn was_cut(&self, flow: &Flow) -> bool {
+        let mut revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
+        revoked.remove(&(flow.client, flow.destination, flow.protocol))
     }
 
     /// The rule that let a flow through, from its conntrack mark.

@@ -15,6 +15,7 @@ const LOG_PACKET: u16 = 4 << 8;
 const LOG_CONFIG: u16 = (4 << 8) | 1;
 const CONFIG_COMMAND: u16 = 1;
 const CONFIG_MODE: u16 = 2;
+const CONFIG_TOGETHER: u16 = 5;
 const BIND: u8 = 1;
 const COPY_PACKET: u8 = 2;
 /// Bytes of each packet: headers, and not what the client says.
@@ -57,6 +58,8 @@ impl Refusals {
         let mut mode = COPIED.to_be_bytes().to_vec();
         mode.extend([COPY_PACKET, 0]);
         messages.begin(LOG_CONFIG, ACK, &[0, 0, high, low]).attr(CONFIG_MODE, &mode);
+        // Each at once: a line has the time at which it is read, and the kernel would keep it for a second.
+        messages.begin(LOG_CONFIG, ACK, &[0, 0, high, low]).attr(CONFIG_TOGETHER, &1u32.to_be_bytes());
         socket.ask(&messages)?;
         Ok(Self(socket))
     }

@@ -92,6 +92,12 @@ pub(super) fn rules(plan: &Plan, places: [usize; 2]) -> usize {
 #[must_use]
 pub fn shown(plan: &Plan) -> String {
     let mut out = text(plan, 0);
+    out.push_str("\n# The rules behind the numbers; those without one are room for a reload:\n");
+    for (action, places, _) in each_action(plan) {
+        for (number, place) in places.iter().enumerate() {
+            let _ = writeln!(out, "#   {action}{number} = {}", place.rule);
+        }
+    }
     out.push_str("\n# And, before the table, the policy routes:\n");
     for command in super::routes::commands() {
         let _ = writeln!(out, "#   {command}");

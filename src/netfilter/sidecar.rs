@@ -5,6 +5,9 @@
 //! against root.
 
 use std::fmt::Display;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
 
 use super::members::{Addresses, ICMP, ICMPV6, Members, TCP, UDP};
 use super::ruleset::{Table, replacing};
@@ -64,6 +67,17 @@ pub fn others(nets: &[NetRule], nat64: Option<ipnet::Ipv6Net>) -> Vec<Other> {
     others
 }
 
+/// What the table refuses egret itself in a way of its own, and where nobody listens.
+const PROBE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 112, 9, 1), 1);
+
+/// Whether a sidecar's table stands, as far as its user can tell, who may not ask the kernel.
+#[must_use]
+pub fn stands() -> bool {
+    const ENOUGH: Duration = Duration::from_secs(1);
+    let tried = std::net::TcpStream::connect_timeout(&PROBE.into(), ENOUGH);
+    tried.is_err_and(|error| error.kind() != ErrorKind::ConnectionRefused)
+}
+
 impl Sidecar {
     /// The sidecar of some settings; `None` where no listener takes redirected connections.
     #[must_use]
@@ -108,6 +122,7 @@ impl Sidecar {
 
     fn output(&self, own: &str) -> Vec<String> {
         let mut rules: Vec<String> = vec![
+            format!("{own} ip daddr {} tcp dport {} reject with icmp type admin-prohibited", PROBE.ip(), PROBE.port()),
             LOCAL.into(),
             format!("{own} meta l4proto tcp ct mark set {FORWARDED:#x} accept"),
             format!("{own} accept"),

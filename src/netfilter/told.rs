@@ -10,7 +10,7 @@ use super::refusals::{Refusals, Refused};
 use super::ruleset::REASONS;
 use super::{BYPASSED, INGRESS, INGRESS_PLAIN};
 use crate::claim::Asker;
-use crate::ending::{Reason, Refusal, Stage, Totals};
+use crate::ending::{Ending, Hint, Reason, Refusal, Stage, Totals};
 use crate::name::Host;
 use crate::policy::explain::{Question, Subject};
 use crate::record::NetVerdict;
@@ -66,6 +66,10 @@ fn refusal(house: &House, refused: &Refused) -> Refusal {
     if !matches!(reason, Reason::NoRule | Reason::RuleDenied) {
         return plain;
     }
+    if house.policy.get().own().is_interface(packet.to.ip()) {
+        let nearest = "this machine itself: clients reach its listeners and `health.bind`, and no rule opens more";
+        return plain.with(Hint { nearest: Some(nearest.into()), ..Hint::default() });
+    }
     let question = Question { subject, asker: Asker::at(packet.from.ip()), dst: None, alpn: Vec::new() };
     let explained = house.policy.get().explain(&question).err();
     // The policy may have changed since.
@@ -90,7 +94,9 @@ fn tell_flows(endings: &Endings, house: &Weak<House>) {
             };
             let totals = Totals { up: flow.bytes_up, down: flow.bytes_down };
             let duration = flow.duration.unwrap_or_default();
-            let verdict = NetVerdict::Ended { rule, upstream: flow.upstream, totals, duration };
+            let was_cut = house.kernel.as_ref().is_some_and(|kernel| kernel.was_cut(&flow));
+            let ending = if was_cut { Ending::Revoked } else { Ending::Closed };
+            let verdict = NetVerdict::Ended { rule, upstream: flow.upstream, totals, duration, ending };
             house.book.net(verdict, flow.client, flow.destination, protocol_name(flow.protocol));
         }
     }

@@ -58,6 +58,10 @@ fn sidecar(world: &World, config: &str, gid: &str) -> Egret {
 #[test]
 fn a_pods_own_traffic_is_judged_and_nothing_goes_around() {
     let Some(world) = World::build(Through::One) else { return };
+    let missing = "the pod's table is not there";
+    let early = sidecar(&world, &config(POLICY), "1129");
+    eventually(missing, || early.errors().contains(missing));
+    drop(early);
     open(&world);
     assert_eq!(world.at("client", || tcp(DECOY, 9000)), Ok(()), "the way is open without egret");
     let mut capture = world.capture();
@@ -65,6 +69,7 @@ fn a_pods_own_traffic_is_judged_and_nothing_goes_around() {
     // Before egret is there, nothing leaves.
     assert!(world.at("client", || tcp(PARTNER, 9000)).is_err());
     let egret = sidecar(&world, &config(POLICY), "1129");
+    assert!(!egret.errors().contains(missing));
     let ca = world.authority.ca();
     for (name, at) in [("a.example", ORIGIN), ("a.example", ORIGIN6), ("a.example", DECOY)] {
         let resolved = format!("{name}:443:{at}");

@@ -73,6 +73,10 @@ fn refused_packets_and_ended_flows_have_their_lines() {
         from.send_to(b"x", (DECOY, 1194)).unwrap();
     });
     net(&egret, &format!("{DECOY}:1194"), "source_not_allowed");
+    // The hop itself, where no rule helps.
+    world.at("client", || assert_eq!(tcp(crate::world::HOP1, 22), RESET));
+    let line = net(&egret, &format!("{}:22", crate::world::HOP1), "no_rule");
+    assert!(line["fix"].is_null() && line["nearest"].as_str().unwrap().contains("this machine itself"), "{line:#}");
     // Nor may anybody outside speak as a client, amid that one's flow either.
     let talk = world.at("client", || {
         let talk = UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -108,7 +112,7 @@ fn refused_packets_and_ended_flows_have_their_lines() {
     eventually("counters", || {
         let page = metrics(&world, &egret);
         page.contains("egret_net_refusals_total{reason=\"quic_denied\"} 1")
-            && page.contains("egret_net_flows_total{rule=\"tunnel\"} 1")
+            && page.contains("egret_net_flows_total{rule=\"tunnel\"} 2")
             && page.contains("egret_source_ports_in_use{source=\"20.50.1.4\"} ")
     });
     world.at("client", || {
@@ -207,7 +211,7 @@ fn a_reload_refuses_nobody_whom_both_policies_let_out() {
 fn a_reload_reaches_the_kernel_and_cuts_or_keeps_what_is_under_way() {
     let Some(world) = World::build(Through::One) else { return };
     let mut capture = world.capture();
-    let egret = hop(&world, &config(POLICY, ""));
+    let egret = hop(&world, &config(POLICY, "log: { net: all }"));
     let file = egret.folder().join("egret.yaml");
     let reload = |policy: &str, outcome: &str| reload(&world, &egret, policy, outcome);
     let from_client = |port| world.at("client", || tcp(PARTNER, port));
@@ -276,6 +280,7 @@ fn a_reload_reaches_the_kernel_and_cuts_or_keeps_what_is_under_way() {
     reload(&format!("\n  on_change: cut{narrower}"), "done");
     assert!(!talk.is_heard(), "on_change: cut");
     net(&egret, &format!("{PARTNER}:9000"), "no_flow");
+    egret.record("the flow that was cut", |line| line["event"] == "net" && line["ending"] == "revoked");
     assert!(capture.packets(&format!("dst host {DECOY} and dst port 9000")).len() > 1);
     capture.saw_nothing(&format!("dst host {DECOY} and not port 9000"));
 }
