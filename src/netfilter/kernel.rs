@@ -1,7 +1,8 @@
 //! The table while egret runs: its sets follow the policy and what was learned; its chains stay.
 //!
-//! Every change is one transaction. A reload takes two: first what both policies let out, rule by rule, then what the
-//! new one lets out, with the change of policy between them. So no moment passes what neither lists.
+//! Every change is one transaction. A reload takes two: first what both policies let out, whichever of their rules do,
+//! then what the new one lets out, with the change of policy between them. So no moment passes what neither lists, and
+//! none refuses what both do.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -250,7 +251,11 @@ impl Kernel {
         let mut batch = Batch::of(table.as_deref().unwrap_or_default());
         state.sets.allows.learn(number, addresses, &mut batch);
         // Without a table, they are put in as soon as there is one.
-        if table.is_some() { state.commit(batch) } else { Ok(()) }
+        if table.is_none() {
+            return Ok(());
+        }
+        // Where the kernel does not follow, its sets are filled from the start at the next look.
+        state.commit(batch).inspect_err(|_| state.table = None)
     }
 
     /// Begins a reload: lets out what both the old and the new rules let out, and denies what either denies.

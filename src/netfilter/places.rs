@@ -156,12 +156,12 @@ impl Places {
     pub(super) fn learn(&mut self, number: usize, addresses: &[(IpAddr, Duration)], batch: &mut Batch) {
         let Some(Some(taken)) = self.taken.get_mut(number) else { return };
         let before = std::mem::replace(&mut taken.learned, until(addresses));
-        let set = |what: &str| set_name(self.action, number, what);
-        change_learned(batch, &before, &taken.learned, set);
-        for (family, is_v4) in [("learned4", true), ("learned6", false)] {
+        for (family, is_v4) in LEARNED {
+            let set = set_name(self.action, number, family);
+            forget(batch, &set, only(&before, &taken.learned, is_v4));
             let of_family = addresses.iter().filter(|(ip, _)| ip.is_ipv4() == is_v4);
             let elements: Vec<Element> = of_family.map(|(ip, left)| Element::learned(*ip, *left)).collect();
-            batch.renew(&set(family), &elements);
+            batch.renew(&set, &elements);
         }
     }
 
@@ -257,8 +257,11 @@ impl Places {
             }
             let port = |(protocol, low, high)| std::iter::once(Element::ports(protocol, low, high));
             swap(batch, &set("ports"), &old.members.ports, &new.members.ports, port);
-            if self.action == "allow" {
-                change_learned(batch, &old.learned, &new.learned, set);
+            // Denials learn nothing, and have no such sets.
+            for (family, is_v4) in LEARNED.into_iter().filter(|_| self.action == "allow") {
+                forget(batch, &set(family), only(&old.learned, &new.learned, is_v4));
+                let fresh = only(&new.learned, &old.learned, is_v4).filter(|(_, left)| !left.is_zero());
+                batch.add(&set(family), &fresh.map(learned).collect::<Vec<_>>());
             }
         }
     }
@@ -363,28 +366,29 @@ fn swap<T: Copy + Eq + Hash, E: Iterator<Item = Element>>(
     batch.add(set, &only(will, was));
 }
 
-fn change_learned(
-    batch: &mut Batch,
-    was: &BTreeMap<IpAddr, Instant>,
-    will: &BTreeMap<IpAddr, Instant>,
-    set: impl Fn(&str) -> String,
-) {
+/// The sets of learned addresses, and whether they are of IPv4.
+const LEARNED: [(&str, bool); 2] = [("learned4", true), ("learned6", false)];
+
+/// Addresses of one family that only the one has, each with the time that is left of it.
+fn only<'a>(
+    one: &'a BTreeMap<IpAddr, Instant>,
+    other: &'a BTreeMap<IpAddr, Instant>,
+    is_v4: bool,
+) -> impl Iterator<Item = (IpAddr, Duration)> + 'a {
     let now = Instant::now();
-    for (family, is_v4) in [("learned4", true), ("learned6", false)] {
-        let only = |one: &BTreeMap<IpAddr, Instant>, other: &BTreeMap<IpAddr, Instant>| -> Vec<(IpAddr, Duration)> {
-            one.iter()
-                .filter(|(ip, _)| ip.is_ipv4() == is_v4 && !other.contains_key(ip))
-                .map(|(ip, until)| (*ip, until.saturating_duration_since(now)))
-                .collect()
-        };
-        let element = |(ip, left): &(IpAddr, Duration)| Element::learned(*ip, (*left).max(Duration::from_secs(1)));
-        // What has run out meanwhile is put back, so that it can be taken out.
-        let gone: Vec<Element> = only(was, will).iter().map(element).collect();
-        batch.add(&set(family), &gone);
-        batch.take(&set(family), &gone);
-        let new: Vec<Element> = only(will, was).iter().filter(|(_, left)| !left.is_zero()).map(element).collect();
-        batch.add(&set(family), &new);
-    }
+    let only = one.iter().filter(move |(ip, _)| ip.is_ipv4() == is_v4 && !other.contains_key(ip));
+    only.map(move |(ip, until)| (*ip, until.saturating_duration_since(now)))
+}
+
+fn learned((ip, left): (IpAddr, Duration)) -> Element {
+    Element::learned(ip, left.max(Duration::from_secs(1)))
+}
+
+/// Takes addresses out. What has run out meanwhile is put back, so that it can be taken out.
+fn forget(batch: &mut Batch, set: &str, gone: impl Iterator<Item = (IpAddr, Duration)>) {
+    let gone: Vec<Element> = gone.map(learned).collect();
+    batch.add(set, &gone);
+    batch.take(set, &gone);
 }
 
 #[cfg(test)]

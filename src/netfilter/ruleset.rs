@@ -10,6 +10,7 @@ use super::members::{Addresses, ICMP, ICMPV6, TCP};
 use super::plan::{Place, Plan};
 use super::{BYPASSED, CAPTURED, FORWARDED, INGRESS, INGRESS_PLAIN, LOG_GROUP, STATE, TABLE};
 use crate::ending::Reason;
+use crate::policy::guard;
 use crate::policy::rule::NetPort;
 
 /// Refused packets that are told of each second; the others are only counted.
@@ -242,14 +243,17 @@ impl Table {
             for family in ["ip daddr @bypass4", "ip6 daddr @bypass6"] {
                 chain.rule(format_args!("{family} ct mark set {BYPASSED:#x} meta mark set ct mark accept"));
             }
-            // 169.254.169.254 and 168.63.129.16 as some translator or tunnel would unwrap them: RFC 6052 §2.2, RFC 4380 §4
-            // (inverted), RFC 3056 §2, RFC 4291 §2.5.5.
-            for disguised in [
-                "ip6 daddr 64:ff9b::/32 @nh,288,32 { 0xa9fea9fe, 0xa83f8110 }",
-                "ip6 daddr 2001::/32 @nh,288,32 { 0x56015601, 0x57c07eef }",
-                "ip6 daddr { 2002:a9fe:a9fe::/48, 2002:a83f:8110::/48, ::a9fe:a9fe, ::a83f:8110 }",
-            ] {
-                chain.rule(format_args!("{disguised} goto refuse_no_rule"));
+            // Metadata as some translator or tunnel would unwrap it: RFC 6052 §2.2, RFC 4380 §4 (inverted), RFC 3056 §2,
+            // RFC 4291 §2.5.5.
+            for bits in guard::metadata().map(u32::from) {
+                let (high, low) = (bits >> 16, bits & 0xffff);
+                for disguised in [
+                    format!("64:ff9b::/32 @nh,288,32 {bits:#x}"),
+                    format!("2001::/32 @nh,288,32 {:#x}", !bits),
+                    format!("{{ 2002:{high:x}:{low:x}::/48, ::{high:x}:{low:x} }}"),
+                ] {
+                    chain.rule(format_args!("ip6 daddr {disguised} goto refuse_no_rule"));
+                }
             }
             chain.rule("meta l4proto != { tcp, udp, icmp, ipv6-icmp } goto refuse_protocol_denied");
             chain.rule("meta nfproto ipv4 meta l4proto ipv6-icmp drop");
@@ -319,7 +323,7 @@ impl Table {
         });
         self.chain("forwarded", None, |chain| {
             // What some protocol's helper expects beside a flow is a flow of its own, which no rule has let out.
-            chain.rule(format_args!("ct state related meta l4proto != {{ {ICMP}, {ICMPV6} }} drop"));
+            chain.rule(format_args!("ct state related meta l4proto != {{ {ICMP}, {ICMPV6} }} goto refuse_no_rule"));
             chain.rule(format_args!(
                 "ct state related meta l4proto {{ {ICMP}, {ICMPV6} }} meta length > {LARGEST_ICMP_ERROR} drop"
             ));

@@ -66,12 +66,13 @@ fn refusal(house: &House, refused: &Refused) -> Refusal {
     if !matches!(reason, Reason::NoRule | Reason::RuleDenied) {
         return plain;
     }
-    if house.policy.get().own().is_interface(packet.to.ip()) {
+    let policy = house.policy.get();
+    if policy.own().is_interface(packet.to.ip()) {
         let nearest = "this machine itself: clients reach its listeners and `health.bind`, and no rule opens more";
         return plain.with(Hint { nearest: Some(nearest.into()), ..Hint::default() });
     }
     let question = Question { subject, asker: Asker::at(packet.from.ip()), dst: None, alpn: Vec::new() };
-    let explained = house.policy.get().explain(&question).err();
+    let explained = policy.explain(&question).err();
     // The policy may have changed since.
     explained
         .filter(|explained| explained.reason == *reason)

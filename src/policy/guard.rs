@@ -27,10 +27,12 @@ const fn v6(groups: [u16; 6], len: u8, class: &'static str) -> Special {
     Special { net: IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, d, e, f, 0, 0), len)), class }
 }
 
+const METADATA: &str = "metadata";
+
 /// IANA special-purpose address registries (RFC 6890 and later), the narrowest first where they nest.
 const SPECIAL: &[Special] = &[
-    v4([169, 254, 169, 254], 32, "metadata"),
-    v4([168, 63, 129, 16], 32, "metadata"),
+    v4([169, 254, 169, 254], 32, METADATA),
+    v4([168, 63, 129, 16], 32, METADATA),
     v4([0, 0, 0, 0], 8, "unspecified"),
     v4([10, 0, 0, 0], 8, "private"),
     v4([100, 64, 0, 0], 10, "cgnat"),
@@ -99,7 +101,7 @@ pub(super) fn judge(ip: IpAddr, reach: &Reach, nat64: Option<Ipv6Net>) -> Judgem
     let translated = matches!(ip, IpAddr::V6(v6) if nat64.is_some_and(|prefix| prefix.contains(&v6)));
     let ip = if translated { meant(ip, nat64) } else { ip };
     // Metadata in disguise is never anybody's destination.
-    if disguised_v4(ip).is_some_and(|v4| special(IpAddr::V4(v4)).is_some_and(|s| s.class == "metadata")) {
+    if disguised_v4(ip).is_some_and(|hidden| metadata().any(|ip| ip == hidden)) {
         return Judgement::Denied;
     }
     let opened = match special(ip) {
@@ -136,6 +138,15 @@ pub fn opening(net: &IpNet) -> (Option<IpNet>, Vec<IpNet>) {
 #[must_use]
 pub fn opens_all_of(wide: &IpNet, narrow: &IpNet) -> bool {
     wide.contains(narrow) && SPECIAL.iter().all(|special| !special.net.contains(narrow) || special.net.contains(wide))
+}
+
+/// The addresses at which a cloud tells machines their secrets.
+pub fn metadata() -> impl Iterator<Item = Ipv4Addr> {
+    let metadata = SPECIAL.iter().filter(|special| special.class == METADATA);
+    metadata.filter_map(|special| match special.net.addr() {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
+    })
 }
 
 /// The word for an address that is not public, for people.
