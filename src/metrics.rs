@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
+use prometheus_client::encoding::{EncodeLabel as _, EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -22,8 +22,6 @@ impl<const N: usize> EncodeLabelSet for Words<N> {
         self.0.iter().try_for_each(|label| label.encode(encoder.encode_label()))
     }
 }
-
-use prometheus_client::encoding::EncodeLabel as _;
 
 /// All of egret's counters.
 #[derive(Debug)]
@@ -204,6 +202,28 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_metric_is_explained() {
+        let metrics = Metrics::default();
+        metrics.opened();
+        metrics.refused(Reason::NoRule, Stage::Name);
+        metrics.closed(Ending::Refused, Totals { up: 7, down: 0 });
+        metrics.dns_cached();
+        metrics.fault(Fault::Kernel, true);
+        metrics.net_refused(Reason::NoRule, 1);
+        metrics.net_flows(&"rule".into(), 1);
+        metrics.source_ports(HashMap::from([(IpAddr::from([192, 0, 2, 1]), 1)]));
+        metrics.reloaded("done");
+        metrics.lines_lost("refused", 1);
+        let shown = metrics.page(0);
+        let shown =
+            shown.lines().filter(|line| line.starts_with("egret_")).filter_map(|line| line.split(['{', ' ']).next());
+        let shown: std::collections::BTreeSet<_> = shown.collect();
+        let page = include_str!("../docs/metrics.md");
+        let explained = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+        assert_eq!(shown, explained.collect());
+    }
 
     #[test]
     fn the_page_counts() {

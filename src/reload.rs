@@ -151,7 +151,10 @@ pub async fn run(mut hangup: Signal, source: Source, house: Weak<House>, reviewe
         }
         let (rules, patterns) = policy.size();
         house.book.metrics().reloaded("done");
-        tracing::info!(rules, patterns, warnings, "the new policy is in force");
+        tracing::info!(rules, patterns, "the new policy is in force");
+        if warnings > 0 {
+            tracing::warn!(warnings, "`egret check` shows what is probably not meant");
+        }
         if !waits.is_empty() {
             tracing::warn!(keys = waits.join(", "), "changed too, and waits for a restart");
         }
