@@ -117,8 +117,8 @@ pub async fn run(mut hangup: Signal, source: Source, house: Weak<House>, reviewe
         let compiled = tokio::task::spawn_blocking(move || compiling.compile(&file)).await;
         let Some(house) = house.upgrade() else { return };
         let refused = |why: &dyn Display| {
-            house.book.metrics().reloaded("refused");
             tracing::error!("nothing has changed: {why}");
+            house.book.metrics().reloaded("refused");
         };
         let Fresh { policy, waits, warnings, cuts } = match compiled {
             Ok(Ok(fresh)) => fresh,
@@ -150,7 +150,6 @@ pub async fn run(mut hangup: Signal, source: Source, house: Weak<House>, reviewe
             }
         }
         let (rules, patterns) = policy.size();
-        house.book.metrics().reloaded("done");
         tracing::info!(rules, patterns, "the new policy is in force");
         if warnings > 0 {
             tracing::warn!(warnings, "`egret check` shows what is probably not meant");
@@ -158,6 +157,7 @@ pub async fn run(mut hangup: Signal, source: Source, house: Weak<House>, reviewe
         if !waits.is_empty() {
             tracing::warn!(keys = waits.join(", "), "changed too, and waits for a restart");
         }
+        house.book.metrics().reloaded("done");
         // The old one's last look-ups are of another generation.
         drop(std::mem::replace(&mut keeper, keep(policy)));
         tokio::spawn(retire(old));
