@@ -39,7 +39,7 @@ use hosts::{HostIndex, PatternId};
 use kept::Kept;
 use own::Own;
 pub use own::OwnAddresses;
-use rule::{Action, AppProtocol, AppRule, Ech, InnerName, NetRule, Reach};
+use rule::{Action, AppProtocol, AppRule, Ech, InnerName, NetKind, NetRule, Reach};
 
 /// The compiled policy.
 #[derive(Debug)]
@@ -303,7 +303,12 @@ impl Policy {
                 if self.ports.contains_key(&claim.port) {
                     return Ok(Passage::Peek(self.expectation(claim.port)));
                 }
-                Err(Refusal::new(Reason::NoRule, Stage::Network).with(self.address_hint(asker, ip, claim.port, "tcp")))
+                Err(Refusal::new(Reason::NoRule, Stage::Network).with(self.address_hint(
+                    asker,
+                    ip,
+                    claim.port,
+                    NetKind::Tcp,
+                )))
             }
         }
     }

@@ -61,6 +61,10 @@ fn refusal(house: &House, refused: &Refused) -> Refusal {
     let subject = match packet.protocol {
         TCP => Subject::Tcp { host, port },
         UDP => Subject::Udp { host, port },
+        other if *reason == Reason::ProtocolDenied => {
+            let nearest = format!("IP protocol {other}; rules are for tcp, udp and icmp");
+            return plain.with(Hint { nearest: Some(nearest), ..Hint::default() });
+        }
         _ => return plain,
     };
     if !matches!(reason, Reason::NoRule | Reason::RuleDenied) {

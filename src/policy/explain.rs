@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::rule::{Action, AppProtocol, InnerName};
+use super::rule::{Action, AppProtocol, InnerName, NetKind};
 use super::{Because, Evidence, Policy, Request};
 use crate::answers::Answers;
 use crate::claim::Asker;
@@ -121,11 +121,11 @@ impl Policy {
             Host::Name(name) => name,
             // Where names are judged, the bytes would have to bring one.
             Host::Address(_) if self.ports.contains_key(&port) => {
-                let nearest = self.kept_hint(port);
+                let nearest = self.kept_hint(port, NetKind::Tcp);
                 return Err(Refusal::new(Reason::IpLiteral, Stage::Name).with(Hint { nearest, ..Hint::default() }));
             }
             Host::Address(ip) => {
-                let hint = self.address_hint(&question.asker, *ip, port, "tcp");
+                let hint = self.address_hint(&question.asker, *ip, port, NetKind::Tcp);
                 return Err(Refusal::new(Reason::NoRule, Stage::Network).with(hint));
             }
         };
@@ -145,10 +145,7 @@ impl Policy {
     }
 
     fn explain_net(&self, question: &Question, host: &Host, port: u16, kind: NetKind) -> Result<Because, Refusal> {
-        let takes = |rule: &super::NetRule| match kind {
-            NetKind::Tcp => rule.takes_tcp(port),
-            NetKind::Udp => rule.takes_udp(port),
-        };
+        let takes = |rule: &super::NetRule| rule.takes(kind, port);
         let ip = match (host, question.dst) {
             (Host::Address(ip), _) => Some(*ip),
             (Host::Name(_), dst) => dst,
@@ -174,7 +171,7 @@ impl Policy {
             return Ok(self.because(*grant));
         }
         let hint = match ip {
-            Some(ip) => self.address_hint(&question.asker, ip, port, if kind == NetKind::Tcp { "tcp" } else { "udp" }),
+            Some(ip) => self.address_hint(&question.asker, ip, port, kind),
             None => Hint::default(),
         };
         Err(Refusal::new(Reason::NoRule, Stage::Network).with(hint))
@@ -245,12 +242,6 @@ impl Policy {
         });
         found.map(|grant| self.because(grant))
     }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum NetKind {
-    Tcp,
-    Udp,
 }
 
 #[cfg(test)]

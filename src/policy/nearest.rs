@@ -5,7 +5,7 @@
 use std::cmp::Reverse;
 use std::net::IpAddr;
 
-use super::rule::{Action, AppProtocol, NetPort};
+use super::rule::{Action, AppProtocol, NetKind, NetPort};
 use super::{Because, Evidence, Grant, Policy, Progress};
 use crate::claim::Asker;
 use crate::ending::{Hint, Reason, Refusal};
@@ -84,13 +84,14 @@ impl Policy {
         )
     }
 
-    pub(super) fn address_hint(&self, asker: &Asker, ip: IpAddr, port: u16, protocol: &str) -> Hint {
+    pub(super) fn address_hint(&self, asker: &Asker, ip: IpAddr, port: u16, kind: NetKind) -> Hint {
         let covering = self
             .nets
             .iter()
             .find(|rule| rule.action == Action::Allow && rule.covers(ip))
             .map(|rule| format!("rule {} covers the address on {}", rule.name, ports(&rule.ports)));
-        let nearest = covering.or_else(|| self.kept_hint(port));
+        let nearest = covering.or_else(|| self.kept_hint(port, kind));
+        let protocol = kind.as_str();
         let sources = self.fix_sources(asker);
         let len = if ip.is_ipv4() { 32 } else { 128 };
         let fix = format!(
@@ -100,8 +101,8 @@ impl Policy {
     }
 
     /// A rule that opens what egret finds for a name, which is known only while it runs.
-    pub(super) fn kept_hint(&self, port: u16) -> Option<String> {
-        let rule = self.nets.iter().find(|rule| !rule.kept.is_empty() && rule.takes_tcp(port))?;
+    pub(super) fn kept_hint(&self, port: u16, kind: NetKind) -> Option<String> {
+        let rule = self.nets.iter().find(|rule| !rule.kept.is_empty() && rule.takes(kind, port))?;
         let names: Vec<&str> = rule.kept.iter().map(|kept| kept.name().as_str()).collect();
         Some(format!("rule {} opens the addresses of {}, as the running egret finds them", rule.name, names.join(", ")))
     }

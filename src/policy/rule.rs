@@ -61,6 +61,23 @@ pub enum NetPort {
     Icmp,
 }
 
+/// The protocols with ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetKind {
+    Tcp,
+    Udp,
+}
+
+impl NetKind {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
 /// Who a rule is for: whoever is in one of the networks and bears one of the names; empty means everyone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sources {
@@ -202,12 +219,16 @@ impl NetRule {
     }
 
     #[must_use]
-    pub fn takes_tcp(&self, port: u16) -> bool {
-        self.ports.iter().any(|p| matches!(p, NetPort::Tcp(range) if range.contains(&port)))
+    pub fn takes(&self, kind: NetKind, port: u16) -> bool {
+        self.ports.iter().any(|p| match p {
+            NetPort::Tcp(range) => kind == NetKind::Tcp && range.contains(&port),
+            NetPort::Udp(range) => kind == NetKind::Udp && range.contains(&port),
+            NetPort::Icmp => false,
+        })
     }
 
     #[must_use]
-    pub fn takes_udp(&self, port: u16) -> bool {
-        self.ports.iter().any(|p| matches!(p, NetPort::Udp(range) if range.contains(&port)))
+    pub fn takes_tcp(&self, port: u16) -> bool {
+        self.takes(NetKind::Tcp, port)
     }
 }

@@ -36,6 +36,7 @@ fn refused_packets_and_ended_flows_have_their_lines() {
         assert_eq!(tcp(DECOY, 9000), RESET);
         assert_eq!(udp(DECOY, 443), RESET);
         assert_eq!(udp(DECOY, 1194), RESET);
+        assert_eq!(udp(DECOY, 123), RESET);
         assert_eq!(tcp("20.60.3.9", 9000), RESET);
         assert_eq!(tcp("20.60.3.7", 9000), RESET, "as its neighbours, and yet egret's own");
         let ping = |to: &str| crate::support::run("ping", &["-c1", "-W1", to]).status.success();
@@ -47,6 +48,8 @@ fn refused_packets_and_ended_flows_have_their_lines() {
     let fix = format!("destinations: [\"{DECOY}/32\"], protocols: [\"tcp:9000\"]");
     assert!(line["fix"].as_str().unwrap().contains(&fix), "{line:#}");
     assert!(net(&egret, &format!("{DECOY}:1194"), "no_rule")["fix"].as_str().unwrap().contains("udp:1194"));
+    let nearest = "rule time opens the addresses of time.example, as the running egret finds them";
+    assert_eq!(net(&egret, &format!("{DECOY}:123"), "no_rule")["nearest"], nearest);
     assert_eq!(net(&egret, &format!("{DECOY}:443"), "quic_denied")["protocol"], "quic");
     assert_eq!(net(&egret, "20.60.3.9:9000", "rule_denied")["rule"], "never");
     // Amid a connection that nobody here knows, and an answer whose question went another way.
@@ -66,7 +69,8 @@ fn refused_packets_and_ended_flows_have_their_lines() {
     let other =
         format!("import socket; socket.socket(socket.AF_INET,socket.SOCK_RAW,99).sendto(b'x'*16,('{PARTNER}',0))");
     world.at("client", || assert!(crate::support::run("python3", &["-c", &other]).status.success()));
-    net(&egret, &format!("{PARTNER}:0"), "protocol_denied");
+    let line = net(&egret, &format!("{PARTNER}:0"), "protocol_denied");
+    assert!(line["nearest"].as_str().unwrap().starts_with("IP protocol 99;"), "{line:#}");
     world.at("fabric", || {
         let from = UdpSocket::bind("10.225.1.1:0").unwrap();
         crate::world::ip(&["route", "add", DECOY, "via", crate::world::HOP1]);
