@@ -136,13 +136,14 @@ fn replay_http(file: &str) -> Option<usize> {
     let policy = "application_rules:\n  - { name: all, fqdns: [\"*\"], protocols: [\"http:80\"], addresses: [\"127.0.0.0/8\"], upgrade: [websocket] }\n";
     let egret = Egret::start(dns.address, (HTTPS, 80), policy, "limits: { peek: 1s }");
     let origin = Recorder::serving(ip, 80);
-    let (mut records, mut let_out) = (0, 0);
+    let mut let_out = 0;
     for line in &lines {
         let id = line["id"].as_str().unwrap();
         let raw = bytes(line["hex"].as_str().unwrap());
         let expect = &line["expect"];
         let before = origin.count();
         let mut stream = connect(egret.plain());
+        let client = stream.local_addr().unwrap();
         let segments: Vec<usize> = match line["segments"].as_array() {
             Some(all) => all.iter().map(|n| usize::try_from(n.as_u64().unwrap()).unwrap()).collect(),
             None => vec![raw.len()],
@@ -159,14 +160,20 @@ fn replay_http(file: &str) -> Option<usize> {
         let said = read_all(&mut stream);
         drop(stream);
         // Records of this connection: the first always comes, the others follow as long as requests did.
-        let mut own = vec![egret.record_number(records)];
+        let first = egret.record_of(client);
+        let later = || {
+            let all = egret.records().into_iter().filter(|record| record["client"] == first["client"]);
+            all.skip_while(|record| record["id"] != first["id"]).collect::<Vec<_>>()
+        };
+        let mut own = vec![first.clone()];
         while own.last().unwrap()["ending"] == "closed" && own.last().unwrap()["verdict"] == "allow" {
             crate::support::pause();
-            let all = egret.records();
-            let Some(next) = all.get(records + own.len()) else { break };
-            own.push(next.clone());
+            let all = later();
+            if all.len() == own.len() {
+                break;
+            }
+            own = all;
         }
-        records += own.len();
         // What was dialled arrives, sooner or later.
         if own.iter().any(|record| record["upstream"].is_string()) {
             crate::support::eventually("the origin is reached", || origin.count() > before);
