@@ -298,6 +298,29 @@ fn a_table_made_anew_says_what_egret_says() {
 }
 
 #[test]
+fn a_smaller_policy_applied_beside_a_running_egret_leaves_it_its_room() {
+    let Some(world) = World::build(Through::One) else { return };
+    let ports = |ports: std::ops::Range<u16>| {
+        let rule =
+            |port| format!("    - {{ name: n{port}, destinations: [{PARTNER}/32], protocols: [\"tcp:{port}\"] }}\n");
+        config(&format!("\n  network_rules:\n{}", ports.map(rule).collect::<String>()), "")
+    };
+    let egret = hop(&world, &ports(9000..9030));
+    let file = egret.folder().join("egret.yaml");
+    std::fs::write(&file, ports(9000..9001)).unwrap();
+    let apply = ["netfilter", "apply", "--config", file.to_str().unwrap()];
+    assert!(world.at("hop1", || run(env!("CARGO_BIN_EXE_egret"), &apply)).status.success());
+    eventually("what egret says holds", || world.at("client", || tcp(PARTNER, 9001)) == Ok(()));
+    eventually("ready", || is_ready(&world));
+    egret.signal("HUP");
+    eventually("one rule is left", || world.at("client", || tcp(PARTNER, 9001)) != Ok(()));
+    assert_eq!(world.at("client", || tcp(PARTNER, 9000)), Ok(()));
+    std::fs::write(&file, ports(9000..9030)).unwrap();
+    egret.signal("HUP");
+    eventually("all of them again", || world.at("client", || tcp(PARTNER, 9001)) == Ok(()));
+}
+
+#[test]
 fn the_hop_itself_is_closed_to_clients_of_every_family() {
     let Some(world) = World::build(Through::One) else { return };
     let only_v4 = config(POLICY, "").replace("clients: [10.224.0.0/16, \"fd00:224::/64\"]", "clients: [10.224.0.0/16]");
