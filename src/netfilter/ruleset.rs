@@ -20,6 +20,9 @@ const ECHOES_PER_SECOND: u32 = 50;
 /// RFC 4443 §2.4 (c): an error needs no more than this.
 const LARGEST_ICMP_ERROR: u32 = 1280;
 
+/// Azure's own: DHCP, DNS, and the probes of its load balancers, which come in on every interface.
+const PLATFORM: &str = "168.63.129.16";
+
 /// Why packets are refused in the table: a chain and a counter for each.
 pub const REASONS: &[Reason] = &[
     Reason::NoRule,
@@ -219,6 +222,14 @@ impl Table {
             chain.rule("goto from_elsewhere");
         });
         self.chain("from_elsewhere", None, |chain| {
+            // Nobody on the clients' side is an outsider: what this machine answers would go out to whomever a client
+            // names. The platform's own address asks on every interface.
+            chain.rule(format_args!(
+                "ip saddr != {PLATFORM} fib daddr type local fib saddr . iif oif missing goto drop_source_not_allowed"
+            ));
+            chain.rule(
+                "ip6 saddr != { ::, fe80::/10 } fib daddr type { local, multicast, anycast } fib saddr . iif oif missing goto drop_source_not_allowed",
+            );
             for dnat in &plan.dnat {
                 let mark = if dnat.masquerades { INGRESS } else { INGRESS_PLAIN };
                 let from = sources(&dnat.sources);
@@ -358,6 +369,14 @@ impl Table {
         self.chain("output", Some("filter hook output priority filter; policy accept"), |chain| {
             chain.rule("icmp type redirect drop");
             chain.rule("icmpv6 type nd-redirect drop");
+            // The kernel answers some packets before any rule sees them (unknown options, fragments without their rest)
+            // and quotes them to whomever they name.
+            chain.rule(
+                "ct state invalid icmp type { destination-unreachable, time-exceeded, parameter-problem } ip daddr != @clients4 drop",
+            );
+            chain.rule(
+                "ct state invalid icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } ip6 daddr != @clients6 drop",
+            );
         });
         self.chain("at_the_door", None, |chain| {
             if !plan.interfaces.is_empty() {

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use crate::hop::{POLICY, config, hop, hop_at, page, tcp, udp};
 use crate::support::origin::Nginx;
-use crate::support::{curl, eventually, run, text};
+use crate::support::{curl, eventually, pause, run, text};
 use crate::world::{
-    API_SERVER, CLIENT, DECOY, HOP1, HOP1_WAN, ORIGIN, OUTSIDER, PARTNER, PARTNER6, Through, World, ip,
+    API_SERVER, CLIENT, DECOY, DECOY6, HOP1, HOP1_WAN, ORIGIN, OUTSIDER, PARTNER, PARTNER6, Through, World, ip,
 };
 
 const HOP2_WAN: &str = "20.50.2.4";
@@ -106,6 +106,65 @@ fn ingress_may_show_the_outsider_and_nobody_is_told_of_another_way() {
     assert!(!capture.packets("icmp6 and ip6[40] == 128").is_empty());
     capture.saw_nothing("icmp[0] == 5 or (icmp6 and ip6[40] == 137)");
     capture.saw_nothing(&format!("host {CLIENT}"));
+}
+
+#[test]
+fn no_client_speaks_to_strangers_through_the_hops_own_answers() {
+    let Some(world) = World::build(Through::One) else { return };
+    if !crate::support::have(&["python3", "ping"]) {
+        return;
+    }
+    let mut capture = world.capture();
+    let ingress = "dnat: [{ protocol: \"udp:8080\", to: \"10.224.0.10:8000\" }]";
+    for interfaces in ["interfaces: [lan], ", ""] {
+        let _egret = hop(&world, &config(POLICY, "").replace("interfaces: [lan]", &format!("{interfaces}{ingress}")));
+        let served = world.at("client", || UdpSocket::bind("0.0.0.0:8000").unwrap());
+        served.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let answered = std::thread::spawn(move || {
+            // The outsider's own, and nobody's beside it.
+            let mut said = [0; 16];
+            let (n, asker) = served.recv_from(&mut said).unwrap();
+            served.send_to(&said[..n], asker).unwrap();
+            said[..n].to_vec()
+        });
+        // As the decoy to the hop's own addresses: echoes, closed and translated ports, unknown protocols, options that
+        // no host knows (RFC 8200 §4.2), and fragments without their rest.
+        let forge = format!(
+            "import socket as s,struct,sys\n\
+            four=s.socket(s.AF_INET,s.SOCK_RAW,s.IPPROTO_RAW)\nsix=s.socket(s.AF_INET6,s.SOCK_RAW,s.IPPROTO_RAW)\n\
+            def csum(b):\n\
+            \x20t=sum(struct.unpack('!%dH'%(len(b)//2),b)); t=(t>>16)+(t&65535); return ~(t+(t>>16))&65535\n\
+            udp=lambda port: struct.pack('!HHHH',4444,port,8+12,0)+b'LEAKLEAKLEAK'\n\
+            echo=bytes([8,0])+struct.pack('!H',csum(bytes([8,0,0,0,0,1,0,1])+b'LEAKLEAK'))+bytes([0,1,0,1])+b'LEAKLEAK'\n\
+            for dst in sys.argv[2].split():\n\
+            \x20for p,body in (1,echo),(17,udp(8080)),(17,udp(9)),(17,udp(9902)),(200,b'LEAK'),(6,struct.pack('!HHIIBBHHH',4444,9902,1,0,80,2,999,0,0)):\n\
+            \x20 for frag in (0,0x2000) if p==17 else (0,):\n\
+            \x20  four.sendto(struct.pack('!BBHHHBBH',69,0,20+len(body),7,frag,64,p,0)+s.inet_aton('{DECOY}')+s.inet_aton(dst)+body,(dst,0))\n\
+            for dst in sys.argv[3].split():\n\
+            \x20a,b=s.inet_pton(s.AF_INET6,'{DECOY6}'),s.inet_pton(s.AF_INET6,dst)\n\
+            \x20e=bytes([128,0,0,0,0,1,0,1])+b'LEAKLEAK'\n\
+            \x20e=e[:2]+struct.pack('!H',csum(a+b+struct.pack('!II',len(e),58)+e))+e[4:]\n\
+            \x20for n,body in (58,e),(17,udp(9)),(200,b'LEAK'),(0,bytes([59,0,0x9e,4])+b'LEAK'),(44,bytes([17,0,0,1,0,0,0,7])+udp(9)[:16]):\n\
+            \x20 six.sendto(struct.pack('!IHBB',6<<28,len(body),n,64)+a+b+body,(dst,0,0,s.if_nametoindex(sys.argv[1])))\n"
+        );
+        let on_the_link = ("fabric", "h1", "", "fd00:2251::4 ff02::1 fd00:2251::");
+        let beyond = ("client", "eth0", "10.225.1.4 20.50.1.4", "fd00:2251::4 2a01:50:1::4");
+        world.at("hop1", || {
+            for seconds in ["ipv4/ipfrag_time", "ipv6/ip6frag_time", "netfilter/nf_conntrack_frag6_timeout"] {
+                std::fs::write(format!("/proc/sys/net/{seconds}"), "1").unwrap();
+            }
+        });
+        for (role, link, four, six) in [on_the_link, beyond] {
+            let said = world.at(role, || run("python3", &["-c", &forge, link, four, six]));
+            assert!(said.status.success(), "{}", text(&said));
+        }
+        // Until the rest of a fragment comes no more.
+        (0..200).for_each(|_| pause());
+        assert_eq!(world.at("outside", || udp(HOP1_WAN, 8080)), Ok(()), "honest ingress");
+        assert_eq!(answered.join().unwrap(), b"hello");
+        assert!(world.at("outside", || run("ping", &["-c1", "-W2", HOP1_WAN]).status.success()));
+    }
+    capture.saw_nothing(&format!("dst host {DECOY} or dst host {DECOY6}"));
 }
 
 #[test]
