@@ -20,6 +20,7 @@ use crate::config::{Capture, Limits, ListenerKind, ListenerSettings, Settings};
 use crate::dns::{Resolver, UpstreamError};
 use crate::drain::Drain;
 use crate::listen::{self, Door, Entrance};
+use crate::local;
 use crate::metrics::{Fault, Metrics};
 use crate::netfilter::told::Counted;
 use crate::netfilter::{self, Kernel, Plan};
@@ -37,8 +38,8 @@ const SPARE_DESCRIPTORS: u64 = 128 + 2 * relay::MOST_PIPES as u64;
 /// What one relayed connection may cost: two sockets' own buffers, the session, and where clients speak TLS its state
 /// and two copying buffers.
 const BYTES_PER_CONNECTION: u64 = 160 << 10;
-/// How often the machine's own addresses are read again.
-const INTERFACES_EVERY: Duration = Duration::from_secs(10);
+/// How often the machine's own addresses are read again, whatever the kernel tells of them.
+const LOCAL_EVERY: Duration = Duration::from_secs(10);
 /// How often the files of users and certificates are looked at: somebody waits for the change.
 const FILES_EVERY: Duration = Duration::from_secs(1);
 
@@ -147,8 +148,10 @@ impl App {
         let (admin, health) = (bound.admin.map(listen).transpose()?, bound.health.map(listen).transpose()?);
         let binds = settings.listeners.iter().map(|l| l.bind).chain(settings.admin).chain(settings.health).collect();
         let own = Arc::new(OwnAddresses::new(binds, settings.own_addresses.clone()));
-        own.set_interfaces(interfaces().map_err(StartError::Interfaces)?);
-        let foreign = settings.sources.iter().find(|ip| !ip.is_loopback() && !own.is_interface(**ip));
+        follow_local(local::Changes::listen().map_err(StartError::Interfaces)?, &own)
+            .map_err(StartError::Interfaces)?;
+        own.set_local(local::addresses().map_err(StartError::Interfaces)?);
+        let foreign = settings.sources.iter().find(|ip| !ip.is_loopback() && !own.is_local(**ip));
         foreign.map_or(Ok(()), |ip| Err(StartError::Source(*ip)))?;
         let kernel = Plan::of(&settings).map(Kernel::new).transpose().map_err(StartError::Kernel)?.map(Arc::new);
         let counters = kernel.as_ref().map(|kernel| kernel.look()).transpose().map_err(StartError::Table)?;
@@ -224,7 +227,7 @@ impl App {
             };
             tokio::spawn(listen::serve(listener, Arc::clone(&self.house.book), drain.guest(), handle));
         }
-        let watch = tokio::spawn(watch_interfaces(Arc::clone(&self.own)));
+        let watch = tokio::spawn(watch_local(Arc::clone(&self.own)));
         let kernel = self.house.kernel.clone().map(|kernel| {
             tokio::spawn(watch_kernel(kernel, Arc::downgrade(&self.house), self.counted, Arc::clone(&self.own)))
         });
@@ -437,15 +440,36 @@ fn memory_limit() -> u64 {
     }
 }
 
-async fn watch_interfaces(own: Arc<OwnAddresses>) {
+async fn watch_local(own: Arc<OwnAddresses>) {
     loop {
-        tokio::time::sleep(INTERFACES_EVERY).await;
-        match interfaces() {
-            Ok(addresses) => own.set_interfaces(addresses),
-            // The last ones known still hold.
-            Err(error) => tracing::warn!(%error, "cannot read this machine's addresses again"),
-        }
+        tokio::time::sleep(LOCAL_EVERY).await;
+        read_local(&own);
     }
+}
+
+fn read_local(own: &OwnAddresses) {
+    match local::addresses() {
+        Ok(addresses) => own.set_local(addresses),
+        // The last ones known still hold.
+        Err(error) => tracing::warn!(%error, "cannot read this machine's addresses again"),
+    }
+}
+
+/// Reads this machine's addresses again whenever the kernel tells of others, on a thread that nobody waits for.
+fn follow_local(changes: local::Changes, own: &Arc<OwnAddresses>) -> io::Result<()> {
+    let own = Arc::downgrade(own);
+    let follow = move || {
+        loop {
+            if let Err(error) = changes.next() {
+                tracing::error!(%error, "the kernel tells no more of this machine's addresses; they are read now and then");
+                return;
+            }
+            let Some(own) = own.upgrade() else { return };
+            read_local(&own);
+        }
+    };
+    std::thread::Builder::new().name("local-addresses".to_owned()).spawn(follow)?;
+    Ok(())
 }
 
 /// Sees whether the kernel's rules stand. Whoever took them away is found out within a second; meanwhile nothing gets
@@ -471,7 +495,7 @@ async fn watch_kernel(kernel: Arc<Kernel>, house: Weak<House>, mut counted: Coun
         }
         if ports_at <= Instant::now() {
             let own = Arc::clone(&own);
-            let used = tokio::task::spawn_blocking(move || flows::ports_in_use(|ip| own.is_interface(ip))).await;
+            let used = tokio::task::spawn_blocking(move || flows::ports_in_use(|ip| own.is_local(ip))).await;
             house.book.metrics().source_ports(used.unwrap_or_else(|_| Ok(HashMap::new())).unwrap_or_default());
             ports_at = Instant::now() + PORTS_EVERY;
         }
@@ -490,17 +514,6 @@ async fn watch_files(entrances: Vec<Arc<Entrance>>) {
             tracing::error!(%error, "cannot look whether files have changed");
         }
     }
-}
-
-/// The addresses of this machine's interfaces.
-fn interfaces() -> io::Result<Vec<IpAddr>> {
-    let found = nix::ifaddrs::getifaddrs()?;
-    let addresses = found.filter_map(|interface| {
-        let address = interface.address?;
-        let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
-    });
-    Ok(addresses.collect())
 }
 
 #[cfg(test)]

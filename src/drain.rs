@@ -222,10 +222,8 @@ mod tests {
                 let (mut work, mut call, mut heard, mut reviewed) = (pin!(work), pin!(guest.call()), None, 0);
                 poll_fn(|cx| {
                     guest.listen(call.as_mut(), &mut heard, cx);
-                    heard_all.fetch_add(
-                        guest.reviews() - std::mem::replace(&mut reviewed, guest.reviews()),
-                        Ordering::Relaxed,
-                    );
+                    let now = guest.reviews();
+                    heard_all.fetch_add(now - std::mem::replace(&mut reviewed, now), Ordering::Relaxed);
                     let _: Poll<()> = work.as_mut().poll(cx);
                     if guest.is_cut() { Poll::Ready(()) } else { Poll::Pending }
                 })

@@ -23,6 +23,7 @@ pub mod identity;
 pub mod keeper;
 mod likeness;
 pub mod listen;
+pub mod local;
 pub mod metrics;
 pub mod name;
 pub mod netfilter;

@@ -59,7 +59,7 @@ impl Messages {
         Message { all: self, begin }
     }
 
-    fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 }

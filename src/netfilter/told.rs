@@ -71,7 +71,7 @@ fn refusal(house: &House, refused: &Refused) -> Refusal {
         return plain;
     }
     let policy = house.policy.get();
-    if policy.own().is_interface(packet.to.ip()) {
+    if policy.own().is_local(packet.to.ip()) {
         let nearest = "this machine itself: clients reach its listeners and `health.bind`, and no rule opens more";
         return plain.with(Hint { nearest: Some(nearest.into()), ..Hint::default() });
     }

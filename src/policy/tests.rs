@@ -29,7 +29,7 @@ policy:
 fn policy() -> Policy {
     let settings = Settings::parse(POLICY, "test", Path::new(".")).unwrap();
     let own = Arc::new(OwnAddresses::new(vec!["127.0.0.1:443".parse().unwrap()], settings.own_addresses));
-    own.set_interfaces(vec!["198.18.0.7".parse().unwrap(), "8.8.4.4".parse().unwrap()]);
+    own.set_local(vec!["198.18.0.7/32".parse().unwrap(), "8.8.4.4/32".parse().unwrap()]);
     Policy::compile(settings.rules.apps, settings.rules.nets, settings.rules.nat64, own)
 }
 
@@ -210,7 +210,7 @@ fn a_translated_address_is_the_address_it_carries() {
     let text = POLICY.replace("policy:\n", "policy:\n  nat64_prefix: \"64:ff9b::/96\"\n");
     let settings = Settings::parse(&text, "test", Path::new(".")).unwrap();
     let own = Arc::new(OwnAddresses::new(vec!["203.0.114.5:443".parse().unwrap()], settings.own_addresses));
-    own.set_interfaces(vec!["8.8.4.4".parse().unwrap()]);
+    own.set_local(vec!["8.8.4.4/32".parse().unwrap()]);
     let policy = Policy::compile(settings.rules.apps, settings.rules.nets, settings.rules.nat64, own);
     let reason = |ip: &str| {
         let clearance = Clearance {

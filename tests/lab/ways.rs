@@ -109,6 +109,29 @@ fn ingress_may_show_the_outsider_and_nobody_is_told_of_another_way() {
 }
 
 #[test]
+fn no_name_leads_to_what_the_hop_has_just_become() {
+    let Some(world) = World::build(Through::One) else { return };
+    let service = world.at("hop1", || TcpListener::bind("[::]:443").unwrap());
+    service.set_nonblocking(true).unwrap();
+    let resolved = format!("a.example:443:{ORIGIN}");
+    // An interface's address, and a frontend's, which no interface bears.
+    for (what, own) in [
+        (["addr", "add", "20.60.88.8/32", "dev", "lo"].as_slice(), "20.60.88.8"),
+        (&["route", "add", "local", "20.60.89.0/24", "dev", "lo"], "20.60.89.7"),
+        (&["-6", "route", "add", "local", "2a01:89::/64", "dev", "lo"], "2a01:89::7"),
+    ] {
+        world.dns.answer("a.example", &[own]);
+        let egret = hop(&world, &config(POLICY, ""));
+        world.at("hop1", || ip(what));
+        let said = world.at("client", || curl(&["-k", "--resolve", &resolved, "https://a.example/"]));
+        assert!(!said.status.success());
+        let line = egret.last("a.example");
+        assert_eq!(line["reason"], "own_address", "{line:#}");
+        assert!(service.accept().is_err(), "{own}");
+    }
+}
+
+#[test]
 fn no_client_speaks_to_strangers_through_the_hops_own_answers() {
     let Some(world) = World::build(Through::One) else { return };
     if !crate::support::have(&["python3", "ping"]) {
