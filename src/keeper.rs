@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::ending::Refusal;
+use crate::ending::{Reason, Refusal};
 use crate::netfilter::plan::learned;
 use crate::policy::kept::Kept;
 use crate::policy::rule::{NetPort, NetRule};
@@ -69,7 +69,8 @@ async fn keep(house: Weak<House>, policy: Arc<Policy>, generation: u64, kept: Ar
                     let reason = refusal.reason.as_str();
                     tracing::warn!(name = %kept.name(), reason, "cannot be resolved: its new addresses stay closed, old ones open");
                 }
-                RETRY
+                // Who has said no need not be asked more often than who has said yes.
+                if refusal.reason == Reason::DnsTimeout { RETRY } else { RETRY.max(learn.refresh) }
             }
         };
         drop(house);

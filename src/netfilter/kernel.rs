@@ -18,7 +18,7 @@ use super::flows::Flow;
 use super::places::{NoPlace, Places, Sets, fill_addresses};
 use super::plan::{Filter, Plan};
 use super::ruleset;
-use super::{BYPASSED, FORWARDED, INGRESS, INGRESS_PLAIN, STATE, flows, refusals, routes};
+use super::{BYPASSED, FORWARDED, INGRESS, INGRESS_PLAIN, STATE, flows, refusals, routes, sysctl};
 use crate::ending::Reason;
 use crate::netlink::Socket;
 
@@ -173,9 +173,12 @@ impl Kernel {
             let changes = batch::generation(&state.socket).map_err(failed)?;
             state.table = Some(Table { name: table, rules, changes, filled: Instant::now() });
         }
-        match routes::missing(&self.plan).map_err(failed)? {
+        if let Some(route) = routes::missing(&self.plan).map_err(failed)? {
+            return Err(format!("a policy route is gone ({route})"));
+        }
+        match sysctl::not_forwarding(&self.plan) {
             None => Ok(counters),
-            Some(route) => Err(format!("a policy route is gone ({route})")),
+            Some(setting) => Err(format!("{setting} is off")),
         }
     }
 

@@ -15,7 +15,7 @@ use crate::policy::rule::NetPort;
 
 /// Refused packets that are told of each second; the others are only counted.
 const TOLD_PER_SECOND: u32 = 100;
-/// Echo requests to destinations that a rule opens for `icmp`, each second.
+/// Echo requests of all clients together to destinations that a rule opens for `icmp`, each second and family.
 const ECHOES_PER_SECOND: u32 = 50;
 /// RFC 4443 §2.4 (c): an error needs no more than this.
 const LARGEST_ICMP_ERROR: u32 = 1280;
@@ -244,8 +244,8 @@ impl Table {
             chain.rule("accept");
         });
         self.chain("from_client", None, |chain| {
-            chain.rule("ip frag-off & 0x3fff != 0 drop");
-            chain.rule("exthdr frag exists drop");
+            chain.rule("ip frag-off & 0x3fff != 0 goto refuse_protocol_denied");
+            chain.rule("exthdr frag exists goto refuse_protocol_denied");
             chain.rule("fib daddr type { local, broadcast, multicast, anycast } accept");
             chain.rule("ct state invalid goto refuse_no_flow");
             chain.rule("ct state new tcp flags & (fin | syn | rst | ack) != syn goto refuse_no_flow");
@@ -267,10 +267,10 @@ impl Table {
                 }
             }
             chain.rule("meta l4proto != { tcp, udp, icmp, ipv6-icmp } goto refuse_protocol_denied");
-            chain.rule("meta nfproto ipv4 meta l4proto ipv6-icmp drop");
-            chain.rule("meta nfproto ipv6 meta l4proto icmp drop");
-            chain.rule("icmp type != echo-request drop");
-            chain.rule("icmpv6 type != echo-request drop");
+            chain.rule("meta nfproto ipv4 meta l4proto ipv6-icmp goto refuse_protocol_denied");
+            chain.rule("meta nfproto ipv6 meta l4proto icmp goto refuse_protocol_denied");
+            chain.rule("icmp type != echo-request goto refuse_protocol_denied");
+            chain.rule("icmpv6 type != echo-request goto refuse_protocol_denied");
             for (action, _, count) in each_action(plan).into_iter().rev() {
                 for number in 0..count {
                     let ports = set_name(action, number, "ports");
@@ -307,9 +307,6 @@ impl Table {
         let verdict = if action == "allow" { format!("goto {passes}") } else { "goto refuse_rule_denied".to_owned() };
         if action == "allow" {
             self.chain(&passes, None, |chain| {
-                let echoes =
-                    format!("limit rate over {ECHOES_PER_SECOND}/second burst {ECHOES_PER_SECOND} packets drop");
-                chain.rule(format_args!("meta l4proto {{ {ICMP}, {ICMPV6} }} {echoes}"));
                 let mark = FORWARDED | u32::try_from(number).unwrap_or(0);
                 chain.rule(format_args!(
                     "counter name {action}{number} ct mark set {mark:#x} meta mark set ct mark accept"
@@ -342,6 +339,10 @@ impl Table {
                 "ct state related icmp type != { destination-unreachable, time-exceeded, parameter-problem } drop",
             );
             chain.rule("ct state related icmpv6 type != { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } drop");
+            for echoes in ["icmp type echo-request", "icmpv6 type echo-request"] {
+                let over = format!("limit rate over {ECHOES_PER_SECOND}/second burst {ECHOES_PER_SECOND} packets");
+                chain.rule(format_args!("ct mark != {BYPASSED:#x} {echoes} {over} drop"));
+            }
             chain.rule("tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu");
             chain.rule("accept");
         });
@@ -385,6 +386,7 @@ impl Table {
             }
             chain.rule("icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, nd-router-advert, mld-listener-query } accept");
             chain.rule("udp sport 547 udp dport 546 accept");
+            chain.rule("udp sport 67 udp dport 68 accept");
             for door in &plan.doors {
                 let to = match door.ip() {
                     ip if ip.is_unspecified() => String::new(),

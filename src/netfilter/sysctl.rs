@@ -56,6 +56,15 @@ pub(super) fn set(plan: &Plan) -> Result<Vec<String>, KernelError> {
     Ok(absent.chain(advice()).collect())
 }
 
+/// The forwarding that somebody has switched off, if any, as sysctl(8) names it.
+pub(super) fn not_forwarding(plan: &Plan) -> Option<&'static str> {
+    let [v4, v6] = FORWARDING;
+    let is_off = |path| std::fs::read_to_string(path).is_ok_and(|value| value.trim() == "0");
+    [("net.ipv4.ip_forward", v4, true), ("net.ipv6.conf.all.forwarding", v6, plan.has_v6())]
+        .into_iter()
+        .find_map(|(name, path, is_needed)| (is_needed && is_off(path)).then_some(name))
+}
+
 /// Switches forwarding off in both families.
 pub(super) fn stop_forwarding() -> Result<(), KernelError> {
     // A kernel may be without IPv6.

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, Weak};
 
 use super::flows::Endings;
-use super::members::{TCP, UDP, protocol_name};
+use super::members::{ICMP, ICMPV6, TCP, UDP, protocol_name};
 use super::refusals::{Refusals, Refused};
 use super::ruleset::REASONS;
 use super::{BYPASSED, INGRESS, INGRESS_PLAIN};
@@ -62,7 +62,10 @@ fn refusal(house: &House, refused: &Refused) -> Refusal {
         TCP => Subject::Tcp { host, port },
         UDP => Subject::Udp { host, port },
         other if *reason == Reason::ProtocolDenied => {
-            let nearest = format!("IP protocol {other}; rules are for tcp, udp and icmp");
+            let nearest = match other {
+                ICMP | ICMPV6 => "an icmp rule lets out echo requests; errors pass as part of a flow".to_owned(),
+                other => format!("IP protocol {other}; rules are for tcp, udp and icmp"),
+            };
             return plain.with(Hint { nearest: Some(nearest), ..Hint::default() });
         }
         _ => return plain,

@@ -161,13 +161,26 @@ fn a_flushed_table_closes_and_is_seen() {
         eventually("ready again", || is_ready(&world));
         assert_eq!(world.at("client", || udp(PARTNER, 1194)), Ok(()), "{flush}");
     }
+    // Forwarding that somebody switches off serves nobody.
+    for forwarding in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        let set = |to: &str| world.at("hop1", || std::fs::write(format!("/proc/sys/net/{forwarding}"), to).unwrap());
+        set("0");
+        eventually("not ready", || !is_ready(&world));
+        set("1");
+        eventually("ready again", || is_ready(&world));
+    }
     // A route taken away is seen too; the table alone holds.
     world.at("hop1", || {
         assert!(run("ip", &["rule", "del", "pref", "82"]).status.success());
     });
     stray(&world);
     eventually("not ready", || !is_ready(&world));
-    for said in ["`inet egret` is not there", "has 0 rules instead of", "a policy route is gone (ip rule pref 82"] {
+    for said in [
+        "`inet egret` is not there",
+        "net.ipv6.conf.all.forwarding is off",
+        "has 0 rules instead of",
+        "a policy route is gone (ip rule pref 82",
+    ] {
         eventually(said, || egret.errors().contains(said));
     }
     assert!(heard.recv(&mut [0; 9]).is_err(), "nobody outside reaches a client either");
@@ -335,6 +348,10 @@ fn the_hop_itself_is_closed_to_clients_of_every_family() {
     assert!(!reaches("client", "[fd00:2251::4]:2222"));
     assert!(!reaches("fabric", "[fd00:2251::4]:2222"), "nobody who comes in there by IPv6");
     assert!(reaches("client", "10.225.1.4:9902"), "the probe");
+    let lease = world.at("hop1", || UdpSocket::bind("0.0.0.0:68").unwrap());
+    lease.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    world.at("client", || UdpSocket::bind("0.0.0.0:67").unwrap().send_to(b"x", "10.225.1.4:68").unwrap());
+    assert!(lease.recv(&mut [0; 9]).is_ok(), "a DHCP server may be among the clients");
     assert!(reaches("fabric", "10.225.1.4:2222"), "an operator in the hop's own network");
     assert!(reaches("internet", "20.50.1.4:2222"), "or on another interface");
     assert!(!egret.errors().contains("ERROR"), "{}", egret.errors());

@@ -41,6 +41,9 @@ fn refused_packets_and_ended_flows_have_their_lines() {
         assert_eq!(tcp("20.60.3.7", 9000), RESET, "as its neighbours, and yet egret's own");
         let ping = |to: &str| crate::support::run("ping", &["-c1", "-W1", to]).status.success();
         assert!(ping(PARTNER) && !ping(DECOY), "echo by an icmp rule only");
+        let many = crate::support::text(&crate::support::run("ping", &["-q", "-c500", "-i0.002", "-W1", PARTNER]));
+        let answered = many.split(" received").next().and_then(|said| said.rsplit(' ').next()?.parse::<u32>().ok());
+        assert!((50..400).contains(&answered.unwrap()), "a stream of echoes is no way out: {many}");
     });
     let line = net(&egret, &format!("{DECOY}:9000"), "no_rule");
     assert!(line["verdict"] == "deny" && line["stage"] == "network" && line["protocol"] == "tcp", "{line:#}");
@@ -71,6 +74,12 @@ fn refused_packets_and_ended_flows_have_their_lines() {
     world.at("client", || assert!(crate::support::run("python3", &["-c", &other]).status.success()));
     let line = net(&egret, &format!("{PARTNER}:0"), "protocol_denied");
     assert!(line["nearest"].as_str().unwrap().starts_with("IP protocol 99;"), "{line:#}");
+    let timestamp = format!(
+        "import socket as s; s.socket(s.AF_INET,s.SOCK_RAW,s.IPPROTO_ICMP).sendto(bytes([13,0,0xf2,0xff])+bytes(16),('{ORIGIN}',0))"
+    );
+    world.at("client", || assert!(crate::support::run("python3", &["-c", &timestamp]).status.success()));
+    let line = net(&egret, &format!("{ORIGIN}:0"), "protocol_denied");
+    assert!(line["nearest"].as_str().unwrap().starts_with("an icmp rule lets out echo requests"), "{line:#}");
     world.at("fabric", || {
         let from = UdpSocket::bind("10.225.1.1:0").unwrap();
         crate::world::ip(&["route", "add", DECOY, "via", crate::world::HOP1]);

@@ -244,6 +244,7 @@ fn narrow_links_and_large_transfers_are_no_hindrance() {
         + &format!(
             "    - {{ name: outside, destinations: [{OUTSIDER}/32, {API_SERVER}/32], protocols: [\"tcp:9000\", \"udp:9000\"] }}\n"
         );
+    let mut capture = world.capture();
     let _egret = hop(&world, &config(&policy, ""));
     // Behind the internet there is a narrow link, which only ICMP tells of.
     world.at("internet", || {
@@ -265,15 +266,29 @@ fn narrow_links_and_large_transfers_are_no_hindrance() {
         stream.write_all(&sent).unwrap();
         assert_eq!(reader.join().unwrap().unwrap(), sent);
     });
+    // Cut datagrams go through, put together and judged as a whole.
+    world.at("client", || {
+        let cut = |to: &str| {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect((to, 1194)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            socket.send(&[7; 2000]).unwrap();
+            socket.recv(&mut [0; 2048]).map_err(|e| e.kind())
+        };
+        assert_eq!(cut(PARTNER), Ok(2000));
+        assert_eq!(cut(DECOY), Err(std::io::ErrorKind::ConnectionRefused));
+    });
     // The hop's own narrow link: datagrams that may not be cut are answered for, so that their sender learns.
     world.at("hop1", || ip(&["link", "set", "wan", "mtu", "1300"]));
     world.at("client", || {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.connect((PARTNER, 1194)).unwrap();
         eventually("the path's MTU is learned", || socket.send(&[0; 1400]).is_err());
-        // And cut ones go through, put together and judged as a whole.
-        assert!(run("ip", &["route", "flush", "cache"]).status.success());
+        assert_eq!(tcp(PARTNER, 9000), Ok(()));
     });
+    let opened = capture.packets(&format!("dst host {PARTNER} and tcp[tcpflags] & tcp-syn != 0"));
+    assert!(opened.iter().all(|syn| syn.contains("mss 1260")) && !opened.is_empty(), "{opened:?}");
+    capture.saw_nothing(&format!("dst host {DECOY}"));
     // By name, through egret: up and down, over both narrow links.
     let big = vec![7; 30_000_000];
     world.nginx(ORIGIN, "big", &big);
