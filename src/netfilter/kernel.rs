@@ -30,6 +30,8 @@ pub struct Kernel {
     id: String,
     state: Mutex<State>,
     is_in_place: AtomicBool,
+    /// When this process began to know of flows.
+    since: Instant,
     /// Refused packets that have a line and are not counted yet, by reason.
     lines: Mutex<HashMap<Reason, u64>>,
     /// Flows that the last reload has ended and whose end is not told yet.
@@ -109,6 +111,7 @@ impl Kernel {
             id: ruleset::id(&plan),
             plan,
             state: Mutex::new(state),
+            since: Instant::now(),
             is_in_place: AtomicBool::new(false),
             lines: Mutex::default(),
             revoked: Mutex::default(),
@@ -228,11 +231,15 @@ impl Kernel {
         revoked.remove(&(flow.client, flow.destination, flow.protocol))
     }
 
-    /// The rule that let a flow through, from its conntrack mark.
+    /// The rule that let a flow through, from its conntrack mark. What an earlier egret let through may have been
+    /// another rule's, unless the one that has the place now would let it through too.
     #[must_use]
-    pub fn rule(&self, mark: u32) -> Option<Arc<str>> {
-        let number = usize::try_from(mark & !STATE).ok().filter(|_| mark & STATE == FORWARDED)?;
-        self.state().rules.get(&number).cloned()
+    pub fn rule(&self, flow: &Flow) -> Option<Arc<str>> {
+        let number = usize::try_from(flow.mark & !STATE).ok().filter(|_| flow.mark & STATE == FORWARDED)?;
+        let is_ours = flow.duration.is_some_and(|lasted| lasted < self.since.elapsed());
+        let state = self.state();
+        let fits = is_ours || state.sets.allows.holds(number, flow.client.ip(), flow.destination, flow.protocol);
+        state.rules.get(&number).filter(|_| fits).cloned()
     }
 
     /// Counts the reloads so far.

@@ -167,12 +167,12 @@ impl Places {
 
     /// Whether some rule's sets hold what goes from here to there.
     pub(super) fn hold(&self, from: IpAddr, to: SocketAddr, protocol: u8) -> bool {
-        self.taken.iter().flatten().any(|taken| {
-            let mut ports = taken.members.ports.iter();
-            taken.members.sources.contains(from)
-                && taken.leads_to(to.ip())
-                && ports.any(|(of, low, high)| *of == protocol && (*low..=*high).contains(&to.port()))
-        })
+        self.taken.iter().flatten().any(|taken| taken.holds(from, to, protocol))
+    }
+
+    /// Whether the sets of one place do.
+    pub(super) fn holds(&self, number: usize, from: IpAddr, to: SocketAddr, protocol: u8) -> bool {
+        matches!(self.taken.get(number), Some(Some(taken)) if taken.holds(from, to, protocol))
     }
 
     /// What both hold, whichever rules hold it.
@@ -278,6 +278,13 @@ impl Places {
 }
 
 impl Taken {
+    fn holds(&self, from: IpAddr, to: SocketAddr, protocol: u8) -> bool {
+        let mut ports = self.members.ports.iter();
+        self.members.sources.contains(from)
+            && self.leads_to(to.ip())
+            && ports.any(|(of, low, high)| *of == protocol && (*low..=*high).contains(&to.port()))
+    }
+
     fn of(place: &Place) -> Self {
         let (rule, members) = (Arc::clone(&place.rule), place.members.clone());
         Self { rule, members, learned: until(&place.learned) }

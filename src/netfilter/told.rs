@@ -98,7 +98,7 @@ fn tell_flows(endings: &Endings, house: &Weak<House>) {
             let rule = match flow.mark {
                 BYPASSED => Arc::from("netfilter.bypass"),
                 INGRESS | INGRESS_PLAIN => Arc::from("netfilter.dnat"),
-                mark => house.kernel.as_ref().and_then(|kernel| kernel.rule(mark)).unwrap_or_else(|| "?".into()),
+                _ => house.kernel.as_ref().and_then(|kernel| kernel.rule(&flow)).unwrap_or_else(|| "?".into()),
             };
             let totals = Totals { up: flow.bytes_up, down: flow.bytes_down };
             let duration = flow.duration.unwrap_or_default();

@@ -26,6 +26,25 @@ fn nameless(egret: &Egret, to: &str) -> Value {
 }
 
 #[test]
+fn a_name_that_is_not_there_is_asked_for_no_more_often_than_others() {
+    let (dns, ip) = (Dns::start(), own_ip());
+    let config = format!(
+        "listeners: [{{ kind: forward, bind: \"{ip}:{FORWARD}\" }}]\nadmin: {{ bind: \"{ip}:{ADMIN}\" }}\ndns: {{ upstreams: [\"{}\"] }}\nlearn: {{ refresh: 1h }}\n\
+         policy: {{ network_rules: [{{ name: none, fqdns: [none.example], protocols: [\"tcp:9000\"] }}] }}\n",
+        dns.address
+    );
+    let _egret = Egret::run(&config, ip);
+    eventually("it is asked for", || dns.asked("none.example") > 0);
+    // Two seconds are the pause after silence.
+    (0..500).for_each(|_| crate::support::pause());
+    assert!(
+        dns.asked("none.example") <= 2,
+        "{} questions, of which A and AAAA are one look-up",
+        dns.asked("none.example")
+    );
+}
+
+#[test]
 fn an_api_server_is_kept_resolved_and_reached_by_address_without_a_name() {
     let (old, new, other) = (own_ip(), own_ip(), own_ip());
     if std::net::TcpListener::bind((own_ip(), 443)).is_err() {
@@ -39,7 +58,7 @@ fn an_api_server_is_kept_resolved_and_reached_by_address_without_a_name() {
     let bundle = "{ bundle: aks, location: westeurope, api_server: api.hcp.westeurope.azmk8s.io";
     let config = format!(
         "listeners: [{{ kind: forward, bind: \"{ip}:{FORWARD}\" }}]\n\
-         dns: {{ upstreams: [\"{}\"], max_ttl: 1s }}\nadmin: {{ bind: \"{ip}:{ADMIN}\" }}\npolicy:\n  bundles:\n    \
+         dns: {{ upstreams: [\"{}\"], max_ttl: 1s }}\nlearn: {{ refresh: 1s }}\nadmin: {{ bind: \"{ip}:{ADMIN}\" }}\npolicy:\n  bundles:\n    \
          - {bundle}, sources: [10.0.0.0/8] }}\n    \
          - {bundle}, sources: [127.0.0.0/8], addresses: [public, \"{old}/32\", \"{new}/32\"] }}\n",
         dns.address

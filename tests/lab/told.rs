@@ -157,6 +157,33 @@ impl Talk {
 }
 
 /// Has the hop read another policy, and waits for its word.
+#[test]
+fn a_flow_from_before_a_restart_is_told_of_no_rule_that_would_refuse_it() {
+    let Some(world) = World::build(Through::One) else { return };
+    if !have(&["conntrack"]) {
+        return;
+    }
+    let mut egret = hop(&world, &config(POLICY, "log: { net: all }"));
+    let open = world.at("client", || {
+        assert_eq!(udp(PARTNER, 1194), Ok(()));
+        TcpStream::connect((PARTNER, 9000)).unwrap()
+    });
+    egret.signal("TERM");
+    assert_eq!(egret.wait(), 0);
+    let others = "\n  network_rules:\n    - { name: other, destinations: [20.60.3.0/24], protocols: [\"udp:1194\"] }\n";
+    let egret = hop(&world, &config(others, "log: { net: all }"));
+    assert!(world.at("client", || tcp(PARTNER, 9000)).is_err());
+    world.at("hop1", || {
+        for (protocol, port) in [("tcp", "9000"), ("udp", "1194")] {
+            crate::support::run("conntrack", &["-D", "-p", protocol, "--dport", port]);
+        }
+    });
+    let ended = |port: u16| egret.record("the end", |line| line["verdict"] == "allow" && line["port"] == port);
+    assert_eq!(ended(9000)["rule"], "?");
+    assert_eq!(ended(1194)["rule"], "other");
+    drop(open);
+}
+
 fn reload(world: &World, egret: &Egret, policy: &str, outcome: &str) {
     let count = |page: &str| {
         let line = page.lines().find(|line| line.starts_with(&format!("egret_reloads_total{{outcome=\"{outcome}\"}}")));
