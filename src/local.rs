@@ -9,15 +9,15 @@ use nix::ifaddrs::getifaddrs;
 use nix::libc;
 use nix::sys::socket::{MsgFlags, SockProtocol};
 
-use crate::netlink::{DUMP, Messages, Received, Socket, attribute, received};
+use crate::netlink::{
+    DEL_ROUTE, DUMP, GET_ROUTE, Messages, NEW_ROUTE, RTN_LOCAL, Received, Socket, attribute, received,
+};
 
-/// rtnetlink(7).
-const NEW_ROUTE: u16 = 24;
-const DEL_ROUTE: u16 = 25;
-const GET_ROUTE: u16 = 26;
+/// linux/rtnetlink.h: `RTA_DST`.
 const DESTINATION: u16 = 1;
-/// Kinds of routes that end here: local, anycast.
-const HERE: [u8; 2] = [2, 4];
+const RTN_ANYCAST: u8 = 4;
+/// Kinds of routes that end here.
+const HERE: [u8; 2] = [RTN_LOCAL, RTN_ANYCAST];
 /// The table that the kernel asks first.
 const LOCAL_TABLE: u8 = 255;
 /// The groups of route changes, both families.

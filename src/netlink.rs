@@ -16,6 +16,11 @@ pub const DUMP: u16 = 0x300;
 pub const REPLACE: u16 = 0x100;
 pub const EXCL: u16 = 0x200;
 pub const CREATE: u16 = 0x400;
+/// rtnetlink(7): messages about routes, and the kind of those that end on this host.
+pub const NEW_ROUTE: u16 = 24;
+pub const DEL_ROUTE: u16 = 25;
+pub const GET_ROUTE: u16 = 26;
+pub const RTN_LOCAL: u8 = 2;
 /// An attribute that holds others.
 const NESTED: u16 = 0x8000;
 const HEADER: usize = 16;

@@ -8,7 +8,9 @@ use nix::libc;
 use nix::sys::socket::SockProtocol;
 
 use super::{CAPTURED, FORWARDED, KernelError, Plan, STATE};
-use crate::netlink::{ACK, CREATE, DUMP, EXCL, Messages, REPLACE, Received, Socket, attribute};
+use crate::netlink::{
+    ACK, CREATE, DEL_ROUTE, DUMP, EXCL, GET_ROUTE, Messages, NEW_ROUTE, REPLACE, RTN_LOCAL, Received, Socket, attribute,
+};
 
 /// The rules' places (ip-rule(8), priority): behind the local table, before all others.
 const TO_EGRET: u32 = 80;
@@ -18,9 +20,6 @@ const BARRIER: u32 = 82;
 const LOCAL: u32 = 1129;
 const MAIN: u32 = 254;
 
-const NEW_ROUTE: u16 = 24;
-const DEL_ROUTE: u16 = 25;
-const GET_ROUTE: u16 = 26;
 const NEW_RULE: u16 = 32;
 const DEL_RULE: u16 = 33;
 const GET_RULE: u16 = 34;
@@ -34,8 +33,7 @@ const MARK: u16 = 10;
 const TABLE: u16 = 15;
 const MASK: u16 = 16;
 const PROTOCOL: u16 = 21;
-/// linux/rtnetlink.h: a local route, valid on this host.
-const RTN_LOCAL: u8 = 2;
+/// linux/rtnetlink.h: valid on this host.
 const SCOPE_HOST: u8 = 254;
 const OIF: u16 = 4;
 /// Linux gives the first interface of every network namespace to loopback.

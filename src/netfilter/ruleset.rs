@@ -20,9 +20,6 @@ const ECHOES_PER_SECOND: u32 = 50;
 /// RFC 4443 §2.4 (c): an error needs no more than this.
 const LARGEST_ICMP_ERROR: u32 = 1280;
 
-/// Azure's own: DHCP, DNS, and the probes of its load balancers, which come in on every interface.
-const PLATFORM: &str = "168.63.129.16";
-
 /// Why packets are refused in the table: a chain and a counter for each.
 pub const REASONS: &[Reason] = &[
     Reason::NoRule,
@@ -224,8 +221,9 @@ impl Table {
         self.chain("from_elsewhere", None, |chain| {
             // Nobody on the clients' side is an outsider: what this machine answers would go out to whomever a client
             // names. The platform's own address asks on every interface.
+            let platform = guard::PLATFORM;
             chain.rule(format_args!(
-                "ip saddr != {PLATFORM} fib daddr type local fib saddr . iif oif missing goto drop_source_not_allowed"
+                "ip saddr != {platform} fib daddr type local fib saddr . iif oif missing goto drop_source_not_allowed"
             ));
             chain.rule(
                 "ip6 saddr != { ::, fe80::/10 } fib daddr type { local, multicast, anycast } fib saddr . iif oif missing goto drop_source_not_allowed",

@@ -28,11 +28,13 @@ const fn v6(groups: [u16; 6], len: u8, class: &'static str) -> Special {
 }
 
 const METADATA: &str = "metadata";
+/// Azure's own: DHCP, DNS, and the probes of its load balancers, which come in on every interface.
+pub const PLATFORM: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 
 /// IANA special-purpose address registries (RFC 6890 and later), the narrowest first where they nest.
 const SPECIAL: &[Special] = &[
     v4([169, 254, 169, 254], 32, METADATA),
-    v4([168, 63, 129, 16], 32, METADATA),
+    v4(PLATFORM.octets(), 32, METADATA),
     v4([0, 0, 0, 0], 8, "unspecified"),
     v4([10, 0, 0, 0], 8, "private"),
     v4([100, 64, 0, 0], 10, "cgnat"),
