@@ -12,6 +12,7 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -117,6 +118,8 @@ pub struct App {
     health: Option<TcpListener>,
     metrics: Arc<Metrics>,
     own: Arc<OwnAddresses>,
+    /// Of the machine's addresses, since they were read.
+    changes: local::Changes,
     source: Source,
     writer: LogWriter,
     screen: String,
@@ -148,8 +151,8 @@ impl App {
         let (admin, health) = (bound.admin.map(listen).transpose()?, bound.health.map(listen).transpose()?);
         let binds = settings.listeners.iter().map(|l| l.bind).chain(settings.admin).chain(settings.health).collect();
         let own = Arc::new(OwnAddresses::new(binds, settings.own_addresses.clone()));
-        follow_local(local::Changes::listen().map_err(StartError::Interfaces)?, &own)
-            .map_err(StartError::Interfaces)?;
+        // First, so that no change falls between the reading and the hearing.
+        let changes = local::Changes::listen().map_err(StartError::Interfaces)?;
         own.set_local(local::addresses().map_err(StartError::Interfaces)?);
         let foreign = settings.sources.iter().find(|ip| !ip.is_loopback() && !own.is_local(**ip));
         foreign.map_or(Ok(()), |ip| Err(StartError::Source(*ip)))?;
@@ -185,7 +188,7 @@ impl App {
             netfilter::told::listen(&house, tells_flows).map_err(StartError::Told)?;
         }
         let source = Source { file: config.map(Path::to_owned), began: settings, own: Arc::clone(&own), sidecar };
-        Ok(Self { house, listeners, admin, health, metrics, own, source, writer, screen, counted })
+        Ok(Self { house, listeners, admin, health, metrics, own, changes, source, writer, screen, counted })
     }
 
     /// What egret does, on one screen.
@@ -202,6 +205,8 @@ impl App {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let hangup = reload::listen()?;
+        let changed = Arc::new(Notify::new());
+        follow_local(self.changes, &changed)?;
         let drain = Drain::new();
         let told = Told {
             metrics: Arc::clone(&self.metrics),
@@ -227,7 +232,7 @@ impl App {
             };
             tokio::spawn(listen::serve(listener, Arc::clone(&self.house.book), drain.guest(), handle));
         }
-        let watch = tokio::spawn(watch_local(Arc::clone(&self.own)));
+        let watch = tokio::spawn(watch_local(Arc::clone(&self.own), changed));
         let kernel = self.house.kernel.clone().map(|kernel| {
             tokio::spawn(watch_kernel(kernel, Arc::downgrade(&self.house), self.counted, Arc::clone(&self.own)))
         });
@@ -440,36 +445,34 @@ fn memory_limit() -> u64 {
     }
 }
 
-async fn watch_local(own: Arc<OwnAddresses>) {
-    loop {
-        tokio::time::sleep(LOCAL_EVERY).await;
-        read_local(&own);
-    }
-}
-
-fn read_local(own: &OwnAddresses) {
-    match local::addresses() {
-        Ok(addresses) => own.set_local(addresses),
-        // The last ones known still hold.
-        Err(error) => tracing::warn!(%error, "cannot read this machine's addresses again"),
-    }
-}
-
-/// Reads this machine's addresses again whenever the kernel tells of others, on a thread that nobody waits for.
-fn follow_local(changes: local::Changes, own: &Arc<OwnAddresses>) -> io::Result<()> {
-    let own = Arc::downgrade(own);
+/// Says whenever the kernel tells of other addresses of this machine, on a thread that nobody waits for.
+fn follow_local(changes: local::Changes, changed: &Arc<Notify>) -> io::Result<()> {
+    let changed = Arc::downgrade(changed);
     let follow = move || {
         loop {
             if let Err(error) = changes.next() {
                 tracing::error!(%error, "the kernel tells no more of this machine's addresses; they are read now and then");
                 return;
             }
-            let Some(own) = own.upgrade() else { return };
-            read_local(&own);
+            let Some(changed) = changed.upgrade() else { return };
+            changed.notify_one();
         }
     };
     std::thread::Builder::new().name("local-addresses".to_owned()).spawn(follow)?;
     Ok(())
+}
+
+/// Reads this machine's addresses again when they have changed, and now and then. Nobody else does while egret serves:
+/// what was read last is what holds.
+async fn watch_local(own: Arc<OwnAddresses>, changed: Arc<Notify>) {
+    loop {
+        let _ = tokio::time::timeout(LOCAL_EVERY, changed.notified()).await;
+        match tokio::task::block_in_place(local::addresses) {
+            Ok(addresses) => own.set_local(addresses),
+            // The last ones known still hold.
+            Err(error) => tracing::warn!(%error, "cannot read this machine's addresses again"),
+        }
+    }
 }
 
 /// Sees whether the kernel's rules stand. Whoever took them away is found out within a second; meanwhile nothing gets
