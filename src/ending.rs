@@ -79,6 +79,7 @@ words! {
         BadDns = "bad_dns",
         PortsExhausted = "ports_exhausted",
         QuicDenied = "quic_denied",
+        BadAnswer = "bad_answer",
         Draining = "draining",
         Internal = "internal",
     }

@@ -182,7 +182,7 @@ impl Outgoing<'_> {
     fn onward(self) -> Onward {
         match self.head.upgrade {
             Some(_) if self.may_switch => Onward::Switch,
-            _ if self.head.stays() => Onward::Stay,
+            _ if self.head.stays() && !self.head.is_alone() => Onward::Stay,
             _ => Onward::Close,
         }
     }
@@ -205,7 +205,7 @@ async fn send_answer(
         if head.is_interim() {
             interim += 1;
             if interim > MAX_INTERIM {
-                return Err(no_answer(Reason::Unreachable));
+                return Err(no_answer(Reason::BadAnswer));
             }
             write(&mut client, &head.for_client(&held, &[], Onward::Stay), Way::Down, meter).await?;
             held.drain(..head.len);
@@ -230,12 +230,11 @@ async fn send_answer(
             let up = up.ok_or_else(|| no_answer(Reason::Internal))?;
             return Ok(Answered { status: head.status, then: Then::Switch { up } });
         }
-        let is_head = &*request.head.method == "HEAD";
-        let no_body = Ok(AnswerLength::Framed(BodyLength::Exactly(0)));
-        let body = if is_head { no_body } else { head.body.map_err(no_answer) }?;
+        let body = head.body(&request.head.method).map_err(no_answer)?;
         break (head, body);
     };
-    let upstream_stays = asked == Onward::Stay && head.stays() && matches!(length, AnswerLength::Framed(_));
+    let is_framed = matches!(length, AnswerLength::Framed(_)) && !head.is_treacherous(&request.head.method);
+    let upstream_stays = asked == Onward::Stay && head.stays() && is_framed;
     // The client stays where its request says so and the answer has an end of its own.
     let client_stays = request.head.stays() && matches!(length, AnswerLength::Framed(_));
     let onward = if client_stays { Onward::Stay } else { Onward::Close };

@@ -32,7 +32,7 @@ use crate::claim::{Asker, Claim, Target, Via};
 use crate::ending::{Hint, Reason, Refusal, Stage};
 use crate::name::{Host, HostName};
 use crate::peek::client_hello::{ClientHello, Sni};
-use crate::peek::http_head::{RequestHead, RequestTarget};
+use crate::peek::http_head::{Overrides, RequestHead, RequestTarget};
 use crate::peek::{Expected, Sighting};
 use guard::Judgement;
 use hosts::{HostIndex, PatternId};
@@ -203,12 +203,18 @@ struct Request<'a> {
     method: Option<&'a str>,
     /// As sent, with its query; a request without one fits no rule with `paths`.
     path: Option<&'a str>,
+    overrides: Overrides,
     upgrades: bool,
 }
 
 impl<'a> From<&'a RequestHead> for Request<'a> {
     fn from(head: &'a RequestHead) -> Self {
-        Self { method: Some(&head.method), path: head.path(), upgrades: head.upgrade.is_some() }
+        Self {
+            method: Some(&head.method),
+            path: head.path(),
+            overrides: head.overrides,
+            upgrades: head.upgrade.is_some(),
+        }
     }
 }
 
@@ -546,7 +552,7 @@ impl Policy {
         let stage = if of_request { Stage::Http } else { Stage::Name };
         let mut refusal = self.refusal_by(reason, stage, grant);
         if let Some(hint) = &mut refusal.hint {
-            hint.nearest = self.why_missed(grant, progress);
+            hint.nearest = self.why_missed(grant, progress, evidence);
         }
         refusal
     }
@@ -716,10 +722,12 @@ fn conditions(rule: &AppRule, evidence: &Evidence<'_>) -> Result<(), Progress> {
         let paths = rule.paths.as_ref().is_none_or(|all| {
             request.path.and_then(paths::normal).is_some_and(|plain| all.iter().any(|path| path.fits(&plain)))
         });
-        if !methods {
+        // A rule that asks for either is about the request's first line, and so is what it allows.
+        let asks = rule.methods.is_some() || rule.paths.is_some();
+        if !methods || (asks && request.overrides.method) {
             return Err(Progress::Method);
         }
-        if !paths {
+        if !paths || (asks && request.overrides.path) {
             return Err(Progress::Path);
         }
         if request.upgrades && !rule.websocket && rule.action == Action::Allow {

@@ -410,7 +410,7 @@ async fn requested(
     let is_fit = |old: &Standing| {
         old.permit.is_same(&permit) && old.identity == *identity && is_quiet(&old.upstream.link.stream)
     };
-    let reused = standing.take().filter(is_fit);
+    let reused = standing.take().filter(|old| !request.is_alone() && is_fit(old));
     let is_reused = reused.is_some();
     let mut upstream = match reused {
         Some(Standing { mut upstream, .. }) => {

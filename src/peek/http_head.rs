@@ -22,9 +22,19 @@ pub struct RequestHead {
     pub upgrade: Option<Upgrade>,
     /// Bytes up to and including the empty line.
     pub len: usize,
+    pub overrides: Overrides,
     is_http_10: bool,
     /// The client asks for an end after this one.
     closes: bool,
+    /// The client waits for 100 (Continue) before its body (RFC 9110 §10.1.1).
+    expects: bool,
+}
+
+/// Fields by which some servers take a request for another one than its first line says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    pub method: bool,
+    pub path: bool,
 }
 
 /// A protocol that a connection may switch to (RFC 9110 §7.8).
@@ -100,9 +110,9 @@ impl HeadReader {
     /// The head of a response. `None` for "need more".
     ///
     /// # Errors
-    /// A reason for bytes that begin no HTTP/1 response, or past `limit`.
+    /// [`Reason::BadAnswer`] for bytes that begin no HTTP/1 response, or past `limit`.
     pub fn response(&mut self, raw: &[u8], limit: usize) -> Result<Option<ResponseHead>, Reason> {
-        let Some(head) = self.head(raw, limit)? else { return Ok(None) };
+        let Some(head) = self.head(raw, limit).map_err(|_| Reason::BadAnswer)? else { return Ok(None) };
         ResponseHead::read(head).map(Some)
     }
 
@@ -186,8 +196,9 @@ impl RequestHead {
         }
         // HTTP/1.0 stays only where both sides know a word that proxies were never good with.
         let closes = is_http_10 || seen.closes;
-        let Fields { host, upgrade, .. } = seen;
-        Ok(Self { method: method.into(), target, host, body, upgrade, len: head.len(), is_http_10, closes })
+        let Fields { host, upgrade, overrides, expects, .. } = seen;
+        let (method, len) = (method.into(), head.len());
+        Ok(Self { method, target, host, body, upgrade, len, overrides, is_http_10, closes, expects })
     }
 
     /// The one authority this request is for: the target's where it has one, and then Host must agree
@@ -253,8 +264,17 @@ impl RequestHead {
         matches!(&*self.method, "GET" | "HEAD" | "OPTIONS") && self.body == BodyLength::Exactly(0)
     }
 
+    /// Whether an upstream connection must carry this request and no other. A server that does not read a body takes
+    /// it for the next request; one that reads a body where there is none takes the next request for it.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        let may_have_body = !matches!(&*self.method, "GET" | "HEAD" | "OPTIONS" | "TRACE");
+        may_have_body || self.expects || self.body != BodyLength::Exactly(0)
+    }
+
     /// The head as it goes to the origin: origin-form, and without what concerns this hop only
-    /// (RFC 9110 §7.6.1). Every other field keeps its bytes, its order and its case; `adds` follow them.
+    /// (RFC 9110 §7.6.1). What routes or frames the request is written from what was read of it, the target's host
+    /// where there is one (RFC 9112 §3.2.2). Every other field keeps its bytes, its order and its case; `adds` follow.
     #[must_use]
     pub fn for_origin(&self, raw: &[u8], adds: &[u8], onward: Onward) -> Vec<u8> {
         let head = raw.get(..self.len).unwrap_or_default();
@@ -263,13 +283,57 @@ impl RequestHead {
             RequestTarget::Authority(_) => "*",
         };
         let mut out = format!("{} {path} HTTP/1.{}\r\n", self.method, u8::from(!self.is_http_10)).into_bytes();
-        if let (HostField::Absent, RequestTarget::Absolute { authority, .. }) = (&self.host, &self.target) {
-            out.extend_from_slice(format!("Host: {authority}\r\n").as_bytes());
+        let host = match (&self.target, &self.host) {
+            (RequestTarget::Absolute { authority, .. }, _) | (_, HostField::Given(authority)) => Some(authority),
+            (_, HostField::Absent | HostField::Malformed { .. }) => None,
+        };
+        let host = host.map(|authority| format!("Host: {authority}\r\n")).unwrap_or_default();
+        if self.host == HostField::Absent {
+            out.extend_from_slice(host.as_bytes());
         }
-        out.extend(kept_fields(head).flat_map(<[u8]>::iter));
+        for line in kept_fields(head) {
+            match Framing::of(line) {
+                None => out.extend_from_slice(line),
+                Some(Framing::Host) => out.extend_from_slice(host.as_bytes()),
+                Some(Framing::ContentLength | Framing::TransferEncoding) => {
+                    out.extend_from_slice(self.body.field().as_bytes());
+                }
+            }
+        }
         out.extend_from_slice(adds);
         out.extend_from_slice(onward.fields());
         out
+    }
+}
+
+impl BodyLength {
+    /// The one field that says so.
+    fn field(self) -> String {
+        match self {
+            Self::Exactly(length) => format!("Content-Length: {length}\r\n"),
+            Self::Chunked => "Transfer-Encoding: chunked\r\n".to_owned(),
+        }
+    }
+}
+
+/// A field that routes a message or says where it ends. Never forwarded as it came: the next reader might read
+/// something else in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Framing {
+    Host,
+    ContentLength,
+    TransferEncoding,
+}
+
+impl Framing {
+    fn of(line: &[u8]) -> Option<Self> {
+        let (name, _) = split_field(line)?;
+        let known: [(&[u8], Self); 3] = [
+            (b"host", Self::Host),
+            (b"content-length", Self::ContentLength),
+            (b"transfer-encoding", Self::TransferEncoding),
+        ];
+        known.into_iter().find(|(known, _)| name.eq_ignore_ascii_case(known)).map(|(_, framing)| framing)
     }
 }
 
@@ -300,8 +364,8 @@ pub struct ResponseHead {
     pub status: u16,
     /// Bytes up to and including the empty line.
     pub len: usize,
-    /// Judged only where the answer has a body: that of HEAD has none, whatever it says.
-    pub body: Result<AnswerLength, Reason>,
+    /// What the fields say of the body, whether the answer has one or not.
+    says: Result<AnswerLength, Reason>,
     /// The protocol that the server goes on in.
     pub upgrade: Option<Upgrade>,
     stays: bool,
@@ -321,15 +385,16 @@ impl ResponseHead {
         let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
         let mut response = httparse::Response::new(&mut fields);
         let parsed = response.parse(head);
-        let (Ok(httparse::Status::Complete(_)), Some(status)) = (parsed, response.code) else {
-            return Err(Reason::BadRequest);
+        // RFC 9110 §15: clients take 600 to 999 for a server's error, and nothing below 100 for an answer.
+        let (Ok(httparse::Status::Complete(_)), Some(status @ 100..)) = (parsed, response.code) else {
+            return Err(Reason::BadAnswer);
         };
-        let body = answer_length(status, response.headers);
         let is_http_10 = response.version == Some(0);
+        let says = answer_length(response.headers, is_http_10);
         let stays = !is_http_10 && !closes(response.headers);
         let mut upgrades = named(response.headers, "upgrade");
         let upgrade = upgrades.next().and_then(upgrade).filter(|_| upgrades.next().is_none());
-        Ok(Self { status, len: head.len(), body, upgrade, stays, is_http_10 })
+        Ok(Self { status, len: head.len(), says, upgrade, stays, is_http_10 })
     }
 
     /// 1xx but for a switch: another head follows.
@@ -344,15 +409,40 @@ impl ResponseHead {
         self.stays
     }
 
-    /// The head as it goes to the client, without what concerned the other hop only; an interim one as it came.
+    /// How long the body of the answer to a request with this method is (RFC 9112 §6.3).
+    ///
+    /// # Errors
+    /// [`Reason::BadAnswer`] where its fields contradict each other.
+    pub fn body(&self, method: &str) -> Result<AnswerLength, Reason> {
+        if self.has_body(method) { self.says } else { Ok(AnswerLength::Framed(BodyLength::Exactly(0))) }
+    }
+
+    /// Whether a body is announced that must not come. Some servers send it all the same, and what would come of it
+    /// after the head cannot be known.
+    #[must_use]
+    pub fn is_treacherous(&self, method: &str) -> bool {
+        let is_silent = matches!(self.says, Ok(AnswerLength::ToTheEnd | AnswerLength::Framed(BodyLength::Exactly(0))));
+        !self.has_body(method) && !is_silent
+    }
+
+    fn has_body(&self, method: &str) -> bool {
+        method != "HEAD" && !matches!(self.status, 100..200 | 204 | 304)
+    }
+
+    /// The head as it goes to the client, without what concerned the other hop only. What frames the answer is written
+    /// from what was read of it, and left out of answers that never have a body (RFC 9112 §6.1, RFC 9110 §8.6).
     #[must_use]
     pub fn for_client(&self, raw: &[u8], adds: &[u8], onward: Onward) -> Vec<u8> {
         let head = raw.get(..self.len).unwrap_or_default();
-        if self.is_interim() {
-            return head.to_vec();
-        }
         let mut out = head.get(first_line(head)).unwrap_or_default().to_vec();
-        out.extend(kept_fields(head).flat_map(<[u8]>::iter));
+        let framing = match self.says {
+            Ok(AnswerLength::Framed(length)) if !matches!(self.status, 100..200 | 204) => length.field(),
+            _ => String::new(),
+        };
+        for line in kept_fields(head) {
+            let is_framing = matches!(Framing::of(line), Some(Framing::ContentLength | Framing::TransferEncoding));
+            out.extend_from_slice(if is_framing { framing.as_bytes() } else { line });
+        }
         out.extend_from_slice(adds);
         out.extend_from_slice(onward.fields());
         out
@@ -382,18 +472,18 @@ fn upgrade(value: &[u8]) -> Option<Upgrade> {
     value.eq_ignore_ascii_case(b"websocket").then_some(Upgrade::WebSocket)
 }
 
-/// Two lengths are no length: a client behind could be made to read one answer as two.
-fn answer_length(status: u16, headers: &[httparse::Header<'_>]) -> Result<AnswerLength, Reason> {
-    if matches!(status, 100..200 | 204 | 304) {
-        return Ok(AnswerLength::Framed(BodyLength::Exactly(0)));
-    }
+/// What an answer's fields say of its body. Two lengths are not a length: a client behind could be made to read one
+/// answer as two. HTTP/1.0 knows no codings (RFC 9112 §6.1).
+fn answer_length(headers: &[httparse::Header<'_>], is_http_10: bool) -> Result<AnswerLength, Reason> {
     let codings: Vec<&[u8]> = named(headers, "transfer-encoding").collect();
-    let lengths = named(headers, "content-length").map(content_length).collect::<Result<Vec<_>, _>>()?;
+    let lengths: Vec<Option<u64>> = named(headers, "content-length").map(|value| content_length(value).ok()).collect();
     match (codings.as_slice(), lengths.as_slice()) {
         ([], []) => Ok(AnswerLength::ToTheEnd),
-        ([], [n]) => Ok(AnswerLength::Framed(BodyLength::Exactly(*n))),
-        ([coding], []) if coding.eq_ignore_ascii_case(b"chunked") => Ok(AnswerLength::Framed(BodyLength::Chunked)),
-        _ => Err(Reason::BadRequest),
+        ([], [Some(n)]) => Ok(AnswerLength::Framed(BodyLength::Exactly(*n))),
+        ([coding], []) if coding.eq_ignore_ascii_case(b"chunked") && !is_http_10 => {
+            Ok(AnswerLength::Framed(BodyLength::Chunked))
+        }
+        _ => Err(Reason::BadAnswer),
     }
 }
 
@@ -512,13 +602,22 @@ struct Fields {
     lengths: Vec<u64>,
     codings: usize,
     upgrade: Option<Upgrade>,
+    overrides: Overrides,
     closes: bool,
+    expects: bool,
 }
 
 impl Fields {
     fn read(headers: &[httparse::Header<'_>]) -> Result<Self, Reason> {
-        let (host, lengths) = (HostField::Absent, Vec::new());
-        let mut seen = Self { host, lengths, codings: 0, upgrade: None, closes: closes(headers) };
+        let mut seen = Self {
+            host: HostField::Absent,
+            lengths: Vec::new(),
+            codings: 0,
+            upgrade: None,
+            overrides: Overrides::default(),
+            closes: closes(headers),
+            expects: false,
+        };
         for field in headers {
             let value = field.value;
             match field.name.to_ascii_lowercase().as_str() {
@@ -541,7 +640,13 @@ impl Fields {
                     Some(known) if seen.upgrade.is_none() => seen.upgrade = Some(known),
                     _ => return Err(Reason::UpgradeDenied),
                 },
-                _ => {}
+                "expect" => seen.expects = true,
+                // Gateways turn `_` into `-`, for these too.
+                name => match name.replace('_', "-").as_str() {
+                    "x-http-method-override" | "x-method-override" | "x-http-method" => seen.overrides.method = true,
+                    "x-original-url" | "x-rewrite-url" => seen.overrides.path = true,
+                    _ => {}
+                },
             }
         }
         Ok(seen)
@@ -716,15 +821,97 @@ mod tests {
         assert_eq!(head.for_client(raw, b"", Onward::Close), format!("{kept}Connection: close\r\n\r\n").as_bytes());
         assert_eq!(head.for_client(raw, b"", Onward::Stay), format!("{kept}\r\n").as_bytes());
         assert_eq!((head.len, head.is_interim()), (raw.len() - 2, false));
-        assert_eq!(response(b"SSH-2.0-x\r\n\r\n"), Err(Reason::BadRequest));
+        assert_eq!(response(b"SSH-2.0-x\r\n\r\n"), Err(Reason::BadAnswer));
         assert!(response(b"HTTP/1.1 100 Continue\r\n\r\n").unwrap().unwrap().is_interim());
         let length = |fields: &str| {
-            response(format!("HTTP/1.1 200 OK\r\n{fields}\r\n").as_bytes()).and_then(|h| h.unwrap().body)
+            response(format!("HTTP/1.1 200 OK\r\n{fields}\r\n").as_bytes()).and_then(|h| h.unwrap().body("GET"))
         };
         assert_eq!(length("Content-Length: 7\r\n"), Ok(AnswerLength::Framed(BodyLength::Exactly(7))));
         assert_eq!(length("Transfer-Encoding: chunked\r\n"), Ok(AnswerLength::Framed(BodyLength::Chunked)));
         assert_eq!(length(""), Ok(AnswerLength::ToTheEnd));
-        assert_eq!(length("Content-Length: 7\r\nTransfer-Encoding: chunked\r\n"), Err(Reason::BadRequest));
-        assert_eq!(length("Content-Length: 7\r\nContent-Length: 8\r\n"), Err(Reason::BadRequest));
+        assert_eq!(length("Content-Length: 7\r\nTransfer-Encoding: chunked\r\n"), Err(Reason::BadAnswer));
+        assert_eq!(length("Content-Length: 7\r\nContent-Length: 8\r\n"), Err(Reason::BadAnswer));
+    }
+
+    #[test]
+    fn what_routes_or_frames_a_request_is_written_from_what_was_read() {
+        let sent = |raw: &str| {
+            let head = look(raw).unwrap().unwrap();
+            String::from_utf8(head.for_origin(raw.as_bytes(), b"", Onward::Stay)).unwrap()
+        };
+        let raw = "POST / HTTP/1.1\r\nA: b\r\nhOST:\tX.Example.:080\t\r\ncontent-length:  0058\t\r\nC: d\r\n\r\n";
+        assert_eq!(sent(raw), "POST / HTTP/1.1\r\nA: b\r\nHost: x.example:80\r\nContent-Length: 58\r\nC: d\r\n\r\n");
+        let raw = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding:\tChunked\t\r\n\r\n";
+        assert_eq!(sent(raw), "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
+        let raw = "GET http://x:80/y HTTP/1.1\r\nHost: X\r\n\r\n";
+        assert_eq!(sent(raw), "GET /y HTTP/1.1\r\nHost: x:80\r\n\r\n");
+        assert_eq!(sent("GET http://x/ HTTP/1.0\r\nA: b\r\n\r\n"), "GET / HTTP/1.0\r\nHost: x\r\nA: b\r\n\r\n");
+    }
+
+    #[test]
+    fn what_frames_an_answer_is_written_from_what_was_read() {
+        let read = |raw: &str| HeadReader::default().response(raw.as_bytes(), 1 << 16).map(Option::unwrap);
+        let sent =
+            |raw: &str| String::from_utf8(read(raw).unwrap().for_client(raw.as_bytes(), b"", Onward::Stay)).unwrap();
+        for (status, written, kept) in [
+            ("200 OK", "content-length: 007\t\r\n", "Content-Length: 7\r\n"),
+            ("200 OK", "Transfer-Encoding:chunked\t\r\n", "Transfer-Encoding: chunked\r\n"),
+            ("304 N", "Content-Length: 7\r\n", "Content-Length: 7\r\n"),
+            ("304 N", "Content-Length: 7\r\nContent-Length: 8\r\n", ""),
+            ("204 N", "Content-Length: 7\r\n", ""),
+            ("103 E", "Content-Length: 7\r\nLink: x\r\n", "Link: x\r\n"),
+            ("100 C", "Transfer-Encoding: chunked\r\n", ""),
+            ("101 S", "Content-Length: 0\r\n", ""),
+            ("999 X", "A: b\r\n", "A: b\r\n"),
+        ] {
+            let raw = |fields: &str| format!("HTTP/1.1 {status}\r\n{fields}\r\n");
+            assert_eq!(sent(&raw(written)), raw(kept), "{status} {written}");
+        }
+        for status in ["000 X", "099 X", "99 X", "1000 X"] {
+            assert_eq!(read(&format!("HTTP/1.1 {status}\r\n\r\n")), Err(Reason::BadAnswer), "{status}");
+        }
+        let head = |raw: &str| read(raw).unwrap();
+        assert_eq!(head("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").body("GET"), Err(Reason::BadAnswer));
+        // A body that is announced where none may come is not waited for, and the connection is not used again.
+        for (method, raw, is_treacherous) in [
+            ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n", true),
+            ("HEAD", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", true),
+            ("HEAD", "HTTP/1.1 200 OK\r\n\r\n", false),
+            ("GET", "HTTP/1.1 304 N\r\nContent-Length: 7\r\n\r\n", true),
+            ("GET", "HTTP/1.1 204 N\r\nContent-Length: 0\r\n\r\n", false),
+        ] {
+            let head = head(raw);
+            assert_eq!(head.body(method), Ok(AnswerLength::Framed(BodyLength::Exactly(0))), "{method} {raw}");
+            assert_eq!(head.is_treacherous(method), is_treacherous, "{method} {raw}");
+        }
+        assert!(!head("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n").is_treacherous("GET"));
+    }
+
+    #[test]
+    fn only_requests_without_a_body_share_a_connection() {
+        let is_alone = |raw: &str| look(raw).unwrap().unwrap().is_alone();
+        for method in ["GET", "HEAD", "OPTIONS", "TRACE"] {
+            assert!(!is_alone(&format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n")), "{method}");
+            assert!(!is_alone(&format!("{method} / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")), "{method}");
+            for fields in ["Content-Length: 1\r\n", "Transfer-Encoding: chunked\r\n", "Expect: 100-continue\r\n"] {
+                assert!(is_alone(&format!("{method} / HTTP/1.1\r\nHost: a\r\n{fields}\r\n")), "{method} {fields}");
+            }
+        }
+        for method in ["POST", "PUT", "DELETE", "PATCH", "get", "PROPFIND", "X"] {
+            assert!(is_alone(&format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n")), "{method}");
+        }
+    }
+
+    #[test]
+    fn fields_that_name_another_request_are_seen() {
+        let overrides =
+            |field: &str| look(&format!("GET / HTTP/1.1\r\nHost: a\r\n{field}: x\r\n\r\n")).unwrap().unwrap().overrides;
+        for field in ["X-HTTP-Method-Override", "x-method-override", "X-HTTP-METHOD", "X_HTTP_Method_Override"] {
+            assert_eq!(overrides(field), Overrides { method: true, path: false }, "{field}");
+        }
+        for field in ["X-Original-URL", "x-rewrite-url", "X_Original_URL"] {
+            assert_eq!(overrides(field), Overrides { method: false, path: true }, "{field}");
+        }
+        assert_eq!(overrides("X-Original-Host"), Overrides::default());
     }
 }

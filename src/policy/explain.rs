@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::rule::{Action, AppProtocol, InnerName, NetKind};
-use super::{Because, Evidence, Policy, Request};
+use super::{Because, Evidence, Overrides, Policy, Request};
 use crate::answers::Answers;
 use crate::claim::Asker;
 use crate::ending::{Hint, Reason, Refusal, Stage};
@@ -93,7 +93,12 @@ impl Policy {
     pub fn explain(&self, question: &Question) -> Result<Because, Refusal> {
         match &question.subject {
             Subject::App { protocol, host, port, path } => {
-                let request = path.as_deref().map(|path| Request { method: None, path: Some(path), upgrades: false });
+                let request = path.as_deref().map(|path| Request {
+                    method: None,
+                    path: Some(path),
+                    overrides: Overrides::default(),
+                    upgrades: false,
+                });
                 self.explain_app(question, *protocol, host, *port, request)
             }
             Subject::Tcp { host, port } => self.explain_net(question, host, *port, NetKind::Tcp),

@@ -126,8 +126,9 @@ impl Policy {
     }
 
     /// Why a rule that lists the name did not allow it.
-    pub(super) fn why_missed(&self, grant: Grant, progress: Progress) -> Option<String> {
+    pub(super) fn why_missed(&self, grant: Grant, progress: Progress, evidence: &Evidence<'_>) -> Option<String> {
         let rule = self.apps.get(grant.rule() as usize)?;
+        let overrides = evidence.request.map(|request| request.overrides).unwrap_or_default();
         let name = &rule.name;
         let join = |items: Vec<String>| items.join(", ");
         Some(match progress {
@@ -140,6 +141,12 @@ impl Policy {
             Progress::Port => {
                 let alpn = rule.alpn.iter().flatten().map(|p| p.escape_ascii().to_string()).collect();
                 format!("rule {name} allows it, with no ALPN beyond {}", join(alpn))
+            }
+            Progress::Method if overrides.method => {
+                format!("rule {name} allows no field that names another method, such as X-HTTP-Method-Override")
+            }
+            Progress::Path if overrides.path => {
+                format!("rule {name} allows no field that names another path, such as X-Original-URL")
             }
             Progress::Method => {
                 let methods = rule.methods.iter().flatten().map(ToString::to_string).collect();

@@ -54,8 +54,9 @@ impl PathPattern {
 }
 
 /// The plain spelling of a request's path, without its query: RFC 3986 §6.2.2, and runs of slashes as one.
-/// `None` where servers disagree: encoded slashes, backslashes and zeros, what is encoded twice, what leads
-/// above the root, and dots with parameters.
+/// `None` where servers disagree: encoded slashes, backslashes and control characters, bytes that are not UTF-8,
+/// characters that some of them take for a slash or a dot, what is encoded twice, what leads above the root, and dots
+/// with parameters.
 #[must_use]
 pub fn normal(target: &str) -> Option<String> {
     let path = target.split('?').next().unwrap_or_default();
@@ -72,9 +73,7 @@ pub fn normal(target: &str) -> Option<String> {
             "" | "." => {}
             ".." => drop(kept.pop()?),
             // Some servers cut parameters off before they look at dots.
-            dots if dots.split(';').next().is_some_and(|front| front != dots && matches!(front, "." | ".." | "")) => {
-                return None;
-            }
+            dots if is_dots_with_parameters(dots) => return None,
             segment => kept.push(segment),
         }
     }
@@ -89,9 +88,24 @@ pub fn normal(target: &str) -> Option<String> {
     Some(out)
 }
 
+/// Some servers take parameters off before they look at dots, and some of these decode first.
+fn is_dots_with_parameters(segment: &str) -> bool {
+    let end = segment.find(';').into_iter().chain(segment.find("%3B")).min();
+    end.and_then(|end| segment.get(..end)).is_some_and(|front| matches!(front, "" | "." | ".."))
+}
+
+/// Whether a server may take a character for a slash, a backslash or a dot: those that Unicode's compatibility
+/// mapping (UAX #15, NFKC) or the best-fit tables of Windows lead there, and what does not print.
+fn is_deceptive(c: char) -> bool {
+    matches!(c, '\u{2024}'..='\u{2026}' | '\u{2044}' | '\u{2215}' | '\u{2216}' | '\u{29f8}' | '\u{29f9}' | '\u{3002}')
+        || matches!(c, '\u{fe52}' | '\u{fe68}' | '\u{ff0e}' | '\u{ff0f}' | '\u{ff3c}' | '\u{ff61}')
+        || c.is_control()
+}
+
 /// Unreserved characters as themselves, everything else encoded in capitals.
 fn decode(path: &[u8]) -> Option<String> {
     let mut out = String::with_capacity(path.len());
+    let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path;
     while let Some((first, after)) = rest.split_first() {
         rest = after;
@@ -104,19 +118,24 @@ fn decode(path: &[u8]) -> Option<String> {
                     return None;
                 }
                 rest = after;
+                bytes.push(byte);
                 let twice = byte == b'%' && rest.get(..2).is_some_and(|two| two.iter().all(u8::is_ascii_hexdigit));
                 match byte {
-                    b'/' | b'\\' | 0 => return None,
+                    b'/' | b'\\' => return None,
                     _ if twice => return None,
                     b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
                     byte if byte.is_ascii_alphanumeric() => out.push(char::from(byte)),
                     byte => out.push_str(&format!("%{byte:02X}")),
                 }
             }
-            byte => out.push(char::from(*byte)),
+            byte => {
+                bytes.push(*byte);
+                out.push(char::from(*byte));
+            }
         }
     }
-    Some(out)
+    let meant = std::str::from_utf8(&bytes).ok()?;
+    (!meant.contains(is_deceptive)).then_some(out)
 }
 
 #[cfg(test)]
@@ -136,6 +155,8 @@ mod tests {
             ("/a%20b%3f", "/a%20b%3F"),
             ("/a%25", "/a%25"),
             ("/a;v=1/b", "/a;v=1/b"),
+            ("/a%3bv/%C3%A4%e2%82%ac", "/a%3Bv/%C3%A4%E2%82%AC"),
+            ("/a%e2%80%93b", "/a%E2%80%93b"),
         ] {
             assert_eq!(normal(written).as_deref(), Some(plain), "{written}");
             assert_eq!(normal(plain).as_deref(), Some(plain), "a plain spelling is its own");
@@ -159,6 +180,22 @@ mod tests {
             "/a/..;/b",
             "/.;x/b",
             "/;/b",
+            "/a/..%3bx/b",
+            "/%3b/b",
+            "/a%0d%0ab",
+            "/a%09",
+            "/a%7f",
+            "/a%1b",
+            "/%c0%ae%c0%ae/b",
+            "/a%c0%afb",
+            "/a%ff",
+            "/a%c2",
+            "/a%c2%85",
+            "/a%ef%bc%8fb",
+            "/%ef%bc%8e%ef%bc%8e/b",
+            "/a%ef%bc%bcb",
+            "/%e2%80%a5/b",
+            "/a%e2%88%95b",
         ] {
             assert_eq!(normal(written), None, "{written}");
         }
