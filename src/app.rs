@@ -16,26 +16,30 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::admin::{self, Told};
-use crate::config::{Capture, Limits, ListenerKind, ListenerSettings, Settings};
-use crate::dns::{Resolver, UpstreamError};
+use crate::admin::{self, Access, Told};
+use crate::budget::Budget;
+use crate::config::{Capture, Limits, ListenerKind, ListenerSettings, PerClient, Settings};
+use crate::dns::{DnsLimits, Resolver, UpstreamError};
 use crate::drain::Drain;
-use crate::listen::{self, Door, Entrance};
+use crate::listen::{self, ConnectionLimit, Entrance};
 use crate::local;
 use crate::metrics::{Fault, Metrics};
 use crate::netfilter::told::Counted;
 use crate::netfilter::{self, Kernel, Plan};
 use crate::netfilter::{flows, sidecar};
-use crate::peek::PeekBudget;
 use crate::policy::{OwnAddresses, Policy};
 use crate::privileges::Kept;
-use crate::record::{Book, LogWriter, Scribe};
+use crate::record::{Book, LogState, LogWriter, Scribe};
 use crate::relay;
 use crate::reload::{self, Current, Source};
 use crate::session::{self, House};
 
-/// Descriptors for everything but connections: listeners, log, DNS, admin, and the relay's pipes.
+/// Descriptors for everything but connections and what they wait for: listeners, log, pages, and the relay's pipes.
 const SPARE_DESCRIPTORS: u64 = 128 + 2 * relay::MOST_PIPES as u64;
+/// Names looked up at once, where descriptors allow: at ten milliseconds each, 25,000 a second.
+const MOST_LOOKUPS: usize = 256;
+/// Addresses tried beside another one of their name, where descriptors allow.
+const MOST_BESIDE: usize = 256;
 /// What one relayed connection may cost: two sockets' own buffers, the session, and where clients speak TLS its state
 /// and two copying buffers.
 const BYTES_PER_CONNECTION: u64 = 160 << 10;
@@ -116,6 +120,9 @@ pub struct App {
     listeners: Vec<(TcpListener, Arc<Entrance>)>,
     admin: Option<TcpListener>,
     health: Option<TcpListener>,
+    /// Who may ask for health.
+    probes: Access,
+    log: Arc<LogState>,
     metrics: Arc<Metrics>,
     own: Arc<OwnAddresses>,
     /// Of the machine's addresses, since they were read.
@@ -141,7 +148,7 @@ impl App {
     ) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::default());
         let limits = settings.limits;
-        let room = Room::measure(&limits);
+        let room = Room::measure(&settings);
         raise_descriptors();
         let listen = |socket| TcpListener::from_std(socket).map_err(StartError::Runtime);
         let entrances = settings.listeners.iter().map(|settings| Arc::new(Entrance::new(settings)));
@@ -166,18 +173,31 @@ impl App {
             );
         }
         let sidecar = redirected.then(|| sidecar::others(&settings.rules.nets, settings.rules.nat64));
-        let screen_parts = Screen::of(&settings, config, room.connections);
+        let connections = ConnectionLimit::new(room.connections, limits.connections_per_client);
+        let screen_parts = Screen::of(&settings, config, room.connections, connections.per_client());
         let policy = std::mem::take(&mut settings.rules).compile(Arc::clone(&own));
-        let dns = Resolver::new(settings.dns.clone(), limits.dns, settings.learn.remember, Arc::clone(&metrics))?;
+        let dns_limits = DnsLimits {
+            deadline: limits.dns,
+            remember: settings.learn.remember,
+            lookups: room.lookups,
+            cache: limits.dns_cache,
+        };
+        let dns = Resolver::new(settings.dns.clone(), dns_limits, Arc::clone(&metrics))?;
         let (scribe, writer) = Scribe::start(&settings.log, Arc::clone(&metrics))
             .map_err(|source| StartError::Log { output: settings.log.output.to_string(), source })?;
+        let probes = match &settings.health_from {
+            None => Access::Everyone,
+            Some(from) => Access::From(from.clone(), Arc::clone(&own)),
+        };
+        let log = scribe.state();
         let screen = screen_parts.text(&policy, &dns, kept);
         let house = Arc::new(House {
             policy: Current::new(policy),
             dns,
             limits,
-            budget: PeekBudget::new(room.peek_memory),
-            door: Door::new(room.connections, limits.connections_per_client),
+            peek_memory: Budget::new(room.peek_memory),
+            connections,
+            beside: Budget::new(room.beside),
             book: Arc::new(Book::new(scribe, Arc::clone(&metrics))),
             sources: settings.sources.clone(),
             learn: settings.learn.clone(),
@@ -188,7 +208,21 @@ impl App {
             netfilter::told::listen(&house, tells_flows).map_err(StartError::Told)?;
         }
         let source = Source { file: config.map(Path::to_owned), began: settings, own: Arc::clone(&own), sidecar };
-        Ok(Self { house, listeners, admin, health, metrics, own, changes, source, writer, screen, counted })
+        Ok(Self {
+            house,
+            listeners,
+            admin,
+            health,
+            probes,
+            log,
+            metrics,
+            own,
+            changes,
+            source,
+            writer,
+            screen,
+            counted,
+        })
     }
 
     /// What egret does, on one screen.
@@ -210,17 +244,18 @@ impl App {
         let drain = Drain::new();
         let told = Told {
             metrics: Arc::clone(&self.metrics),
-            budget: Arc::clone(&self.house.budget),
+            peek_memory: Arc::clone(&self.house.peek_memory),
             watcher: drain.watcher(),
             kernel: self.house.kernel.clone(),
+            log: self.log,
         };
         // The pages are no guests: they answer until everybody else has left.
         let pages = Drain::new();
         if let Some(listener) = self.admin {
-            tokio::spawn(admin::serve(listener, admin::admin_pages(&told), pages.guest()));
+            tokio::spawn(admin::serve(listener, Access::Everyone, admin::admin_pages(&told), pages.guest()));
         }
         if let Some(listener) = self.health {
-            tokio::spawn(admin::serve(listener, admin::health_pages(&told), pages.guest()));
+            tokio::spawn(admin::serve(listener, self.probes, admin::health_pages(&told), pages.guest()));
         }
         let entrances = self.listeners.iter().map(|(_, entrance)| Arc::clone(entrance)).collect();
         let files = tokio::spawn(watch_files(entrances));
@@ -279,7 +314,7 @@ struct Screen {
 }
 
 impl Screen {
-    fn of(settings: &Settings, config: Option<&Path>, most: usize) -> Self {
+    fn of(settings: &Settings, config: Option<&Path>, most: usize, per_client: Option<usize>) -> Self {
         let config = config.map(|file| file.display().to_string());
         let behind =
             |l: &ListenerSettings| l.proxies.as_ref().map(|_| ", behind the PROXY protocol").unwrap_or_default();
@@ -314,7 +349,10 @@ impl Screen {
             admin: settings.admin,
             health: settings.health,
             most,
-            per_client: settings.limits.connections_per_client,
+            per_client: per_client.filter(|_| {
+                let is_number = settings.limits.connections_per_client != PerClient::Auto;
+                is_number || settings.listeners.iter().any(|l| !Entrance::new(l).shares_one_address())
+            }),
             forward,
             // The built-in file is what it is meant to be.
             warnings: config.as_ref().map_or(0, |_| settings.warnings.len()),
@@ -404,27 +442,37 @@ fn raise_descriptors() {
     }
 }
 
-/// What the machine's memory and descriptors leave for connections and for peeking.
+/// What the machine's memory and descriptors leave for connections, for peeking, and for what connections wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Room {
     connections: usize,
     peek_memory: usize,
+    /// Names looked up at once.
+    lookups: usize,
+    /// Addresses tried beside another one.
+    beside: usize,
 }
 
 impl Room {
-    fn measure(limits: &Limits) -> Self {
+    fn measure(settings: &Settings) -> Self {
         let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard);
-        Self::within(memory_limit(), descriptors, limits)
+        Self::within(memory_limit(), descriptors, &settings.limits, settings.dns.most_servers())
     }
 
     /// Peeking gets an eighth of the memory at most, connections (two descriptors each) half of it.
-    fn within(memory: u64, descriptors: u64, limits: &Limits) -> Self {
+    fn within(memory: u64, descriptors: u64, limits: &Limits, servers: usize) -> Self {
         let fit = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-        let by_descriptors = descriptors.saturating_sub(SPARE_DESCRIPTORS) / 2;
+        let lookups = limits.lookups.unwrap_or_else(|| fit(descriptors / 64).clamp(8, MOST_LOOKUPS));
+        let beside = fit(descriptors / 16).clamp(8, MOST_BESIDE);
+        // A look-up asks every server for both families, each over a socket of its own.
+        let others = SPARE_DESCRIPTORS + (2 * servers * lookups + beside) as u64;
+        let by_descriptors = descriptors.saturating_sub(others) / 2;
         let by_memory = memory / 2 / BYTES_PER_CONNECTION;
         Self {
             connections: limits.connections.unwrap_or_else(|| fit(by_descriptors.min(by_memory)).max(16)),
             peek_memory: limits.peek_memory.min(fit(memory / 8)),
+            lookups,
+            beside,
         }
     }
 }
@@ -528,14 +576,16 @@ mod tests {
     fn a_small_machine_still_serves_and_bounds_its_peeks() {
         let settings = Settings::parse(crate::config::DEFAULT, "t", Path::new(".")).unwrap();
         let room = |mebibytes: u64, descriptors| {
-            let room = Room::within(mebibytes << 20, descriptors, &settings.limits);
-            (room.connections, room.peek_memory >> 20)
+            let room = Room::within(mebibytes << 20, descriptors, &settings.limits, 2);
+            (room.connections, room.peek_memory >> 20, room.lookups)
         };
-        assert_eq!(room(64, 1 << 20), (204, 8));
-        assert_eq!(room(128, 1 << 20), (409, 16));
-        assert_eq!(room(512, 1 << 20), (1638, 64));
-        assert_eq!(room(8192, 1 << 20), (26_214, 256));
-        assert_eq!(room(8192, 1024), (320, 256));
-        assert_eq!(room(1, 64), (16, 0));
+        assert_eq!(room(64, 1 << 20), (204, 8, 256));
+        assert_eq!(room(128, 1 << 20), (409, 16, 256));
+        assert_eq!(room(512, 1 << 20), (1638, 64, 256));
+        assert_eq!(room(8192, 1 << 20), (26_214, 256, 256));
+        // 20,000 less 384, 1,024 for look-ups and 256 for dials.
+        assert_eq!(room(8192, 20_000), (9168, 256, 256));
+        assert_eq!(room(8192, 1024), (256, 256, 16));
+        assert_eq!(room(1, 64), (16, 0, 8));
     }
 }

@@ -3,7 +3,7 @@
 //! Owns the claim and the two kinds of address that must never be mistaken for each other. Knows no room.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use crate::name::{Host, HostName};
@@ -29,6 +29,16 @@ impl ClientAddr {
 impl fmt::Display for ClientAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.socket().fmt(f)
+    }
+}
+
+/// What counts as one client where clients share something: an IPv4 address, or a /64, all of whose addresses one
+/// machine may have (RFC 7934).
+#[must_use]
+pub fn network_of(client: IpAddr) -> IpAddr {
+    match client.to_canonical() {
+        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 

@@ -49,6 +49,8 @@ pub struct Settings {
     pub log: LogSettings,
     pub admin: Option<SocketAddr>,
     pub health: Option<SocketAddr>,
+    /// Who may ask for health, besides this machine; `None`: everyone.
+    pub health_from: Option<Vec<IpNet>>,
     /// What is allowed and probably not meant.
     pub warnings: Vec<Fault>,
     /// What is meant and yet worth a word.
@@ -187,6 +189,17 @@ pub struct DnsSettings {
     pub negative_ttl: Duration,
 }
 
+impl DnsSettings {
+    /// The most servers that one name may be asked of at once.
+    #[must_use]
+    pub fn most_servers(&self) -> usize {
+        /// What resolv.conf(5) may name.
+        const SYSTEM: usize = 3;
+        let default = if self.upstreams.is_empty() { SYSTEM } else { self.upstreams.len() };
+        self.zones.iter().map(|(_, servers)| servers.len()).fold(default, usize::max)
+    }
+}
+
 /// One server that answers questions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DnsUpstream {
@@ -217,9 +230,25 @@ pub struct Limits {
     pub drain: Duration,
     /// `None`: from descriptors and memory.
     pub connections: Option<usize>,
-    /// `None`: unlimited.
-    pub connections_per_client: Option<usize>,
+    pub connections_per_client: PerClient,
     pub peek_memory: usize,
+    /// Between two requests of one connection.
+    pub next_request: Duration,
+    /// Names that are looked up at once. `None`: from descriptors.
+    pub lookups: Option<usize>,
+    /// Bytes of answers that are kept.
+    pub dns_cache: usize,
+    /// Addresses of a name that are tried.
+    pub dial_addresses: usize,
+}
+
+/// Connections at once from one client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PerClient {
+    /// A quarter of all, where clients have addresses of their own.
+    Auto,
+    Unlimited,
+    Most(usize),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -342,7 +371,7 @@ impl Settings {
             ("limits", self.limits != other.limits),
             ("log", self.log != other.log),
             ("admin", self.admin != other.admin),
-            ("health", self.health != other.health),
+            ("health", self.health != other.health || self.health_from != other.health_from),
         ];
         all.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
     }

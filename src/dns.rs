@@ -5,18 +5,24 @@
 
 mod cache;
 mod chain;
+mod udp;
 mod upstreams;
 
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use foldhash::quality::RandomState;
 
 use hickory_net::{DnsError, NetError, NoRecords};
 use hickory_proto::op::Query;
 use hickory_proto::rr::{Name, RecordType};
-use tokio::time::Instant;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 use crate::answers::Answers;
+use crate::budget::{Budget, Share};
 use crate::config::DnsSettings;
 use crate::ending::{Reason, Refusal, Stage};
 use crate::metrics::Metrics;
@@ -39,11 +45,45 @@ const SECOND_FAMILY: Duration = Duration::from_millis(500);
 /// The one place where names become addresses.
 #[derive(Debug)]
 pub struct Resolver {
+    asking: Arc<Asking>,
+    /// Look-ups under way on behalf of clients, whoever of them waits for the outcome.
+    flights: Arc<Mutex<HashMap<HostName, Flight, RandomState>>>,
+    /// How many of them there may be (`limits.lookups`): each takes sockets that no connection is counted for.
+    lookups: Arc<Budget>,
+}
+
+/// What a look-up needs.
+#[derive(Debug)]
+struct Asking {
     upstreams: Upstreams,
     cache: Cache,
-    deadline: Duration,
     settings: DnsSettings,
+    limits: DnsLimits,
     metrics: Arc<Metrics>,
+}
+
+/// The bounds of name resolution.
+#[derive(Clone, Copy, Debug)]
+pub struct DnsLimits {
+    /// Of one look-up.
+    pub deadline: Duration,
+    /// How long former answers are remembered.
+    pub remember: Duration,
+    /// Names that are looked up at once on behalf of clients.
+    pub lookups: usize,
+    /// Bytes of answers that are kept.
+    pub cache: usize,
+}
+
+/// Where the outcome of a look-up will be; `None` until then.
+type Flight = watch::Receiver<Option<Landing>>;
+
+/// How a look-up ended.
+#[derive(Clone, Debug)]
+enum Landing {
+    Found(Result<Answers, Reason>),
+    /// It made room for another client's.
+    Evicted,
 }
 
 /// One family's part of an answer.
@@ -55,11 +95,13 @@ struct Failure {
     reason: Reason,
     /// How long to believe it, where the upstream said so.
     ttl: Option<Duration>,
+    /// The other family's addresses must not be used either: a part of the answer is refused.
+    spoils: bool,
 }
 
 impl Failure {
     const fn of(reason: Reason) -> Self {
-        Self { reason, ttl: None }
+        Self { reason, ttl: None, spoils: false }
     }
 }
 
@@ -68,39 +110,41 @@ impl Resolver {
     ///
     /// # Errors
     /// [`UpstreamError`] where the system has no resolver to offer, or an authority file holds no certificate.
-    pub fn new(
-        settings: DnsSettings,
-        deadline: Duration,
-        remember: Duration,
-        metrics: Arc<Metrics>,
-    ) -> Result<Self, UpstreamError> {
-        let upstreams = Upstreams::build(&settings, deadline)?;
-        Ok(Self { upstreams, cache: Cache::new(remember), deadline, settings, metrics })
+    pub fn new(settings: DnsSettings, limits: DnsLimits, metrics: Arc<Metrics>) -> Result<Self, UpstreamError> {
+        let upstreams = Upstreams::build(&settings, limits.deadline)?;
+        let cache = Cache::new(limits.cache, limits.remember);
+        Ok(Self {
+            asking: Arc::new(Asking { upstreams, cache, settings, limits, metrics }),
+            flights: Arc::default(),
+            lookups: Budget::new(limits.lookups),
+        })
     }
 
     /// The servers asked by default, for the start-up screen.
     #[must_use]
     pub fn described(&self) -> String {
-        self.upstreams.described()
+        self.asking.upstreams.described()
     }
 
     /// The addresses behind a clearance: a literal stands for itself, a name is looked up.
     ///
     /// # Errors
-    /// A refusal at stage `dns`, after `limits.dns` at the latest.
+    /// A refusal at stage `dns`, after `limits.dns` at the latest; at stage `limit` where the client has too many
+    /// look-ups under way for as long.
     pub async fn resolve(&self, clearance: &Clearance) -> Result<Answers, Refusal> {
+        let Asking { cache, metrics, .. } = &*self.asking;
         let name = match clearance.destination() {
             Destination::Literal(ip) => return Ok(Answers::literal(*ip)),
             Destination::Name(name) => name,
         };
-        if let Some(kept) = self.cache.get(name, Instant::now()) {
-            self.metrics.dns_cached();
+        if let Some(kept) = cache.get(name, Instant::now()) {
+            metrics.dns_cached();
             return kept.map_err(|reason| Refusal::new(reason, Stage::Dns));
         }
-        let found = self.look_up(name).await?;
+        let found = Box::pin(self.look_up(name, clearance.client())).await?;
         // Where clients bring an address of their own, it may be one of an earlier answer.
         if clearance.dst().is_some() {
-            self.cache.remember(name, &found.addresses, Instant::now());
+            cache.remember(name, &found.addresses, Instant::now());
         }
         Ok(found)
     }
@@ -111,14 +155,18 @@ impl Resolver {
     /// # Errors
     /// As [`Resolver::resolve`].
     pub async fn resolve_again(&self, clearance: &Clearance) -> Result<Answers, Refusal> {
-        let asked = match clearance.destination() {
-            Destination::Literal(_) => true,
-            Destination::Name(name) => self.cache.answered_within(name, MOMENT, Instant::now()),
-        };
-        if asked { self.resolve(clearance).await } else { self.resolve_anew(clearance).await }
+        let cache = &self.asking.cache;
+        match clearance.destination() {
+            Destination::Name(name) if !cache.answered_within(name, MOMENT, Instant::now()) => {
+                let found = Box::pin(self.look_up(name, clearance.client())).await?;
+                cache.remember(name, &found.addresses, Instant::now());
+                Ok(found)
+            }
+            Destination::Literal(_) | Destination::Name(_) => self.resolve(clearance).await,
+        }
     }
 
-    /// The same, from the upstreams, whatever is known.
+    /// The same, from the upstreams, whatever is known, and on behalf of no client.
     ///
     /// # Errors
     /// As [`Resolver::resolve`].
@@ -126,8 +174,8 @@ impl Resolver {
         match clearance.destination() {
             Destination::Literal(ip) => Ok(Answers::literal(*ip)),
             Destination::Name(name) => {
-                let found = self.look_up(name).await?;
-                self.cache.remember(name, &found.addresses, Instant::now());
+                let found = self.asking.look_up(name).await.map_err(|reason| Refusal::new(reason, Stage::Dns))?;
+                self.asking.cache.remember(name, &found.addresses, Instant::now());
                 Ok(found)
             }
         }
@@ -138,14 +186,76 @@ impl Resolver {
     pub fn remembers(&self, clearance: &Clearance, ip: IpAddr) -> bool {
         match clearance.destination() {
             Destination::Literal(_) => false,
-            Destination::Name(name) => self.cache.remembers(name, ip, Instant::now()),
+            Destination::Name(name) => self.asking.cache.remembers(name, ip, Instant::now()),
         }
     }
 
-    async fn look_up(&self, name: &HostName) -> Result<Answers, Refusal> {
-        let refuse = |reason| Refusal::new(reason, Stage::Dns);
-        // Seldom, and large: most connections find their answer here and carry nothing of it.
-        let found = Box::pin(self.ask(name)).await;
+    /// Joins the look-up of a name that is under way, or begins one.
+    async fn look_up(&self, name: &HostName, client: IpAddr) -> Result<Answers, Refusal> {
+        let until = Instant::now() + self.asking.limits.deadline;
+        loop {
+            let freed = self.lookups.freed();
+            let Some(mut flight) = self.join(name, client) else {
+                // Every place is taken, and nobody has more of them than this client.
+                if timeout_at(until, freed).await.is_err() {
+                    return Err(Refusal::new(Reason::RateLimited, Stage::Limit));
+                }
+                continue;
+            };
+            let landed = match timeout_at(until, flight.wait_for(Option::is_some)).await {
+                Err(_) => return Err(Refusal::new(Reason::DnsTimeout, Stage::Dns)),
+                // Its task is lost.
+                Ok(Err(_)) => return Err(Refusal::new(Reason::Internal, Stage::Dns)),
+                Ok(Ok(landed)) => landed.clone(),
+            };
+            if let Some(Landing::Found(found)) = landed {
+                return found.map_err(|reason| Refusal::new(reason, Stage::Dns));
+            }
+        }
+    }
+
+    /// The look-up of a name, begun if need be; `None` where there is no room for it.
+    fn join(&self, name: &HostName, client: IpAddr) -> Option<Flight> {
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(flight) = flights.get(name) {
+            return Some(flight.clone());
+        }
+        let mut share = self.lookups.share(client);
+        share.grow(1).ok()?;
+        let (lands, flight) = watch::channel(None);
+        flights.insert(name.clone(), flight.clone());
+        let landing = OnLanding { flights: Arc::clone(&self.flights), name: name.clone(), share };
+        let asking = Arc::clone(&self.asking);
+        tokio::spawn(async move {
+            let eviction = landing.share.eviction();
+            let landed = tokio::select! {
+                found = asking.look_up(&landing.name) => Landing::Found(found),
+                () = eviction.comes() => Landing::Evicted,
+            };
+            // First, so that whoever hears of the eviction begins another one.
+            drop(landing);
+            lands.send_replace(Some(landed));
+        });
+        Some(flight)
+    }
+}
+
+/// Takes a look-up off the list when it has ended, however it did.
+struct OnLanding {
+    flights: Arc<Mutex<HashMap<HostName, Flight, RandomState>>>,
+    name: HostName,
+    share: Share,
+}
+
+impl Drop for OnLanding {
+    fn drop(&mut self) {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+    }
+}
+
+impl Asking {
+    async fn look_up(&self, name: &HostName) -> Result<Answers, Reason> {
+        let found = self.ask(name).await;
         self.metrics.dns_asked(found.as_ref().err().map(|failure| failure.reason));
         let (kept, ttl): (Kept, Duration) = match found {
             Ok(answers) => {
@@ -153,26 +263,27 @@ impl Resolver {
                 (Ok(Answers { ttl, ..answers }), ttl)
             }
             // What nobody answered is not kept: the next client may find the upstream back.
-            Err(Failure { reason: Reason::DnsTimeout, .. }) => return Err(refuse(Reason::DnsTimeout)),
+            Err(Failure { reason: Reason::DnsTimeout, .. }) => return Err(Reason::DnsTimeout),
             Err(failure) => {
                 let ttl = failure.ttl.unwrap_or(self.settings.min_ttl).min(self.settings.negative_ttl);
                 (Err(failure.reason), ttl)
             }
         };
         self.cache.put(name, kept.clone(), Instant::now() + ttl);
-        kept.map_err(refuse)
+        kept
     }
 
     async fn ask(&self, name: &HostName) -> Result<Answers, Failure> {
         let group = self.upstreams.group_for(name);
+        let deadline = self.limits.deadline;
         // A trailing dot: no search list ever applies.
         let question = Name::from_ascii(format!("{name}.")).map_err(|_| Failure::of(Reason::BadDns))?;
-        let v4 = one_family(group, &question, RecordType::A, self.deadline);
-        let v6 = one_family(group, &question, RecordType::AAAA, self.deadline);
+        let v4 = one_family(group, &question, RecordType::A, deadline);
+        let v6 = one_family(group, &question, RecordType::AAAA, deadline);
         tokio::pin!(v4, v6);
         let (one, other) = tokio::select! {
-            v4 = &mut v4 => { let grace = grace(&v4, self.deadline); (v4, within(grace, v6).await) }
-            v6 = &mut v6 => { let grace = grace(&v6, self.deadline); (v6, within(grace, v4).await) }
+            v4 = &mut v4 => { let grace = grace(&v4, deadline); (v4, within(grace, v6).await) }
+            v6 = &mut v6 => { let grace = grace(&v6, deadline); (v6, within(grace, v4).await) }
         };
         together(one, other)
     }
@@ -190,7 +301,8 @@ async fn within(time: Duration, family: impl Future<Output = Family>) -> Family 
 
 async fn one_family(group: &Group, question: &Name, kind: RecordType, deadline: Duration) -> Family {
     match group.lookup(Query::query(question.clone(), kind), Instant::now() + deadline).await {
-        Ok(response) => chain::follow(question, kind, &response.answers).map_err(Failure::of),
+        Ok(response) => chain::follow(question, kind, &response.answers)
+            .map_err(|reason| Failure { spoils: reason == Reason::BadDns, ..Failure::of(reason) }),
         Err(error) => failure(&error),
     }
 }
@@ -201,7 +313,7 @@ fn failure(error: &NetError) -> Family {
     match error {
         NetError::Dns(DnsError::NoRecordsFound(NoRecords { negative_ttl, .. })) if is_absence(error) => {
             let ttl = negative_ttl.map(|seconds| Duration::from_secs(seconds.into()));
-            Err(Failure { reason: Reason::NoSuchName, ttl })
+            Err(Failure { ttl, ..Failure::of(Reason::NoSuchName) })
         }
         NetError::Dns(_) => fail(Reason::DnsFailed),
         // Nobody answered: a closed port, no route, no time. Which one is the operator's to see, in the log.
@@ -218,7 +330,13 @@ fn together(v4: Family, v6: Family) -> Result<Answers, Failure> {
     let (half, failure) = match (v4, v6) {
         (Ok((mut addresses, ttl)), Ok((more, other))) => {
             addresses.extend(more);
+            if addresses.len() > chain::MAX_ADDRESSES {
+                return Err(Failure::of(Reason::BadDns));
+            }
             return Ok(Answers { addresses, ttl: ttl.min(other) });
+        }
+        (Err(failure @ Failure { spoils: true, .. }), _) | (_, Err(failure @ Failure { spoils: true, .. })) => {
+            return Err(failure);
         }
         (Ok(half), Err(failure)) | (Err(failure), Ok(half)) => (half, failure),
         (Err(a), Err(b)) => return Err(worse(a, b)),
@@ -246,7 +364,7 @@ mod tests {
     }
 
     const fn failed(reason: Reason) -> Family {
-        Err(Failure { reason, ttl: None })
+        Err(Failure::of(reason))
     }
 
     #[test]
@@ -257,6 +375,12 @@ mod tests {
         assert_eq!(half.ttl, Duration::from_secs(600));
         let half = together(failed(Reason::DnsFailed), found("2001:db8::1", 600)).unwrap();
         assert_eq!(half.ttl, HALF_ANSWER);
+        let spoilt = Err(Failure { spoils: true, ..Failure::of(Reason::BadDns) });
+        assert_eq!(together(spoilt.clone(), found("2001:db8::1", 60)).unwrap_err().reason, Reason::BadDns);
+        assert_eq!(together(found("192.0.2.1", 60), spoilt).unwrap_err().reason, Reason::BadDns);
+        assert!(together(found("192.0.2.1", 60), failed(Reason::BadDns)).is_ok(), "a server that knows no AAAA");
+        let many = |n: u8| Ok(((0..n).map(|n| IpAddr::from([192, 0, 2, n])).collect(), Duration::ZERO));
+        assert_eq!(together(many(200), many(57)).unwrap_err().reason, Reason::BadDns);
         let reason = |a, b| together(failed(a), failed(b)).unwrap_err().reason;
         assert_eq!(reason(Reason::NoSuchName, Reason::NoSuchName), Reason::NoSuchName);
         assert_eq!(reason(Reason::NoSuchName, Reason::DnsTimeout), Reason::DnsTimeout);

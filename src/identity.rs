@@ -5,9 +5,11 @@
 mod certificate;
 mod refreshed;
 mod tls;
+mod turns;
 mod users;
 
 pub use certificate::names;
 pub use refreshed::{FileFault, Files, Refreshed};
-pub use tls::TlsFiles;
+pub use tls::{ProxyTls, TlsFiles};
+pub use turns::PerClient;
 pub use users::{Credentials, Pass, Users, UsersFile};

@@ -9,6 +9,7 @@
 pub mod admin;
 pub mod answers;
 pub mod app;
+pub mod budget;
 pub mod bundle;
 pub mod claim;
 pub mod cli;

@@ -6,13 +6,13 @@
 pub mod arrival;
 mod client;
 mod entrance;
+mod limit;
 mod refusal;
 mod socks5;
 
-use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -20,6 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 pub use client::{Claimed, Client};
 pub use entrance::Entrance;
+pub use limit::{ConnectionLimit, ConnectionSlot};
 
 use crate::drain::Guest;
 use crate::record::Book;
@@ -51,79 +52,6 @@ pub fn bind(address: SocketAddr, keepalive: Duration, is_tproxy: bool) -> io::Re
     Ok(socket.into())
 }
 
-/// How many may be inside at once.
-#[derive(Debug)]
-pub struct Door {
-    most: usize,
-    most_per_client: Option<usize>,
-    inside: Mutex<Inside>,
-}
-
-#[derive(Debug, Default)]
-struct Inside {
-    all: usize,
-    by_client: HashMap<IpAddr, usize>,
-}
-
-/// A place inside; given back when dropped.
-#[derive(Debug)]
-pub struct Ticket {
-    door: Arc<Door>,
-    /// Whose it is, once that is known.
-    client: Option<IpAddr>,
-}
-
-impl Door {
-    #[must_use]
-    pub fn new(most: usize, most_per_client: Option<usize>) -> Arc<Self> {
-        Arc::new(Self { most, most_per_client, inside: Mutex::default() })
-    }
-
-    /// A place for somebody, if there is one.
-    #[must_use]
-    pub fn enter(self: &Arc<Self>) -> Option<Ticket> {
-        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        if inside.all >= self.most {
-            return None;
-        }
-        inside.all += 1;
-        drop(inside);
-        Some(Ticket { door: Arc::clone(self), client: None })
-    }
-}
-
-impl Ticket {
-    /// Says whose the place is; whether this client may have another one.
-    #[must_use]
-    pub fn is_for(&mut self, client: IpAddr) -> bool {
-        // Nobody is counted where nobody has a limit.
-        let Some(most) = self.door.most_per_client else { return true };
-        let mut inside = self.door.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = inside.by_client.get(&client).copied().unwrap_or(0);
-        if own >= most {
-            return false;
-        }
-        inside.by_client.insert(client, own + 1);
-        self.client = Some(client);
-        true
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let mut inside = self.door.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        inside.all -= 1;
-        let Some(client) = self.client else { return };
-        let left = inside.by_client.get(&client).map_or(0, |n| n - 1);
-        // Clients that are gone leave no entry: the map is as small as the crowd.
-        if left == 0 {
-            inside.by_client.remove(&client);
-        } else {
-            inside.by_client.insert(client, left);
-        }
-    }
-}
-
 /// Accepts until told to stop, and while the log takes lines. Each connection is handed to `handle` with its guest; a failed accept is
 /// waited out, because what it lacks (descriptors, memory) comes back when somebody leaves.
 pub async fn serve(
@@ -150,29 +78,5 @@ pub async fn serve(
                 tokio::time::sleep(BACK_OFF).await;
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_door_counts_everybody_and_each() {
-        let door = Door::new(3, Some(2));
-        let (a, b): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
-        let enter = |client| door.enter().and_then(|mut ticket| ticket.is_for(client).then_some(ticket));
-        let first = enter(a);
-        let second = enter(a);
-        assert!(first.is_some() && second.is_some());
-        assert!(enter(a).is_none(), "one client has its own limit");
-        let third = enter(b);
-        assert!(third.is_some());
-        assert!(door.enter().is_none(), "all together have one");
-        drop(first);
-        assert!(enter(a).is_some());
-        drop((second, third));
-        let inside = door.inside.lock().unwrap();
-        assert!(inside.by_client.is_empty() && inside.all == 0, "nobody inside, nothing kept");
     }
 }

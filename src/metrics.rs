@@ -71,16 +71,19 @@ pub enum Fault {
     Reload,
     /// The kernel's rules are not in place.
     Kernel,
+    /// The access log cannot be written.
+    Log,
 }
 
 impl Fault {
-    const ALL: [Self; 3] = [Self::Dns, Self::Reload, Self::Kernel];
+    const ALL: [Self; 4] = [Self::Dns, Self::Reload, Self::Kernel, Self::Log];
 
     const fn as_str(self) -> &'static str {
         match self {
             Self::Dns => "dns",
             Self::Reload => "reload",
             Self::Kernel => "kernel",
+            Self::Log => "log",
         }
     }
 }

@@ -13,11 +13,11 @@ pub mod retry;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::Instant;
 
+use crate::budget::{Eviction, Full, Share};
 use crate::ending::{Reason, Refusal, Stage};
 use client_hello::{ClientHello, HelloReader};
 use http_head::{HeadReader, RequestHead};
@@ -49,6 +49,7 @@ pub struct PeekLimits {
 #[derive(Debug)]
 pub struct Window {
     bytes: Vec<u8>,
+    /// Of the memory that all peeks may hold together (`limits.peek_memory`).
     share: Share,
 }
 
@@ -62,8 +63,14 @@ pub enum Fill {
 
 impl Window {
     #[must_use]
-    pub const fn new(budget: Arc<PeekBudget>) -> Self {
-        Self { bytes: Vec::new(), share: Share { budget, held: 0 } }
+    pub const fn new(share: Share) -> Self {
+        Self { bytes: Vec::new(), share }
+    }
+
+    /// Tells when its memory must go to another client: whatever it is held for must end then.
+    #[must_use]
+    pub fn eviction(&self) -> Arc<Eviction> {
+        self.share.eviction()
     }
 
     #[must_use]
@@ -96,69 +103,19 @@ impl Window {
     /// Reads once. The buffer grows by what the budget grants.
     ///
     /// # Errors
-    /// The stream's own; [`io::ErrorKind::OutOfMemory`] where all peeks together hold `limits.peek_memory`.
+    /// The stream's own; [`io::ErrorKind::OutOfMemory`] where all peeks together hold `limits.peek_memory`, and no
+    /// client more than this one.
     pub async fn fill(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Fill> {
         /// A hello of today with room to spare; post-quantum ones take a second step.
         const STEP: usize = 4096;
         if self.bytes.capacity() == self.bytes.len() {
-            self.share.grow(STEP)?;
+            self.share.grow(STEP).map_err(|Full| io::ErrorKind::OutOfMemory)?;
             self.bytes.reserve_exact(STEP);
         }
         match stream.read_buf(&mut self.bytes).await? {
             0 => Ok(Fill::End),
             _ => Ok(Fill::More),
         }
-    }
-}
-
-/// Memory that all peeks together may hold (`limits.peek_memory`).
-#[derive(Debug)]
-pub struct PeekBudget {
-    limit: usize,
-    held: AtomicUsize,
-}
-
-impl PeekBudget {
-    #[must_use]
-    pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, held: AtomicUsize::new(0) })
-    }
-
-    /// Bytes held now.
-    #[must_use]
-    pub fn held(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
-    }
-}
-
-/// One window's part of the budget; returned when dropped.
-#[derive(Debug)]
-struct Share {
-    budget: Arc<PeekBudget>,
-    held: usize,
-}
-
-impl Share {
-    fn grow(&mut self, by: usize) -> io::Result<()> {
-        let before = self.budget.held.fetch_add(by, Ordering::Relaxed);
-        if before + by > self.budget.limit {
-            self.budget.held.fetch_sub(by, Ordering::Relaxed);
-            return Err(io::ErrorKind::OutOfMemory.into());
-        }
-        self.held += by;
-        Ok(())
-    }
-}
-
-impl Share {
-    fn shrink(&mut self) {
-        self.budget.held.fetch_sub(std::mem::take(&mut self.held), Ordering::Relaxed);
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.shrink();
     }
 }
 
@@ -234,7 +191,12 @@ fn expects_tls(bytes: &[u8], expected: Expected) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::Budget;
     use tokio::io::AsyncWriteExt;
+
+    fn window(budget: &Arc<Budget>) -> Window {
+        Window::new(budget.share([192, 0, 2, 1].into()))
+    }
 
     fn limits() -> PeekLimits {
         PeekLimits { hello: 1 << 16, head: 1 << 16, until: Instant::now() + std::time::Duration::from_secs(5) }
@@ -248,7 +210,7 @@ mod tests {
         let (mut near, mut far) = tokio::io::duplex(1 << 17);
         near.write_all(sent).await.unwrap();
         drop(near);
-        let mut window = Window::new(PeekBudget::new(1 << 20));
+        let mut window = window(&Budget::new(1 << 20));
         let got = sight(&mut far, &mut window, expected, limits()).await.map_err(|refusal| refusal.reason);
         if got.is_ok() {
             assert_eq!(window.unread(), sent, "what was peeked is still there, byte for byte");
@@ -279,7 +241,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silence_ends_at_the_deadline() {
         let (_near, mut far) = tokio::io::duplex(64);
-        let mut window = Window::new(PeekBudget::new(1 << 20));
+        let mut window = window(&Budget::new(1 << 20));
         let begun = Instant::now();
         let refusal = sight(&mut far, &mut window, BOTH, limits()).await.unwrap_err();
         assert_eq!((refusal.reason, begun.elapsed()), (Reason::PeekTimeout, std::time::Duration::from_secs(5)));
@@ -287,9 +249,9 @@ mod tests {
 
     #[tokio::test]
     async fn all_peeks_together_hold_no_more_than_the_budget() {
-        let budget = PeekBudget::new(6000);
-        let mut first = Window::new(Arc::clone(&budget));
-        let mut second = Window::new(Arc::clone(&budget));
+        let budget = Budget::new(6000);
+        let mut first = window(&budget);
+        let mut second = window(&budget);
         let mut bytes: &[u8] = &[1; 16];
         assert_eq!(first.fill(&mut bytes).await.unwrap(), Fill::More);
         let mut bytes: &[u8] = &[1; 16];

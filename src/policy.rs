@@ -141,6 +141,12 @@ impl Clearance {
     pub const fn dst(&self) -> Option<IpAddr> {
         self.dst
     }
+
+    /// Whose leave it is.
+    #[must_use]
+    pub fn client(&self) -> IpAddr {
+        self.asker.ip.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED))
+    }
 }
 
 /// Leave to dial these addresses and no other. Made by [`Policy::by_address`] alone.

@@ -25,7 +25,7 @@ use crate::policy::Because;
 use crate::relay::Meter;
 pub use line::Line;
 use line::{Id, Stamp};
-pub use writer::{LogWriter, Scribe};
+pub use writer::{LogState, LogWriter, Scribe};
 
 /// Entries of a list in one line; a peer chooses how many there are.
 const MAX_LISTED: usize = 64;
@@ -62,6 +62,11 @@ impl Book {
     /// Waits until the log takes lines again, where none may be lost.
     pub async fn room(&self) {
         self.scribe.room().await;
+    }
+
+    /// Waits until the log takes this client's lines again, where none may be lost.
+    pub async fn room_for(&self, client: IpAddr) {
+        self.scribe.room_for(client).await;
     }
 
     /// Opens the record of a connection.

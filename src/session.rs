@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::answers::Answers;
+use crate::budget::Budget;
 use crate::claim::{Claim, ClientAddr, Identity, Via};
 use crate::config::{Learn, Limits};
 use crate::dns::Resolver;
@@ -19,17 +20,17 @@ use crate::drain::Guest;
 use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
 use crate::exchange::{self, Answered, ExchangeLimits, Outgoing, Then};
 use crate::handshake::{self, SettleLimits};
-use crate::listen::{Client, Door, Entrance, Ticket, arrival};
+use crate::listen::{Client, ConnectionLimit, ConnectionSlot, Entrance, arrival};
 use crate::netfilter::Kernel;
 use crate::peek::http_head::RequestHead;
 use crate::peek::ja4::Parts;
-use crate::peek::{Expected, PeekBudget, PeekLimits, Sighting, Window};
+use crate::peek::{Expected, PeekLimits, Sighting, Window};
 use crate::policy::{Clearance, Passage, Permit, Policy};
 use crate::record::{Book, Record};
 use crate::relay::{self, Link, Shared};
 use crate::reload::Current;
 use crate::stream::ClientStream;
-use crate::upstream::{self, Departure};
+use crate::upstream::{self, Departure, DialLimits};
 
 /// What every connection shares.
 #[derive(Debug)]
@@ -37,8 +38,11 @@ pub struct House {
     pub policy: Current,
     pub dns: Resolver,
     pub limits: Limits,
-    pub budget: Arc<PeekBudget>,
-    pub door: Arc<Door>,
+    /// Memory that all peeks may hold together.
+    pub peek_memory: Arc<Budget>,
+    pub connections: Arc<ConnectionLimit>,
+    /// Addresses that are tried beside another one of their name.
+    pub beside: Arc<Budget>,
     pub book: Arc<Book>,
     /// This machine's addresses to dial from; empty: the system's choice.
     pub sources: Vec<IpAddr>,
@@ -112,7 +116,7 @@ struct Tunnel {
     record: Record,
     grounds: Grounds,
     house: Arc<House>,
-    _ticket: Ticket,
+    _slot: ConnectionSlot,
 }
 
 /// What a client was let out for.
@@ -180,25 +184,44 @@ impl Tunnel {
     }
 }
 
-/// A client that may speak: it is known whose connection it is, and there is room for it.
+/// A client that may speak: it is known whose connection it is, and there is room for it. Time that it has waited for
+/// that is not its own.
+#[allow(clippy::too_many_arguments, reason = "everything that is known of an arrival")]
 async fn arrived(
     mut stream: TcpStream,
     peer: ClientAddr,
     entrance: &Arc<Entrance>,
     house: &House,
-    limits: PeekLimits,
+    guest: &Guest,
+    limits: &mut PeekLimits,
     record: &mut Record,
-    ticket: &mut Ticket,
+    slot: &mut ConnectionSlot,
 ) -> Result<Client, Refusal> {
-    let until = limits.until;
-    let address = arrival::whose(&mut stream, peer, entrance, until).await?;
+    let address = arrival::whose(&mut stream, peer, entrance, limits.until).await?;
     record.client(address);
-    if !ticket.is_for(address.ip()) {
+    if !slot.is_for(address.ip(), entrance.shares_one_address()) {
         relay::reset(&stream);
         return Err(Refusal::new(Reason::TooManyConnections, Stage::Limit));
     }
-    let arrived = arrival::welcome(stream, address, entrance, until).await?;
-    Ok(Client::new(arrived, Arc::clone(entrance), Window::new(Arc::clone(&house.budget))))
+    let begun = Instant::now();
+    if !admitted(house, address.ip(), guest).await {
+        return Err(Refusal::new(Reason::Draining, Stage::Limit));
+    }
+    limits.until += begun.elapsed();
+    let arrived = arrival::welcome(stream, address, entrance, limits.until).await?;
+    Ok(Client::new(arrived, Arc::clone(entrance), Window::new(house.peek_memory.share(address.ip()))))
+}
+
+/// Waits until the log takes lines of this client's, where none may be lost; whether anything may still begin then.
+async fn admitted(house: &House, client: IpAddr, guest: &Guest) -> bool {
+    tokio::select! {
+        biased;
+        () = guest.stopping() => false,
+        () = async {
+            house.book.room().await;
+            house.book.room_for(client).await;
+        } => true,
+    }
 }
 
 /// What a visit comes to.
@@ -236,13 +259,13 @@ async fn tell(
     guest: Guest,
 ) -> Option<Box<Tunnel>> {
     let mut record = house.book.open(&entrance.name, peer);
-    let Some(mut ticket) = house.door.enter() else {
+    let Some(mut slot) = house.connections.enter() else {
         relay::reset(&stream);
         record.refuse(&Refusal::new(Reason::TooManyConnections, Stage::Limit));
         return None;
     };
     let mut limits = house.peek_limits();
-    let mut client = match arrived(stream, peer, &entrance, &house, limits, &mut record, &mut ticket).await {
+    let mut client = match arrived(stream, peer, &entrance, &house, &guest, &mut limits, &mut record, &mut slot).await {
         Ok(client) => client,
         Err(refusal) => {
             record.refuse(&refusal);
@@ -250,9 +273,19 @@ async fn tell(
         }
     };
     let (mut standing, mut before) = (None, None);
+    let eviction = client.window.eviction();
     loop {
         let house = &house;
-        match visit(&mut client, house, &guest, limits, &mut record, &mut standing, before.as_ref()).await {
+        let visited = tokio::select! {
+            biased;
+            visited = visit(&mut client, house, &guest, limits, &mut record, &mut standing, before.as_ref()) => visited,
+            // Whatever has been said by now, the memory is another client's: nothing is left to do but to reset.
+            () = eviction.comes() => {
+                record.refuse(&Refusal::new(Reason::TooManyConnections, Stage::Limit));
+                return None;
+            }
+        };
+        match visited {
             Ok((Visit::Relay { upstream, up }, grounds)) => {
                 record.allowed();
                 return Some(Box::new(Tunnel {
@@ -263,7 +296,7 @@ async fn tell(
                     record,
                     grounds,
                     house: Arc::clone(house),
-                    _ticket: ticket,
+                    _slot: slot,
                 }));
             }
             Ok((Visit::Over(ending), _)) => {
@@ -283,15 +316,18 @@ async fn tell(
                 return None;
             }
         }
+        let waits = slot.between_requests();
         let more = tokio::select! {
             biased;
             () = guest.stopping() => false,
-            more = async {
-                let more = client.waits_for_more(house.limits.idle).await;
-                house.book.room().await;
-                more
-            } => more,
+            () = waits.evicted() => false,
+            more = client.waits_for_more(house.limits.next_request) => more,
         };
+        let more = more && admitted(house, client.address.ip(), &guest).await;
+        if !waits.end() {
+            client.link.end();
+            return None;
+        }
         if !more {
             client.leave().await;
             return None;
@@ -367,8 +403,9 @@ async fn visit(
         return Ok((visit, grounds));
     }
 
-    let departure = Departure::of(client.address.ip(), client.preserves_source(), &house.sources);
-    let mut upstream = dialled(&permit, departure, house, record).await?;
+    let ip = client.address.ip();
+    let departure = Departure::of(ip, client.preserves_source(), &house.sources);
+    let mut upstream = dialled(&permit, ip, departure, house, record).await?;
     client.go_ahead().await;
     let meter = record.meter();
     meter.touch();
@@ -406,7 +443,8 @@ async fn requested(
 ) -> Result<Visit, Refusal> {
     let Limits { head, idle, .. } = house.limits;
     let identity = &grounds.claim.identity;
-    let departure = Departure::of(client.address.ip(), client.preserves_source(), &house.sources);
+    let ip = client.address.ip();
+    let departure = Departure::of(ip, client.preserves_source(), &house.sources);
     let is_fit = |old: &Standing| {
         old.permit.is_same(&permit) && old.identity == *identity && is_quiet(&old.upstream.link.stream)
     };
@@ -418,7 +456,7 @@ async fn requested(
             upstream.link.begin();
             upstream
         }
-        None => dialled(&permit, departure, house, record).await?,
+        None => dialled(&permit, ip, departure, house, record).await?,
     };
     client.go_ahead().await;
     let raw = client.window.take();
@@ -442,7 +480,7 @@ async fn requested(
             .as_ref()
             .is_err_and(|halt| !matches!(halt, Halt::Broken(Ending::ClientReset | Ending::Idle | Ending::Revoked)))
     {
-        upstream = dialled(&permit, departure, house, record).await?;
+        upstream = dialled(&permit, ip, departure, house, record).await?;
         result = ask(&mut upstream).await;
     }
     client.window.release();
@@ -506,13 +544,16 @@ async fn permitted(
 /// Dials what was judged.
 async fn dialled(
     permit: &Permit,
+    client: IpAddr,
     departure: Departure<'_>,
     house: &House,
     record: &mut Record,
 ) -> Result<Upstream, Refusal> {
-    let (stream, address) = upstream::dial(permit, departure, house.limits.dial).await?;
+    let Limits { dial: deadline, dial_addresses: addresses, keepalive, .. } = house.limits;
+    let limits = DialLimits { deadline, addresses, beside: &house.beside, client };
+    let (stream, address) = upstream::dial(permit, departure, limits).await?;
     // A socket whose options cannot be set is gone already; the first write will say so.
-    let _ = upstream::set_options(&SockRef::from(&stream), house.limits.keepalive);
+    let _ = upstream::set_options(&SockRef::from(&stream), keepalive);
     record.upstream(address);
     Ok(Upstream { link: Link::new(stream), address })
 }

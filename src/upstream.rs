@@ -6,30 +6,42 @@
 use std::hash::BuildHasher as _;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
+use crate::budget::Budget;
 use crate::ending::{Reason, Refusal, Stage};
 use crate::policy::Permit;
 
 /// RFC 8305 §5: how long one address has before the next is tried beside it.
 const HEAD_START: Duration = Duration::from_millis(250);
-/// Addresses tried at most; a name with more is a list, not a service.
-const MAX_TRIED: usize = 16;
+/// The bounds of one dial.
+#[derive(Clone, Copy, Debug)]
+pub struct DialLimits<'a> {
+    pub deadline: Duration,
+    /// Addresses that are tried.
+    pub addresses: usize,
+    /// How many may be tried beside another one of their name, of all connections together: each takes a descriptor that
+    /// no connection is counted for.
+    pub beside: &'a Arc<Budget>,
+    /// Whom they are counted for.
+    pub client: IpAddr,
+}
 
 /// Connects to the first permitted address that answers.
 ///
 /// # Errors
-/// A refusal at stage `dial`, after `deadline` at the latest.
+/// A refusal at stage `dial`, after the deadline at the latest.
 pub async fn dial(
     permit: &Permit,
     departure: Departure<'_>,
-    deadline: Duration,
+    limits: DialLimits<'_>,
 ) -> Result<(TcpStream, SocketAddr), Refusal> {
-    within(deadline, permit.addresses(), departure).await
+    within(limits, permit.addresses(), departure).await
 }
 
 /// Where a connection to an upstream comes from.
@@ -79,7 +91,7 @@ struct Source {
 }
 
 async fn within(
-    deadline: Duration,
+    limits: DialLimits<'_>,
     addresses: &[SocketAddr],
     departure: Departure<'_>,
 ) -> Result<(TcpStream, SocketAddr), Refusal> {
@@ -87,10 +99,10 @@ async fn within(
     let dialling = async {
         match addresses {
             [only] => connect(*only, departure.source(only.ip())?).await,
-            several => Box::pin(race(several, departure)).await,
+            several => Box::pin(race(several.get(..limits.addresses).unwrap_or(several), departure, limits)).await,
         }
     };
-    match tokio::time::timeout(deadline, dialling).await {
+    match tokio::time::timeout(limits.deadline, dialling).await {
         Ok(Ok(connected)) => Ok(connected),
         Ok(Err(error)) => Err(refuse(reason(&error))),
         Err(_) => Err(refuse(Reason::ConnectTimeout)),
@@ -123,22 +135,38 @@ pub fn set_transparent(socket: &Socket, ip: IpAddr) -> io::Result<()> {
 
 /// Starts the next address when the last one failed or its head start is over. Dropping the set ends the
 /// losers.
-async fn race(addresses: &[SocketAddr], departure: Departure<'_>) -> io::Result<(TcpStream, SocketAddr)> {
-    let mut waiting = addresses.iter().take(MAX_TRIED);
+async fn race(
+    addresses: &[SocketAddr],
+    departure: Departure<'_>,
+    limits: DialLimits<'_>,
+) -> io::Result<(TcpStream, SocketAddr)> {
+    let mut waiting = addresses.iter();
     let mut running = JoinSet::new();
     let mut last = io::Error::from(io::ErrorKind::HostUnreachable);
     loop {
-        let next = waiting.next();
-        if let Some(address) = next {
+        // The first is tried by itself; without a place beside it, another one waits for its end.
+        let mut place = limits.beside.share(limits.client);
+        let may_begin = running.is_empty() || place.grow(1).is_ok();
+        let next = if may_begin { waiting.next().map(|address| (*address, place)) } else { None };
+        let has_begun = next.is_some();
+        if let Some((address, place)) = next {
             match departure.source(address.ip()) {
-                Ok(source) => drop(running.spawn(connect(*address, source))),
+                Ok(source) => {
+                    running.spawn(async move {
+                        let eviction = place.eviction();
+                        tokio::select! {
+                            connected = connect(address, source) => connected,
+                            () = eviction.comes() => Err(io::ErrorKind::TimedOut.into()),
+                        }
+                    });
+                }
                 Err(error) if running.is_empty() && waiting.len() == 0 => return Err(error),
                 Err(_) => continue,
             }
         } else if running.is_empty() {
             return Err(last);
         }
-        let ended = if next.is_some() && waiting.len() > 0 {
+        let ended = if has_begun && waiting.len() > 0 {
             match tokio::time::timeout(HEAD_START, running.join_next()).await {
                 Ok(ended) => ended,
                 Err(_) => continue,
@@ -217,7 +245,16 @@ mod tests {
     }
 
     async fn reached(addresses: &[SocketAddr], deadline: Duration) -> Result<SocketAddr, Reason> {
-        let dialled = within(deadline, addresses, Departure::System).await;
+        reached_beside(addresses, deadline, &Budget::new(9)).await
+    }
+
+    async fn reached_beside(
+        addresses: &[SocketAddr],
+        deadline: Duration,
+        beside: &Arc<Budget>,
+    ) -> Result<SocketAddr, Reason> {
+        let limits = DialLimits { deadline, addresses: 16, beside, client: [192, 0, 2, 1].into() };
+        let dialled = within(limits, addresses, Departure::System).await;
         dialled
             .map(|(stream, address)| (stream.peer_addr().unwrap() == address).then_some(address).unwrap())
             .map_err(|refusal| refusal.reason)
@@ -234,6 +271,22 @@ mod tests {
         assert_eq!(reached(&[closed, open], long).await, Ok(open));
         assert_eq!(reached(&[silent, open], long).await, Ok(open), "silence costs a head start, not the connection");
         assert_eq!(reached(&[silent, closed, open], long).await, Ok(open));
+    }
+
+    #[tokio::test]
+    async fn addresses_beside_others_are_counted() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let open = listener.local_addr().unwrap();
+        let (_listener, _crowd, silent) = silent();
+        let (closed, short) = (closed().await, Duration::from_secs(1));
+        let beside = Budget::new(1);
+        let mut taken = beside.share([192, 0, 2, 1].into());
+        taken.grow(1).unwrap();
+        assert_eq!(reached_beside(&[silent, open], short, &beside).await, Err(Reason::ConnectTimeout), "it waits");
+        assert_eq!(reached_beside(&[closed, open], short, &beside).await, Ok(open), "for the end of the first");
+        drop(taken);
+        assert_eq!(reached_beside(&[silent, open], short, &beside).await, Ok(open));
+        assert_eq!(beside.held(), 0);
     }
 
     #[tokio::test]

@@ -12,11 +12,12 @@ use ipnet::IpNet;
 use super::document::{self, Node};
 use super::{
     Adds, Capture, DnsSettings, DnsTransport, DnsUpstream, Fault, Limits, ListenerKind, ListenerSettings, LogAccess,
-    LogFormat, LogOutput, LogOverflow, LogSettings, Settings, file, lint, netfilter, rules, schema,
+    LogFormat, LogOutput, LogOverflow, LogSettings, PerClient, Settings, file, lint, netfilter, rules, schema,
 };
 use crate::files::read_bounded;
 use crate::identity::{Files, Refreshed, TlsFiles, UsersFile};
 use crate::name::HostName;
+use crate::policy::guard;
 use crate::policy::pattern::Pattern;
 use crate::policy::prefixes::prefix;
 use crate::policy::rule::AppProtocol;
@@ -106,8 +107,9 @@ pub(super) fn settings(text: &str, folder: &Path, depth: Depth) -> Result<Settin
         nothing_left_out(out, &written);
     }
     let listeners = listeners(out, &written);
-    let admin = service(out, "admin.bind", written.admin.as_ref());
-    let health = service(out, "health.bind", written.health.as_ref());
+    let admin = file::present(written.admin.as_ref());
+    let admin = admin.and_then(|part| out.keep("admin.bind", socket(&part.bind)));
+    let (health, health_from) = health(out, written.health.as_ref(), has_clients);
     let dns = dns(out, &written.dns);
     let rules = rules::rules(out, &written.policy);
     let own_addresses = out.nets("own_addresses", &written.own_addresses);
@@ -138,6 +140,7 @@ pub(super) fn settings(text: &str, folder: &Path, depth: Depth) -> Result<Settin
             log,
             admin,
             health,
+            health_from,
             warnings,
             notes,
         }),
@@ -154,9 +157,9 @@ fn nothing_left_out(out: &mut Findings<'_>, written: &file::File) {
     let apps = apps.map(|(at, why)| (format!("policy.application_rules[{at}]"), why));
     let nets = file::unreadable(&policy.network_rules);
     let nets = nets.map(|(at, why)| (format!("policy.network_rules[{at}]"), why));
-    let services = [("admin", &written.admin), ("health", &written.health)];
-    let services =
-        services.into_iter().filter_map(|(path, part)| Some((path.to_owned(), part.as_ref()?.0.as_ref().err()?)));
+    let admin = written.admin.as_ref().and_then(|part| part.0.as_ref().err()).map(|why| ("admin".to_owned(), why));
+    let health = written.health.as_ref().and_then(|part| part.0.as_ref().err()).map(|why| ("health".to_owned(), why));
+    let services = admin.into_iter().chain(health);
     let kernel = written.netfilter.as_ref().map(|part| part.0.as_ref());
     let dnat = kernel.and_then(Result::ok).map(|part| file::unreadable(&part.dnat));
     let dnat = dnat.into_iter().flatten().map(|(at, why)| (format!("netfilter.dnat[{at}]"), why));
@@ -216,7 +219,12 @@ fn listeners(out: &mut Findings<'_>, written: &file::File) -> Vec<(ListenerSetti
             certificate: out.folder.join(&written.certificate),
             key: out.folder.join(&written.key),
             client_ca: written.client_ca.as_ref().map(|name| out.folder.join(name)),
+            crl: written.crl.as_ref().map(|name| out.folder.join(name)),
         });
+        if tls.as_ref().is_some_and(|files| files.crl.is_some() && files.client_ca.is_none()) {
+            let message = "no client shows a certificate; write tls.client_ca too, or remove it";
+            out.fault(&format!("{path}.tls.crl"), message);
+        }
         let users = listener
             .auth
             .as_ref()
@@ -279,8 +287,20 @@ fn loaded<F: Files>(out: &mut Findings<'_>, path: &str, files: F) -> Option<Arc<
     loaded.ok().map(Arc::new)
 }
 
-fn service(out: &mut Findings<'_>, path: &str, bind: Option<&file::Lenient<file::Bind>>) -> Option<SocketAddr> {
-    out.keep(path, socket(&bind?.0.as_ref().ok()?.bind))
+/// Where probes ask, and who may, besides this machine.
+fn health(
+    out: &mut Findings<'_>,
+    written: Option<&file::Lenient<file::Health>>,
+    is_next_hop: bool,
+) -> (Option<SocketAddr>, Option<Vec<IpNet>>) {
+    let Some(written) = file::present(written) else { return (None, None) };
+    let bind = out.keep("health.bind", socket(&written.bind));
+    let from = match &written.from {
+        Some(from) => Some(out.nets("health.from", from)),
+        // A client that may ask could also see to it that nobody else is answered.
+        None => is_next_hop.then(|| vec![IpNet::from(IpAddr::V4(guard::PLATFORM))]),
+    };
+    (bind, from)
 }
 
 /// Two binds on one port clash where their addresses are equal or one of them is "all".
@@ -396,6 +416,7 @@ fn limits(out: &mut Findings<'_>, written: &file::Limits) -> Option<Limits> {
     let dial = time(out, "dial", &written.dial, 10);
     let idle = time(out, "idle", &written.idle, 4 * 3600);
     let keepalive = time(out, "keepalive", &written.keepalive, 60);
+    let next_request = time(out, "next_request", &written.next_request, 65);
     let drain = duration(out, "limits.drain", written.drain.as_deref(), 30, Bounds::Zero);
     // tcp(7): seconds, in fifteen bits.
     if !(Duration::from_secs(1)..=Duration::from_secs(32_767)).contains(&keepalive) {
@@ -414,7 +435,14 @@ fn limits(out: &mut Findings<'_>, written: &file::Limits) -> Option<Limits> {
         }
     }
     let connections = count(out, "limits.connections", written.connections.as_ref(), "auto");
-    let per_client = count(out, "limits.connections_per_client", written.connections_per_client.as_ref(), "unlimited");
+    let per_client = match written.connections_per_client.as_ref() {
+        Some(file::Count::Word(word)) if word == "unlimited" => Some(PerClient::Unlimited),
+        count_or_auto => count(out, "limits.connections_per_client", count_or_auto, "auto")
+            .map(|most| most.map_or(PerClient::Auto, PerClient::Most)),
+    };
+    let lookups = count(out, "limits.lookups", written.lookups.as_ref(), "auto");
+    let dns_cache = size(out, "limits.dns_cache", written.dns_cache.as_deref(), 32 << 20, 64 << 10);
+    let dial_addresses = usize::from(written.dial_addresses.unwrap_or(16));
     Some(Limits {
         hello: hello?,
         peek,
@@ -427,6 +455,10 @@ fn limits(out: &mut Findings<'_>, written: &file::Limits) -> Option<Limits> {
         connections: connections?,
         connections_per_client: per_client?,
         peek_memory: peek_memory?,
+        next_request,
+        lookups: lookups?,
+        dns_cache: dns_cache?,
+        dial_addresses,
     })
 }
 

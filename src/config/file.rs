@@ -47,7 +47,7 @@ pub(super) struct File {
     pub(super) admin: Option<Lenient<Bind>>,
     /// `/healthz` and `/readyz` only, for probes from elsewhere.
     #[serde(default)]
-    pub(super) health: Option<Lenient<Bind>>,
+    pub(super) health: Option<Lenient<Health>>,
 }
 
 /// A part that may have the wrong shape, which the schema has told already: what is around it can still be
@@ -74,6 +74,11 @@ impl<T: JsonSchema> JsonSchema for Lenient<T> {
     fn inline_schema() -> bool {
         true
     }
+}
+
+/// A part, if it is there and could be read.
+pub(super) fn present<T>(part: Option<&Lenient<T>>) -> Option<&T> {
+    part?.0.as_ref().ok()
 }
 
 /// The parts of a list that could not be read, with their places and why.
@@ -151,6 +156,9 @@ pub(super) struct Tls {
     /// The authorities of clients' certificates, which are then demanded: rules name them in `clients`.
     #[serde(default)]
     pub(super) client_ca: Option<String>,
+    /// The revocation lists of those authorities, one of each; none: nothing is looked up.
+    #[serde(default)]
+    pub(super) crl: Option<String>,
 }
 
 /// Proxy authentication: HTTP's `Basic`, and names and passwords in SOCKS5.
@@ -214,6 +222,10 @@ pub(super) struct Netfilter {
     /// Whether clients stay shut in when egret ends. Default `keep`.
     #[serde(default)]
     pub(super) on_exit: Option<OnExit>,
+    /// Flows that one client may have at once; four times as many for an IPv6 /64. Default 16384.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub(super) flows_per_client: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -471,10 +483,20 @@ pub(super) struct Limits {
     pub(super) drain: Option<String>,
     /// Connections at once; `auto` is what descriptors and memory allow. Default `auto`.
     pub(super) connections: Option<Count>,
-    /// Connections at once from one client. Default `unlimited`.
+    /// Connections at once from one client; `auto` is a quarter of `connections`, where clients have addresses of their
+    /// own. A number, `auto` or `unlimited`. Default `auto`.
     pub(super) connections_per_client: Option<Count>,
     /// Memory that all peeks together may hold. Default `256MiB`.
     pub(super) peek_memory: Option<String>,
+    /// How long a connection may wait between two plain HTTP requests. Default `65s`.
+    pub(super) next_request: Option<String>,
+    /// Names looked up at once; `auto` is what descriptors allow, at most 256. Default `auto`.
+    pub(super) lookups: Option<Count>,
+    /// Memory for DNS answers. Default `32MiB`.
+    pub(super) dns_cache: Option<String>,
+    /// Addresses of one name that are tried in turn. Default 16.
+    #[schemars(range(min = 1, max = 256))]
+    pub(super) dial_addresses: Option<u16>,
 }
 
 /// A number, or a word.
@@ -547,4 +569,16 @@ pub(super) enum LogOverflow {
 pub(super) struct Bind {
     /// Address and port.
     pub(super) bind: String,
+}
+
+/// Where probes ask.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Health {
+    /// Address and port.
+    pub(super) bind: String,
+    /// Who may ask, as CIDRs, besides this machine itself. Default: with `netfilter.clients` Azure's probes
+    /// (168.63.129.16), else everyone.
+    #[serde(default)]
+    pub(super) from: Option<Vec<String>>,
 }

@@ -24,6 +24,8 @@ pub struct Netfilter {
     pub dnat: Vec<Dnat>,
     /// Whether the rules go when egret ends.
     pub removes: bool,
+    /// Flows at once of one client.
+    pub flows_per_client: u32,
 }
 
 /// Ingress that is led to a client.
@@ -45,6 +47,10 @@ pub struct Learn {
     /// `None`: nothing outlives a restart.
     pub state_dir: Option<PathBuf>,
 }
+
+/// A sixteenth of the flows that a machine with some memory has room for (nf_conntrack_max), and as many as a busy node has
+/// behind one address.
+const FLOWS_PER_CLIENT: u32 = 16_384;
 
 /// Where addresses outlive a restart on a next hop.
 const STATE_DIR: &str = "/var/lib/egret";
@@ -102,6 +108,7 @@ pub(super) fn netfilter(
         masquerades: part.snat != Some(file::Snat::None),
         dnat,
         removes: part.on_exit == Some(file::OnExit::Remove),
+        flows_per_client: part.flows_per_client.unwrap_or(FLOWS_PER_CLIENT),
     })
 }
 

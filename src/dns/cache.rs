@@ -12,15 +12,16 @@ use crate::answers::Answers;
 use crate::ending::Reason;
 use crate::name::HostName;
 
-/// Names kept at once; the least used go first. Only listed names come here, so a flood cannot be chosen
-/// by strangers, but a wildcard may still be asked for without end.
-const MAX_NAMES: u64 = 65_536;
-
 /// What is kept for a name.
 pub(super) type Kept = Result<Answers, Reason>;
 
+/// What an entry takes beside its name and addresses, in bytes: the store's own part, measured with many entries.
+const ENTRY: usize = 256;
+
 #[derive(Debug)]
 pub(super) struct Cache {
+    /// Bounded in bytes: whoever answers chooses how many addresses there are, and a wildcard may be asked for without
+    /// end. The least used go first.
     now: Store<HostName, (Kept, Instant), RandomState>,
     /// What was answered before: addresses and when they were answered last.
     before: Store<HostName, Arc<[(IpAddr, Instant)]>, RandomState>,
@@ -32,8 +33,14 @@ const MAX_REMEMBERING: u64 = 16_384;
 const MAX_REMEMBERED: usize = 64;
 
 impl Cache {
-    pub(super) fn new(remember: Duration) -> Self {
-        let now = Store::builder().max_capacity(MAX_NAMES).build_with_hasher(RandomState::default());
+    /// A cache of so many bytes.
+    pub(super) fn new(bytes: usize, remember: Duration) -> Self {
+        let weight = |name: &HostName, (kept, _): &(Kept, Instant)| {
+            let addresses = kept.as_ref().map_or(0, |answers| size_of_val(&*answers.addresses));
+            u32::try_from(ENTRY + name.as_str().len() + addresses).unwrap_or(u32::MAX)
+        };
+        let now = Store::builder().max_capacity(bytes as u64).weigher(weight);
+        let now = now.build_with_hasher(RandomState::default());
         let before = Store::builder().max_capacity(MAX_REMEMBERING).time_to_live(remember);
         Self { now, before: before.build_with_hasher(RandomState::default()), remember }
     }
@@ -46,6 +53,13 @@ impl Cache {
 
     pub(super) fn put(&self, name: &HostName, kept: Kept, until: Instant) {
         self.now.insert(name.clone(), (kept, until));
+    }
+
+    /// Bytes that are kept now, about.
+    #[cfg(test)]
+    fn weight(&self) -> u64 {
+        self.now.run_pending_tasks();
+        self.now.weighted_size()
     }
 
     /// Remembers what was answered.
@@ -78,7 +92,7 @@ mod tests {
 
     #[test]
     fn an_answer_holds_until_its_time_and_not_a_moment_longer() {
-        let cache = Cache::new(Duration::from_secs(60));
+        let cache = Cache::new(1 << 20, Duration::from_secs(60));
         let name = HostName::from_wire(b"a.example").unwrap();
         let now = Instant::now();
         let (first, second) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
@@ -94,5 +108,23 @@ mod tests {
         cache.put(&name, Err(Reason::NoSuchName), until);
         assert_eq!(cache.get(&name, until - Duration::from_millis(1)), Some(Err(Reason::NoSuchName)));
         assert_eq!(cache.get(&name, until), None);
+    }
+
+    #[test]
+    fn the_cache_is_bounded_in_bytes() {
+        let cache = Cache::new(1 << 20, Duration::from_secs(60));
+        let until = Instant::now() + Duration::from_secs(60);
+        let put = |count: usize, names: usize| {
+            for n in 0..names {
+                let name = HostName::from_wire(format!("n{n}.example").as_bytes()).unwrap();
+                let addresses = vec![IpAddr::from([192, 0, 2, 1]); count];
+                cache.put(&name, Ok(Answers { addresses, ttl: Duration::from_secs(60) }), until);
+            }
+            (cache.weight(), cache.now.entry_count())
+        };
+        let (weight, entries) = put(1, 1000);
+        assert!(weight < 1 << 20 && entries == 1000, "{weight} {entries}");
+        let (weight, entries) = put(512, 1000);
+        assert!(weight <= 1 << 20 && entries <= 120, "{weight} {entries}");
     }
 }

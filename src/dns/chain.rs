@@ -6,32 +6,40 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 
 use crate::ending::Reason;
 
+/// Addresses of one kind behind a name. Content networks answer with a dozen; a larger answer is refused whole, for to
+/// cut it could hide the denied part of a mixed one.
+pub(super) const MAX_ADDRESSES: usize = 256;
 /// Aliases followed; content networks use three or four.
 const MAX_ALIASES: usize = 16;
 
 /// The addresses of one kind behind `question`, and the shortest life on the way.
 ///
 /// # Errors
-/// [`Reason::CnameLoop`] past [`MAX_ALIASES`], [`Reason::NoSuchName`] where the chain ends without an address.
+/// [`Reason::CnameLoop`] past [`MAX_ALIASES`], [`Reason::BadDns`] past [`MAX_ADDRESSES`], [`Reason::NoSuchName`] where the chain ends without an address.
 pub(super) fn follow(question: &Name, kind: RecordType, records: &[Record]) -> Result<(Vec<IpAddr>, Duration), Reason> {
     let mut owner = question;
     let mut ttl = u32::MAX;
     for _ in 0..=MAX_ALIASES {
         let mut addresses: Vec<IpAddr> = Vec::new();
-        for record in records.iter().filter(|record| record.name == *owner) {
+        let of_owner = |record: &&Record| record.name == *owner && record.dns_class == DNSClass::IN;
+        for record in records.iter().filter(of_owner) {
             let ip = match (&record.data, kind) {
                 (RData::A(ip), RecordType::A) => IpAddr::V4(ip.0),
                 (RData::AAAA(ip), RecordType::AAAA) => IpAddr::V6(ip.0),
                 _ => continue,
             };
             ttl = ttl.min(record.ttl);
-            if !addresses.contains(&ip) {
-                addresses.push(ip);
+            if addresses.contains(&ip) {
+                continue;
             }
+            if addresses.len() == MAX_ADDRESSES {
+                return Err(Reason::BadDns);
+            }
+            addresses.push(ip);
         }
         if !addresses.is_empty() {
             return Ok((addresses, Duration::from_secs(ttl.into())));
@@ -90,6 +98,16 @@ mod tests {
             walk(&[Record::from_rdata(name("a.example."), 5, RData::AAAA(AAAA("2001:db8::1".parse().unwrap())))]),
             Err(Reason::NoSuchName)
         );
+    }
+
+    #[test]
+    fn too_many_addresses_are_refused_whole() {
+        let many = |n: u16| -> Vec<Record> {
+            (0..n).map(|n| a("a.example.", 60, &format!("192.0.{}.{}", n >> 8, n & 255))).collect()
+        };
+        assert_eq!(walk(&many(256)).unwrap().0.len(), 256);
+        assert_eq!(walk(&[many(256), many(256)].concat()).unwrap().0.len(), 256, "each counts once");
+        assert_eq!(walk(&many(257)), Err(Reason::BadDns));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The servers that are asked: one pool by default, one for each zone.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use rustls::pki_types::pem::PemObject;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::udp;
 use crate::config::{DnsSettings, DnsTransport, DnsUpstream};
 use crate::name::HostName;
 
@@ -23,17 +25,48 @@ type Pool = NameServerPool<TokioRuntimeProvider>;
 /// How long one server has before the next is asked beside it.
 const HEAD_START: Duration = Duration::from_millis(800);
 
-/// Servers that answer for the same names. Each is a pool of its own: how they take over from each other is
-/// decided here.
+/// One server, as it is asked.
+#[derive(Clone)]
+enum Server {
+    /// By UDP, and by TCP where the answer was cut.
+    Plain {
+        udp: SocketAddr,
+        tcp: Pool,
+    },
+    Encrypted(Pool),
+}
+
+impl Server {
+    async fn ask(self, query: Query, until: Instant) -> Result<DnsResponse, NetError> {
+        let pool = match self {
+            Self::Plain { udp: address, tcp } => match udp::ask(address, query.clone(), until).await {
+                Err(NetError::Truncated) => tcp,
+                answer => return answer,
+            },
+            Self::Encrypted(pool) => pool,
+        };
+        pool.lookup(query, DnsRequestOptions::default()).first_answer().await
+    }
+}
+
+/// Servers that answer for the same names. Each is asked by itself: how they take over from each other is decided
+/// here.
 pub(super) struct Group {
-    servers: Vec<Pool>,
+    servers: Vec<Server>,
     /// The one that answered last; it is asked first.
     best: AtomicUsize,
 }
 
 impl Group {
     fn new(servers: &[DnsUpstream], tls: &rustls::ClientConfig, deadline: Duration) -> Self {
-        let servers = servers.iter().map(|server| pool(server, tls, deadline)).collect();
+        let server = |server: &DnsUpstream| {
+            let pool = pool(server, tls, deadline);
+            match server.transport {
+                DnsTransport::Plain => Server::Plain { udp: SocketAddr::new(server.ip, server.port), tcp: pool },
+                DnsTransport::Tls { .. } | DnsTransport::Https { .. } => Server::Encrypted(pool),
+            }
+        };
+        let servers = servers.iter().map(server).collect();
         Self { servers, best: AtomicUsize::new(0) }
     }
 
@@ -48,9 +81,7 @@ impl Group {
             let next = waiting.next();
             if let Some((id, server)) = next.and_then(|id| Some((id, self.servers.get(id)?.clone()))) {
                 let query = query.clone();
-                let asking =
-                    async move { (id, server.lookup(query, DnsRequestOptions::default()).first_answer().await) };
-                asked.spawn(asking);
+                asked.spawn(async move { (id, server.ask(query, until).await) });
             } else if asked.is_empty() {
                 return Err(last);
             }
@@ -138,7 +169,7 @@ fn pool(server: &DnsUpstream, tls: &rustls::ClientConfig, deadline: Duration) ->
     // draft-vixie-dnsext-dns0x20: a forger must also guess the case.
     options.case_randomization = true;
     let mut connections = match &server.transport {
-        DnsTransport::Plain => vec![ConnectionConfig::udp(), ConnectionConfig::tcp()],
+        DnsTransport::Plain => vec![ConnectionConfig::tcp()],
         DnsTransport::Tls { name } => vec![ConnectionConfig::tls(Arc::clone(name))],
         DnsTransport::Https { name, path } => {
             vec![ConnectionConfig::https(Arc::clone(name), Some(Arc::clone(path)))]
@@ -190,7 +221,7 @@ fn tls_config(authorities: Option<&str>) -> Result<rustls::ClientConfig, Upstrea
 
 impl std::fmt::Display for DnsUpstream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let place = std::net::SocketAddr::new(self.ip, self.port);
+        let place = SocketAddr::new(self.ip, self.port);
         match &self.transport {
             DnsTransport::Plain => write!(f, "{place}"),
             DnsTransport::Tls { name } => write!(f, "tls://{place}#{name}"),

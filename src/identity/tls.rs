@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 
@@ -18,20 +20,39 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// Who must have signed a client's certificate; without it none is asked for.
     pub client_ca: Option<PathBuf>,
+    /// Which of those certificates are revoked (RFC 5280 §5).
+    pub crl: Option<PathBuf>,
+}
+
+/// What a listener speaks TLS with.
+#[derive(Debug)]
+pub struct ProxyTls {
+    pub config: Arc<ServerConfig>,
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
+}
+
+impl ProxyTls {
+    /// Whether a client that showed these certificates would be let in now.
+    #[must_use]
+    pub fn admits(&self, shown: &[CertificateDer<'_>]) -> bool {
+        let Some(verifier) = &self.verifier else { return true };
+        let Some((own, others)) = shown.split_first() else { return false };
+        verifier.verify_client_cert(own, others, UnixTime::now()).is_ok()
+    }
 }
 
 impl Files for TlsFiles {
-    type Made = ServerConfig;
+    type Made = ProxyTls;
 
     fn paths(&self) -> Vec<&Path> {
-        [Some(&self.certificate), Some(&self.key), self.client_ca.as_ref()]
+        [Some(&self.certificate), Some(&self.key), self.client_ca.as_ref(), self.crl.as_ref()]
             .into_iter()
             .flatten()
             .map(|p| &**p)
             .collect()
     }
 
-    fn load(&self) -> Result<ServerConfig, FileFault> {
+    fn load(&self) -> Result<ProxyTls, FileFault> {
         let chain = certificates("certificate", &self.certificate)?;
         let key = read("key", &self.key).and_then(|pem| {
             PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| {
@@ -42,16 +63,10 @@ impl Files for TlsFiles {
         let cannot = |e: &dyn std::fmt::Display| FileFault { key: "", message: format!("cannot be used: {e}") };
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
         let builder = builder.map_err(|e| cannot(&e))?;
-        let builder = match &self.client_ca {
+        let verifier = self.client_ca.as_deref().map(|path| self.verifier(path, provider)).transpose()?;
+        let builder = match &verifier {
             None => builder.with_no_client_auth(),
-            Some(path) => {
-                let mut roots = RootCertStore::empty();
-                for certificate in certificates("client_ca", path)? {
-                    roots.add(certificate).map_err(|e| fault("client_ca", path, &format!("cannot be used: {e}")))?;
-                }
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
-                builder.with_client_cert_verifier(verifier.map_err(|e| fault("client_ca", path, &e.to_string()))?)
-            }
+            Some(verifier) => builder.with_client_cert_verifier(Arc::clone(verifier)),
         };
         let mut config = builder.with_single_cert(chain, key).map_err(|e| match e {
             rustls::Error::InconsistentKeys(_) => FileFault {
@@ -68,7 +83,34 @@ impl Files for TlsFiles {
         }
         // The only protocol of proxies that is spoken here; SOCKS clients offer none.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(config)
+        Ok(ProxyTls { config: Arc::new(config), verifier })
+    }
+}
+
+impl TlsFiles {
+    fn verifier(&self, ca: &Path, provider: Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>, FileFault> {
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates("client_ca", ca)? {
+            roots.add(certificate).map_err(|e| fault("client_ca", ca, &format!("cannot be used: {e}")))?;
+        }
+        let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+        if let Some(path) = &self.crl {
+            // Where a list is asked for, every authority on the way needs one, and one that is past its next update
+            // says nothing of today.
+            builder = builder.with_crls(revoked("crl", path)?).enforce_revocation_expiration();
+        }
+        let key = if self.crl.is_some() { "crl" } else { "client_ca" };
+        builder.build().map_err(|e| fault(key, self.crl.as_deref().unwrap_or(ca), &e.to_string()))
+    }
+}
+
+fn revoked(key: &'static str, path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, FileFault> {
+    let pem = read(key, path)?;
+    let all: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem.as_bytes()).collect();
+    match all {
+        Ok(all) if !all.is_empty() => Ok(all),
+        Ok(_) => Err(fault(key, path, "holds no revocation list; write one in PEM (`X509 CRL`)")),
+        Err(e) => Err(fault(key, path, &format!("is broken PEM: {e}"))),
     }
 }
 

@@ -1,16 +1,16 @@
 //! Users and their passwords: a file of hashes, and the check, which is dear on purpose.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use argon2::{Argon2, PasswordHash, PasswordVerifier as _};
 use ring::hmac;
-use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 
 use super::refreshed::{FileFault, Files};
+use super::turns::{PerClient, Turns};
 use crate::files::read_regular;
 
 /// RFC 1929 §2: a name's length is one byte.
@@ -23,12 +23,12 @@ const MAX_ARGON2_KIB: u32 = 64 << 10;
 const MAX_ARGON2_WORK: u64 = 1 << 20;
 
 /// Checks at once: a flood of wrong passwords takes half the machine at most, and nothing from those who are known.
-static TURNS: LazyLock<Semaphore> = LazyLock::new(|| {
+static TURNS: LazyLock<Arc<Turns>> = LazyLock::new(|| {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    Semaphore::new(cores.div_ceil(2).min(4))
+    Turns::new(cores.div_ceil(2).min(4))
 });
 /// One check at a time for a client's address, so that a flood from one waits behind itself and not before others.
-static QUEUES: LazyLock<Mutex<HashMap<IpAddr, Arc<AsyncMutex<()>>>>> = LazyLock::new(Mutex::default);
+static QUEUES: LazyLock<Arc<PerClient>> = LazyLock::new(|| PerClient::new(1));
 
 /// The file of users: `name:hash` a line, as `htpasswd -B` and `argon2 -e` write hashes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -197,9 +197,8 @@ impl Users {
         if let Some(pass) = self.known(&user, &message) {
             return Some(pass);
         }
-        let place = Place::of(from);
-        let own = Arc::clone(&place.queue).lock_owned().await;
-        let turn = TURNS.acquire().await.ok()?;
+        let place = QUEUES.enter(from).await;
+        let turn = TURNS.next(from).await;
         // Many may have waited to show the same.
         if let Some(pass) = self.known(&user, &message) {
             return Some(pass);
@@ -212,8 +211,11 @@ impl Users {
                 let tag = hmac::sign(&self.key, &message);
                 self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(user, tag);
             }
+            if pass.is_none() {
+                TURNS.failed(from);
+            }
             // Whoever asked may be gone; the next of its address begins when this one has ended.
-            drop((turn, own, place));
+            drop((turn, place));
             pass
         });
         checked.await.ok().flatten()
@@ -240,34 +242,6 @@ impl Users {
         self.known = Mutex::new(kept);
         self.key = was.key.clone();
         self
-    }
-}
-
-/// A place in the queue of an address; the queue goes with the last one.
-struct Place {
-    from: IpAddr,
-    queue: Arc<AsyncMutex<()>>,
-}
-
-impl Place {
-    fn of(from: IpAddr) -> Self {
-        // One client has a whole /64 to choose from (RFC 7934).
-        let from = match from {
-            IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),
-            v4 @ IpAddr::V4(_) => v4,
-        };
-        let mut queues = QUEUES.lock().unwrap_or_else(PoisonError::into_inner);
-        Self { from, queue: Arc::clone(queues.entry(from).or_default()) }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut queues = QUEUES.lock().unwrap_or_else(PoisonError::into_inner);
-        // The map's own, and this one.
-        if Arc::strong_count(&self.queue) <= 2 {
-            queues.remove(&self.from);
-        }
     }
 }
 
@@ -394,8 +368,6 @@ mod tests {
             let users = Users::parse(&text).unwrap().0.remembering(&was);
             assert_eq!((users.known.lock().unwrap().len(), users.stand(&pass)), (is_known, stands), "{text}");
         }
-        let own: IpAddr = "::".parse().unwrap();
-        assert!(!QUEUES.lock().unwrap().contains_key(&own), "nobody waits, nothing is kept");
     }
 
     #[tokio::test]

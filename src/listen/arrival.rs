@@ -1,5 +1,9 @@
 //! Before a client says what it wants: whose connection it is, and TLS to the proxy.
 
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -9,10 +13,15 @@ use super::client::linger;
 use super::entrance::Entrance;
 use crate::claim::{ClientAddr, Identity, OriginalDst};
 use crate::ending::{Hint, Reason, Refusal, Stage};
-use crate::identity;
+use crate::identity::{self, PerClient, ProxyTls};
 use crate::peek::proxy_header::{self, Origin};
 use crate::relay::Link;
 use crate::stream::{ClientStream, Wire};
+
+/// TLS handshakes of one client at once: at some hundred microseconds of a core each, what one client has under way
+/// delays another by some tens of milliseconds.
+const HANDSHAKES_OF_ONE: usize = 64;
+static HANDSHAKES: LazyLock<Arc<PerClient>> = LazyLock::new(|| PerClient::new(HANDSHAKES_OF_ONE));
 
 /// A client that may speak.
 #[derive(Debug)]
@@ -20,8 +29,32 @@ pub struct Arrived {
     pub link: Link<ClientStream>,
     pub address: ClientAddr,
     pub identity: Identity,
+    /// The certificates that the client showed, and what let it in.
+    pub shown: Option<Shown>,
     /// Where the client wanted to go, on a listener that the kernel hands connections to.
     pub original_dst: Option<OriginalDst>,
+}
+
+/// What a client with a certificate was let in by.
+#[derive(Debug)]
+pub struct Shown {
+    certificates: Vec<CertificateDer<'static>>,
+    tls: Arc<ProxyTls>,
+    checked: Instant,
+}
+
+impl Shown {
+    /// Whether it would be let in now, by the files as they are. Its answer holds for a second.
+    #[must_use]
+    pub fn stands(&mut self, now: &Arc<ProxyTls>) -> bool {
+        /// A check is a signature or two, and requests may follow each other fast.
+        const HOLDS: Duration = Duration::from_secs(1);
+        if Arc::ptr_eq(&self.tls, now) && self.checked.elapsed() < HOLDS {
+            return true;
+        }
+        (self.tls, self.checked) = (Arc::clone(now), Instant::now());
+        now.admits(&self.certificates)
+    }
 }
 
 /// Whose connection it is, from the header that the listed peers send; the peer's own where none is asked for.
@@ -68,16 +101,27 @@ pub async fn welcome(
     let Some(tls) = &entrance.tls else {
         let original_dst = entrance.original_dst(&stream)?;
         let link = Link::new(ClientStream::Bare(stream));
-        return Ok(Arrived { link, address, identity: Identity::default(), original_dst });
+        return Ok(Arrived { link, address, identity: Identity::default(), shown: None, original_dst });
     };
     let wire = Wire::new(stream);
-    let accepting = TlsAcceptor::from(tls.get()).accept(wire);
-    match in_time(until, accepting.into_fallible()).await {
+    let tls = tls.get();
+    let accepting = TlsAcceptor::from(Arc::clone(&tls.config)).accept(wire);
+    let handshake = async {
+        // A handshake is dear: those of one client wait for each other.
+        let _place = match entrance.shares_one_address() {
+            true => None,
+            false => Some(HANDSHAKES.enter(address.ip()).await),
+        };
+        accepting.into_fallible().await
+    };
+    match in_time(until, handshake).await {
         Ok(Ok(stream)) => {
-            let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+            let certificates = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec);
+            let certificate = certificates.as_deref().and_then(<[_]>::first);
             let identity = Identity::new(certificate.map(identity::names).unwrap_or_default());
+            let shown = certificates.map(|certificates| Shown { certificates, tls, checked: Instant::now() });
             let link = Link::new(ClientStream::Tls(Box::new(stream)));
-            Ok(Arrived { link, address, identity, original_dst: None })
+            Ok(Arrived { link, address, identity, shown, original_dst: None })
         }
         Ok(Err((error, mut wire))) => {
             // The alert has been written: it must arrive.
@@ -105,6 +149,13 @@ fn why(error: &std::io::Error) -> String {
         Some(Error::InvalidCertificate(Certificate::Expired | Certificate::ExpiredContext { .. })) => {
             "the client's certificate has expired".to_owned()
         }
+        Some(Error::InvalidCertificate(Certificate::Revoked)) => "the client's certificate is revoked".to_owned(),
+        Some(Error::InvalidCertificate(Certificate::UnknownRevocationStatus)) => {
+            "tls.crl has no list of the authority that signed the client's certificate".to_owned()
+        }
+        Some(Error::InvalidCertificate(
+            Certificate::ExpiredRevocationList | Certificate::ExpiredRevocationListContext { .. },
+        )) => "the list in tls.crl is past its next update".to_owned(),
         Some(Error::AlertReceived(Alert::UnknownCA | Alert::BadCertificate | Alert::CertificateUnknown)) => {
             "the client does not trust the proxy's certificate".to_owned()
         }

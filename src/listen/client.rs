@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWriteExt};
 use tokio::time::Instant;
 
-use super::arrival::{Arrived, told};
+use super::arrival::{self, Arrived, told};
 use super::entrance::Entrance;
 use super::refusal::Speech;
 use super::socks5;
@@ -36,6 +36,7 @@ pub struct Client {
     pub window: Window,
     pub address: ClientAddr,
     identity: Identity,
+    certificates: Option<arrival::Shown>,
     original_dst: Option<OriginalDst>,
     entrance: Arc<Entrance>,
     shown: Shown,
@@ -66,9 +67,20 @@ pub struct Claimed {
 impl Client {
     #[must_use]
     pub fn new(arrived: Arrived, entrance: Arc<Entrance>, window: Window) -> Self {
-        let Arrived { link, address, identity, original_dst } = arrived;
-        let (shown, speech) = (Shown::Nothing, Speech::ByBytes);
-        Self { link, window, address, identity, original_dst, entrance, shown, pass: None, speech, go_ahead: None }
+        let Arrived { link, address, identity, shown: certificates, original_dst } = arrived;
+        Self {
+            link,
+            window,
+            address,
+            identity,
+            certificates,
+            original_dst,
+            entrance,
+            shown: Shown::Nothing,
+            pass: None,
+            speech: Speech::ByBytes,
+            go_ahead: None,
+        }
     }
 
     /// Finds out what the client asks for; `before` is what it asked for earlier on this connection.
@@ -212,11 +224,20 @@ impl Client {
         Claimed { claim: Claim { client: self.address, identity, listener, target, port, via }, sighting }
     }
 
-    /// Makes sure that a claim is a user's, where the listener knows users.
+    /// Makes sure that a claim is still that of a certificate and a user that are let in, where the listener asks for
+    /// either.
     ///
     /// # Errors
     /// A refusal at stage `claim`.
     pub async fn authenticate(&mut self, claim: &mut Claim, limits: PeekLimits) -> Result<(), Refusal> {
+        if let (Some(shown), Some(tls)) = (&mut self.certificates, &self.entrance.tls)
+            && !shown.stands(&tls.get())
+        {
+            return Err(told(
+                Reason::AuthFailed,
+                "the client's certificate has expired, is revoked or is not trusted any more",
+            ));
+        }
         let Some(users) = &self.entrance.users else { return Ok(()) };
         if !claim.identity.is_user() {
             claim.identity = self.user(limits.until).await?;

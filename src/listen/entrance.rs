@@ -56,6 +56,13 @@ impl Entrance {
         dst.map(Some).ok_or_else(|| told(Reason::NoOriginalDst, "the client dialled the listener itself"))
     }
 
+    /// Whether one address is that of every client: on loopback, and where the kernel redirects this machine's own
+    /// connections.
+    #[must_use]
+    pub fn shares_one_address(&self) -> bool {
+        self.proxies.is_none() && (self.bind.ip().is_loopback() || self.kind.captures(Capture::Redirect))
+    }
+
     /// Reads the files again that have changed.
     pub fn refresh(&self) {
         self.tls.iter().for_each(|files| files.refresh(&self.name));

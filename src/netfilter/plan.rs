@@ -27,6 +27,11 @@ pub struct Plan {
     pub listeners: [Option<SocketAddr>; 2],
     /// Where on this machine clients may come to.
     pub doors: BTreeSet<SocketAddr>,
+    /// Where probes ask for health, and those of them that are clients.
+    pub health: Option<SocketAddr>,
+    pub probes: Addresses,
+    /// Flows at once of one client.
+    pub flows_per_client: u32,
     pub masquerades: bool,
     pub preserves_source: bool,
     /// Addresses that what is forwarded bears; empty: the outgoing interface's.
@@ -105,7 +110,7 @@ impl Plan {
         let tproxy: Vec<(SocketAddr, bool)> = tproxy.collect();
         let takes_v4 = |bind: &SocketAddr| bind.is_ipv4() || bind.ip().is_unspecified();
         let binds = || tproxy.iter().map(|(bind, _)| *bind);
-        let doors = settings.listeners.iter().map(|listener| listener.bind).chain(settings.health);
+        let doors = settings.listeners.iter().map(|listener| listener.bind);
         Some(Self {
             clients: Addresses::of(&part.clients),
             interfaces: part.interfaces.clone(),
@@ -113,6 +118,9 @@ impl Plan {
             own: Addresses::of(&settings.own_addresses).spelled(rules.nat64),
             listeners: [binds().find(takes_v4), binds().find(SocketAddr::is_ipv6)],
             doors: doors.filter(|bind| !bind.ip().is_loopback()).collect(),
+            health: settings.health.filter(|bind| !bind.ip().is_loopback()),
+            probes: Addresses::of(settings.health_from.iter().flatten()),
+            flows_per_client: part.flows_per_client,
             masquerades: part.masquerades,
             preserves_source: tproxy.iter().any(|(_, preserves)| *preserves),
             pool: settings.sources.clone(),

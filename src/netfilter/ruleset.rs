@@ -13,8 +13,16 @@ use crate::ending::Reason;
 use crate::policy::guard;
 use crate::policy::rule::NetPort;
 
-/// Refused packets that are told of each second; the others are only counted.
-const TOLD_PER_SECOND: u32 = 100;
+/// Refused packets that have a line each second; the others are only counted.
+const LINES_PER_SECOND: u32 = 100;
+/// Of these, the ones of one client, so that no client turns another one's into a count.
+const LINES_OF_ONE: u32 = 20;
+/// Clients whose share of the lines is known at once, in each family. What finds no room has no line.
+const TALKERS: u32 = 65_536;
+/// Clients whose flows are counted, in each family. A new one that finds no room is refused.
+const COUNTED_CLIENTS: u32 = 262_144;
+/// Flows of one IPv6 /64, in those of one address: a whole cluster may share it.
+const FLOWS_OF_A_NETWORK: u32 = 4;
 /// Echo requests of all clients together to destinations that a rule opens for `icmp`, each second and family.
 const ECHOES_PER_SECOND: u32 = 50;
 /// RFC 4443 §2.4 (c): an error needs no more than this.
@@ -29,6 +37,7 @@ pub const REASONS: &[Reason] = &[
     Reason::NoFlow,
     Reason::ProtocolDenied,
     Reason::QuicDenied,
+    Reason::RateLimited,
 ];
 
 /// The names of a place's sets, such as `allow0_sources4`.
@@ -147,11 +156,22 @@ impl Table {
         table.addresses("clients", &plan.clients);
         table.addresses("bypass", &plan.bypass);
         table.addresses("own", &plan.own);
+        table.addresses("probes", &plan.probes);
+        for (name, kind, size, flags) in [
+            ("talkers4", "ipv4_addr", TALKERS, "dynamic, timeout; timeout 10s"),
+            ("talkers6", "ipv6_addr", TALKERS, "dynamic, timeout; timeout 10s"),
+            ("flows4", "ipv4_addr", COUNTED_CLIENTS, "dynamic"),
+            ("flows6", "ipv6_addr", COUNTED_CLIENTS, "dynamic"),
+            ("flows_of_net6", "ipv6_addr", COUNTED_CLIENTS, "dynamic"),
+        ] {
+            let _ = writeln!(table.text, "  set {name} {{ type {kind}; size {size}; flags {flags}; }}");
+        }
         for reason in REASONS {
             let _ = writeln!(table.text, "  counter {reason} {{ }}");
         }
         table.prerouting(plan);
         table.forward();
+        table.platform(plan);
         table.input(plan);
         table.nat(plan);
         table.refusals();
@@ -200,6 +220,11 @@ impl Table {
                 .map_or_else(|| "fib saddr . iif oif missing".to_owned(), |inside| format!("iifname != {inside}"));
             chain.rule(format_args!("ip saddr @clients4 {outside} goto drop_source_not_allowed"));
             chain.rule(format_args!("ip6 saddr @clients6 {outside} goto drop_source_not_allowed"));
+            // A flow begins with this, whatever is still known of an older one between the same ports: its rule may be
+            // gone. It is judged anew.
+            chain.rule(format_args!(
+                "ct mark & {STATE:#x} == {FORWARDED:#x} ct direction original tcp flags & (fin | syn | rst | ack) == syn goto begins_again"
+            ));
             // What was decided holds in both directions, for as long as the flow is known.
             chain.rule(format_args!("ct mark & {STATE:#x} == {FORWARDED:#x} meta mark set ct mark accept"));
             chain.rule(format_args!("ct mark & {STATE:#x} == {CAPTURED:#x} goto to_egret"));
@@ -212,16 +237,37 @@ impl Table {
                     "ct state related meta l4proto {{ {ICMP}, {ICMPV6} }} socket transparent 1 meta mark set {CAPTURED:#x} accept"
                 ));
             }
-            // What this machine itself has asked.
+            // Answers to what this machine itself has asked come in where the way to them goes out: nobody elsewhere
+            // speaks for them.
+            chain.rule("ct direction reply ct state established fib saddr . iif oif missing goto drop_source_not_allowed");
             chain.rule("ct direction reply ct state established accept");
+            chain.rule("goto by_source");
+        });
+        self.chain("by_source", None, |chain| {
             chain.rule("ip saddr @clients4 goto from_client");
             chain.rule("ip6 saddr @clients6 goto from_client");
             chain.rule("goto from_elsewhere");
+        });
+        self.chain("begins_again", None, |chain| {
+            // Ingress is no client's.
+            chain.rule(format_args!("ct mark {{ {INGRESS:#x}, {INGRESS_PLAIN:#x} }} meta mark set ct mark accept"));
+            chain.rule("goto by_source");
+        });
+        self.chain("count_flow", None, |chain| {
+            // A count that finds no room does not match, and the flow is refused.
+            let most = plan.flows_per_client;
+            let of_net = most.saturating_mul(FLOWS_OF_A_NETWORK);
+            chain.rule(format_args!("add @flows4 {{ ip saddr ct count {most} }} return"));
+            chain.rule(format_args!(
+                "add @flows6 {{ ip6 saddr ct count {most} }} add @flows_of_net6 {{ ip6 saddr & ffff:ffff:ffff:ffff:: ct count {of_net} }} return"
+            ));
+            chain.rule("goto refuse_rate_limited");
         });
         self.chain("from_elsewhere", None, |chain| {
             // Nobody on the clients' side is an outsider: what this machine answers would go out to whomever a client
             // names. The platform's own address asks on every interface.
             let platform = guard::PLATFORM;
+            chain.rule(format_args!("ip saddr {platform} fib daddr type {{ local, broadcast }} accept"));
             chain.rule(format_args!(
                 "ip saddr != {platform} fib daddr type local fib saddr . iif oif missing goto drop_source_not_allowed"
             ));
@@ -250,16 +296,23 @@ impl Table {
             chain.rule("ip daddr @own4 goto refuse_own_address");
             chain.rule("ip6 daddr @own6 goto refuse_own_address");
             for family in ["ip daddr @bypass4", "ip6 daddr @bypass6"] {
-                chain.rule(format_args!("{family} ct mark set {BYPASSED:#x} meta mark set ct mark accept"));
+                chain.rule(format_args!("{family} goto bypassed"));
             }
             // Metadata as some translator or tunnel would unwrap it: RFC 6052 §2.2, RFC 4380 §4 (inverted), RFC 3056 §2,
             // RFC 4291 §2.5.5.
             for bits in guard::metadata().map(u32::from) {
                 let (high, low) = (bits >> 16, bits & 0xffff);
+                let [a, b, c, d] = bits.to_be_bytes();
                 for disguised in [
                     format!("64:ff9b::/32 @nh,288,32 {bits:#x}"),
                     format!("2001::/32 @nh,288,32 {:#x}", !bits),
                     format!("{{ 2002:{high:x}:{low:x}::/48, ::{high:x}:{low:x} }}"),
+                    // RFC 8215: a network chooses the length of its prefix in there, and bits 64 to 71 are skipped.
+                    format!("64:ff9b:1::/48 ip6 daddr & 0:0:0:ffff:ff:ff00:: == 0:0:0:{high:x}:{c:x}:{d:02x}00::"),
+                    format!("64:ff9b:1::/48 ip6 daddr & 0:0:0:ff:ff:ffff:: == 0:0:0:{a:x}:{b:x}:{c:x}{d:02x}::"),
+                    format!(
+                        "64:ff9b:1::/48 ip6 daddr & 0:0:0:0:ff:ffff:ff00:: == 0:0:0:0:{a:x}:{b:x}{c:02x}:{d:02x}00::"
+                    ),
                 ] {
                     chain.rule(format_args!("ip6 daddr {disguised} goto refuse_no_rule"));
                 }
@@ -275,7 +328,7 @@ impl Table {
                     chain.rule(format_args!("meta l4proto . th dport @{ports} jump {action}{number}"));
                 }
             }
-            chain.rule(format_args!("tcp dport @captured ct mark set {CAPTURED:#x} goto to_egret"));
+            chain.rule("tcp dport @captured goto captured");
             chain.rule("udp dport 443 goto refuse_quic_denied");
             chain.rule("goto refuse_no_rule");
         });
@@ -284,6 +337,14 @@ impl Table {
                 self.place_chains(action, number);
             }
         }
+        self.chain("bypassed", None, |chain| {
+            chain.rule("ct state new jump count_flow");
+            chain.rule(format_args!("ct mark set {BYPASSED:#x} meta mark set ct mark accept"));
+        });
+        self.chain("captured", None, |chain| {
+            chain.rule("ct state new jump count_flow");
+            chain.rule(format_args!("ct mark set {CAPTURED:#x} goto to_egret"));
+        });
         self.chain("to_egret", None, |chain| {
             // The mark first: whatever becomes of the packet, it has no way but to this machine.
             chain.rule(format_args!("meta mark set {CAPTURED:#x}"));
@@ -306,6 +367,7 @@ impl Table {
         if action == "allow" {
             self.chain(&passes, None, |chain| {
                 let mark = FORWARDED | u32::try_from(number).unwrap_or(0);
+                chain.rule("ct state new jump count_flow");
                 chain.rule(format_args!(
                     "counter name {action}{number} ct mark set {mark:#x} meta mark set ct mark accept"
                 ));
@@ -356,6 +418,7 @@ impl Table {
             // What this machine itself has asked.
             chain.rule("ct direction reply ct state established accept");
             chain.rule("ct state related meta l4proto { icmp, ipv6-icmp } accept");
+            chain.rule(format_args!("ip saddr {} goto platform", guard::PLATFORM));
             chain.rule("ip saddr @clients4 goto at_the_door");
             chain.rule("ip6 saddr @clients6 goto at_the_door");
             // A client's neighbour address, and any other of a family that clients are not known by.
@@ -383,17 +446,29 @@ impl Table {
                 chain.rule("icmpv6 type nd-router-advert drop");
             }
             chain.rule("icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, nd-router-advert, mld-listener-query } accept");
-            chain.rule("udp sport 547 udp dport 546 accept");
-            chain.rule("udp sport 67 udp dport 68 accept");
+            // A DHCP server on the link, which answers from there (RFC 8415 §18.3). What a client says as a server of
+            // IPv4 comes as an answer to a question of this machine's, or not at all.
+            chain.rule("ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept");
             for door in &plan.doors {
-                let to = match door.ip() {
-                    ip if ip.is_unspecified() => String::new(),
-                    ip => format!("{} daddr {ip} ", family(ip)),
-                };
-                chain.rule(format_args!("{to}tcp dport {} accept", door.port()));
+                chain.rule(format_args!("{} accept", at_door(*door)));
+            }
+            if let Some(health) = plan.health {
+                chain.rule(format_args!("ip saddr @probes4 {} accept", at_door(health)));
+                chain.rule(format_args!("ip6 saddr @probes6 {} accept", at_door(health)));
             }
             chain.rule("fib daddr type { broadcast, multicast } drop");
             chain.rule("goto refuse_no_rule");
+        });
+    }
+
+    /// The platform's own address, which anybody may forge: it probes and offers leases, and asks for nothing else.
+    fn platform(&mut self, plan: &Plan) {
+        self.chain("platform", None, |chain| {
+            chain.rule("udp sport 67 udp dport 68 accept");
+            if let Some(health) = plan.health {
+                chain.rule(format_args!("{} accept", at_door(health)));
+            }
+            chain.rule("goto drop_source_not_allowed");
         });
     }
 
@@ -439,14 +514,17 @@ impl Table {
     /// nowhere it should is not answered.
     fn refusals(&mut self) {
         for reason in REASONS {
-            let told = format!(
-                "limit rate {TOLD_PER_SECOND}/second burst {TOLD_PER_SECOND} packets log prefix \"{reason}\" group {LOG_GROUP} snaplen 128"
+            let line = format!(
+                "limit rate {LINES_PER_SECOND}/second burst {LINES_PER_SECOND} packets log prefix \"{reason}\" group {LOG_GROUP} snaplen 128"
             );
+            let of_one = format!("limit rate {LINES_OF_ONE}/second burst {LINES_OF_ONE} packets");
             let is_silent = *reason == Reason::SourceNotAllowed;
             let name = if is_silent { format!("drop_{reason}") } else { format!("refuse_{reason}") };
             self.chain(&name, None, |chain| {
                 chain.rule(format_args!("counter name {reason}"));
-                chain.rule(told);
+                for (talkers, saddr) in [("talkers4", "ip saddr"), ("talkers6", "ip6 saddr & ffff:ffff:ffff:ffff::")] {
+                    chain.rule(format_args!("update @{talkers} {{ {saddr} {of_one} }} {line}"));
+                }
                 if is_silent {
                     chain.rule("drop");
                 } else {
@@ -472,6 +550,14 @@ fn interfaces(plan: &Plan) -> Option<String> {
 
 const fn family(ip: IpAddr) -> &'static str {
     if ip.is_ipv4() { "ip" } else { "ip6" }
+}
+
+/// TCP to a socket of this machine's.
+fn at_door(door: SocketAddr) -> String {
+    match door.ip() {
+        ip if ip.is_unspecified() => format!("tcp dport {}", door.port()),
+        ip => format!("{} daddr {ip} tcp dport {}", family(ip), door.port()),
+    }
 }
 
 /// `ip saddr { … } ` for some networks; nothing for everyone.

@@ -70,6 +70,10 @@ fn refusal(house: &House, refused: &Refused) -> Refusal {
         }
         _ => return plain,
     };
+    if *reason == Reason::RateLimited {
+        let nearest = "the client has as many flows at once as netfilter.flows_per_client lets it have";
+        return plain.with(Hint { nearest: Some(nearest.into()), ..Hint::default() });
+    }
     if !matches!(reason, Reason::NoRule | Reason::RuleDenied) {
         return plain;
     }

@@ -103,7 +103,7 @@ pub(super) fn judge(ip: IpAddr, reach: &Reach, nat64: Option<Ipv6Net>) -> Judgem
     let translated = matches!(ip, IpAddr::V6(v6) if nat64.is_some_and(|prefix| prefix.contains(&v6)));
     let ip = if translated { meant(ip, nat64) } else { ip };
     // Metadata in disguise is never anybody's destination.
-    if disguised_v4(ip).is_some_and(|hidden| metadata().any(|ip| ip == hidden)) {
+    if disguised_v4(ip).into_iter().flatten().any(|hidden| metadata().any(|ip| ip == hidden)) {
         return Judgement::Denied;
     }
     let opened = match special(ip) {
@@ -168,19 +168,22 @@ fn is_reserved(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(v6) if !GLOBAL_V6.contains(&v6))
 }
 
-/// The IPv4 address inside an IPv6 one that some host on the way may unwrap.
-fn disguised_v4(ip: IpAddr) -> Option<Ipv4Addr> {
-    let IpAddr::V6(v6) = ip else { return None };
+/// The IPv4 addresses inside an IPv6 one that some host on the way may unwrap.
+fn disguised_v4(ip: IpAddr) -> [Option<Ipv4Addr>; 4] {
+    let IpAddr::V6(v6) = ip else { return [None; 4] };
     let [a, b, c, d, e, f, g, h] = v6.segments();
     let join = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
-    match (a, b) {
+    let one = match (a, b) {
+        // RFC 8215: a network chooses the length of its prefix in there.
+        (0x64, 0xff9b) if c == 1 => return [48, 56, 64, 96].map(|len| Some(embedded_v4(v6, len))),
         (0, 0) if [c, d, e] == [0; 3] && (f == 0 || f == 0xffff) => Some(join(g, h)),
         (0x64, 0xff9b) => Some(join(g, h)),
         (0x2002, _) => Some(join(b, c)),
         // RFC 4380 §4: Teredo carries the client's address inverted.
         (0x2001, 0) => Some(join(!g, !h)),
         _ => None,
-    }
+    };
+    [one, None, None, None]
 }
 
 /// RFC 6052 §2.2: the address follows the prefix, skipping bits 64 to 71.
@@ -328,10 +331,22 @@ mod tests {
         check(&["169.254.169.254/32"], "169.254.169.254", Permitted);
         check(&["168.63.129.0/24"], "168.63.129.16", Denied);
         check(&["168.63.129.16/32"], "168.63.129.16", Permitted);
-        for disguise in
-            ["::ffff:169.254.169.254", "::a9fe:a9fe", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1", "2001:0:1::5601:5601"]
-        {
+        for disguise in [
+            "::ffff:169.254.169.254",
+            "::a9fe:a9fe",
+            "64:ff9b::a9fe:a9fe",
+            "64:ff9b:1::a9fe:a9fe",
+            "64:ff9b:1:a9fe:a9:fe00::",
+            "64:ff9b:1:a9fe:a9:fe00:1:2",
+            "64:ff9b:1:12a9:fe:a9fe::",
+            "64:ff9b:1:1234:a9:fea9:fe00::",
+            "2002:a9fe:a9fe::1",
+            "2001:0:1::5601:5601",
+        ] {
             check(&[&format!("{disguise}/128")], disguise, Denied);
+        }
+        for neighbour in ["64:ff9b:1:a9fe:a9:ff00::", "64:ff9b:1:12a9:fe:a9ff::", "64:ff9b:1:1234:a9:fea9:ff00::"] {
+            check(&[&format!("{neighbour}/128")], neighbour, Permitted);
         }
     }
 

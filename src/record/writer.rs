@@ -1,27 +1,36 @@
 //! The thread that writes lines, and the queue in front of it: one order, but a lane's worth of room for each kind.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
+use foldhash::quality::RandomState;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
 
 use super::Line;
+use crate::claim::network_of;
 use crate::config::{LogAccess, LogFormat, LogOutput, LogOverflow, LogSettings};
-use crate::metrics::Metrics;
+use crate::metrics::{Fault, Metrics};
 
 /// Bytes of lines that may wait in a lane: some seconds of a busy hop.
 const LANE: usize = 16 << 20;
+/// Of these, lines of one client that may wait where none may be lost: the others' connections must not wait for it.
+const LANE_OF_ONE: usize = LANE / 4;
 /// Bytes of one write.
 const BATCH: usize = 64 << 10;
 /// How long the writer lets lines gather: waking it for each would cost more than the line.
 const GATHER: Duration = Duration::from_millis(2);
 /// After a failed write, where no line may be lost.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a write may take, tries included, before the log counts as stopped.
+const STOPPED: Duration = Duration::from_secs(10);
 /// How long the last lines may take when egret ends.
 const LAST_LINES: Duration = Duration::from_secs(5);
 
@@ -31,10 +40,55 @@ pub struct Scribe {
     queue: Sender<Queued>,
     refused: Arc<Lane>,
     allowed: Arc<Lane>,
+    /// Bytes on the way of each client, where none may be lost.
+    of_clients: Arc<OfClients>,
     room: Arc<Notify>,
     access: LogAccess,
     overflow: LogOverflow,
+    state: Arc<LogState>,
     metrics: Arc<Metrics>,
+}
+
+/// Whether lines are being written.
+#[derive(Debug)]
+pub struct LogState {
+    overflow: LogOverflow,
+    /// Since when the lines at hand wait for the output.
+    since: Mutex<Option<Instant>>,
+    /// The last write failed.
+    has_failed: AtomicBool,
+}
+
+impl LogState {
+    fn new(overflow: LogOverflow) -> Self {
+        Self { overflow, since: Mutex::default(), has_failed: AtomicBool::new(false) }
+    }
+
+    /// Whether nothing can be served any more: lines do not get out, and none may be lost.
+    #[must_use]
+    pub fn stops_service(&self) -> bool {
+        self.overflow == LogOverflow::Block && self.has_stopped()
+    }
+
+    /// Sets the fault in the metrics.
+    pub fn count(&self, metrics: &Metrics) {
+        metrics.fault(Fault::Log, self.has_failed.load(Ordering::Relaxed) || self.has_stopped());
+    }
+
+    fn has_stopped(&self) -> bool {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|since| since.elapsed() >= STOPPED)
+    }
+
+    fn begins(&self) {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now);
+    }
+
+    fn ends(&self, has_failed: bool) {
+        self.has_failed.store(has_failed, Ordering::Relaxed);
+        if !has_failed {
+            *self.since.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
 }
 
 /// Room in the queue for one kind of line. A flood of the other leaves it free.
@@ -43,6 +97,28 @@ struct Lane {
     name: &'static str,
     /// Bytes on the way.
     waiting: AtomicUsize,
+}
+
+/// Bytes on the way, by client; clients without any have no entry.
+#[derive(Debug, Default)]
+struct OfClients(Mutex<HashMap<IpAddr, usize, RandomState>>);
+
+impl OfClients {
+    fn of(&self, client: IpAddr) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&client).copied().unwrap_or(0)
+    }
+
+    fn add(&self, client: IpAddr, size: usize) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(client).or_default() += size;
+    }
+
+    fn take(&self, client: IpAddr, size: usize) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match all.get_mut(&client) {
+            Some(waiting) if *waiting > size => *waiting -= size,
+            _ => drop(all.remove(&client)),
+        }
+    }
 }
 
 /// A line and the lane that it is counted in.
@@ -80,7 +156,11 @@ impl Scribe {
         let (queue, lines) = crossbeam_channel::unbounded();
         let lane = |name| Arc::new(Lane { name, waiting: AtomicUsize::new(0) });
         let (end, ended) = oneshot::channel();
+        let state = Arc::new(LogState::new(overflow));
+        let of_clients = Arc::new(OfClients::default());
         let desk = Desk {
+            state: Arc::clone(&state),
+            of_clients: Arc::clone(&of_clients),
             lines,
             format,
             output,
@@ -97,7 +177,13 @@ impl Scribe {
             let _ = end.send(());
         })?;
         let (refused, allowed) = (lane("refused"), lane("allowed"));
-        Ok((Self { queue, refused, allowed, room, access, overflow, metrics }, LogWriter { ended }))
+        Ok((Self { queue, refused, allowed, of_clients, room, access, overflow, state, metrics }, LogWriter { ended }))
+    }
+
+    /// Whether lines get out.
+    #[must_use]
+    pub fn state(&self) -> Arc<LogState> {
+        Arc::clone(&self.state)
     }
 
     /// Whether any line is written at all.
@@ -134,6 +220,9 @@ impl Scribe {
         let waiting = lane.waiting.fetch_add(size, Ordering::Relaxed) + size;
         // Those who are inside already may always say their last line: they are no more than the door lets in.
         let fits = waiting <= LANE || self.overflow == LogOverflow::Block;
+        if let Some(client) = client_of(&line).filter(|_| self.overflow == LogOverflow::Block) {
+            self.of_clients.add(client, size);
+        }
         if !fits || self.queue.send((Arc::clone(lane), line)).is_err() {
             lane.waiting.fetch_sub(size, Ordering::Relaxed);
             self.metrics.lines_lost(lane.name, 1);
@@ -142,7 +231,19 @@ impl Scribe {
 
     /// Waits for the writer, where no line may be lost.
     pub(super) async fn room(&self) {
-        let is_full = || [&self.refused, &self.allowed].iter().any(|lane| lane.waiting.load(Ordering::Relaxed) > LANE);
+        self.room_while(|| {
+            [&self.refused, &self.allowed].iter().any(|lane| lane.waiting.load(Ordering::Relaxed) > LANE)
+        })
+        .await;
+    }
+
+    /// Waits for the writer, where a client's lines on the way are as many as one client's may be, and none may be lost.
+    pub(super) async fn room_for(&self, client: IpAddr) {
+        let client = network_of(client);
+        self.room_while(|| self.of_clients.of(client) > LANE_OF_ONE).await;
+    }
+
+    async fn room_while(&self, is_full: impl Fn() -> bool) {
         while self.overflow == LogOverflow::Block && is_full() {
             let mut told = std::pin::pin!(self.room.notified());
             told.as_mut().enable();
@@ -151,6 +252,11 @@ impl Scribe {
             }
         }
     }
+}
+
+/// Whom a line is counted for.
+fn client_of(line: &Line) -> Option<IpAddr> {
+    line.client.map(|client| network_of(client.ip()))
 }
 
 impl LogWriter {
@@ -164,6 +270,7 @@ impl LogWriter {
 
 /// A line in the batch.
 struct Held {
+    client: Option<IpAddr>,
     lane: Arc<Lane>,
     /// As counted on the way.
     waiting: usize,
@@ -172,6 +279,8 @@ struct Held {
 
 /// The writer's side.
 struct Desk {
+    state: Arc<LogState>,
+    of_clients: Arc<OfClients>,
     /// Bounded by the lanes.
     lines: Receiver<Queued>,
     format: LogFormat,
@@ -212,13 +321,15 @@ impl Desk {
             LogFormat::Json => line.json(&mut self.batch),
             LogFormat::Text => line.text(&mut self.batch),
         }
-        self.held.push(Held { lane, waiting: line.size(), bytes: self.batch.len() - begin });
+        let client = client_of(&line).filter(|_| self.overflow == LogOverflow::Block);
+        self.held.push(Held { client, lane, waiting: line.size(), bytes: self.batch.len() - begin });
     }
 
     /// Writes the batch whole, or says that its lines are lost.
     fn write(&mut self) {
         let mut rest = self.batch.as_slice();
         let mut told = false;
+        self.state.begins();
         while !rest.is_empty() {
             match self.output.write(rest) {
                 Ok(n) if n > 0 => rest = rest.get(n..).unwrap_or_default(),
@@ -228,6 +339,7 @@ impl Desk {
                     if !std::mem::replace(&mut told, true) {
                         tracing::error!(%error, "cannot write the access log");
                     }
+                    self.state.ends(true);
                     if self.overflow == LogOverflow::Drop {
                         break;
                     }
@@ -235,12 +347,18 @@ impl Desk {
                 }
             }
         }
+        if rest.is_empty() {
+            self.state.ends(false);
+        }
         let mut written = self.batch.len() - rest.len();
         self.is_torn =
             !rest.is_empty() && self.batch.get(..written).and_then(<[u8]>::last).is_some_and(|b| *b != b'\n');
         self.batch.clear();
-        for Held { lane, waiting, bytes } in self.held.drain(..) {
+        for Held { client, lane, waiting, bytes } in self.held.drain(..) {
             lane.waiting.fetch_sub(waiting, Ordering::Relaxed);
+            if let Some(client) = client {
+                self.of_clients.take(client, waiting);
+            }
             match written.checked_sub(bytes) {
                 Some(more) => written = more,
                 None => {
@@ -260,8 +378,6 @@ fn pause(time: Duration) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use super::*;
 
     /// A disk with room for so many bytes more, and what is on it.

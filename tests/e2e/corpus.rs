@@ -13,7 +13,7 @@ use crate::support::origin::Recorder;
 use crate::support::{Egret, connect, missing, own_ip, read_all};
 
 /// The lines of one file of the corpus, or a loud word that it is not there.
-fn lines(file: &str) -> Option<Vec<Value>> {
+pub fn lines(file: &str) -> Option<Vec<Value>> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus");
     let Ok(file) = std::fs::File::open(folder.join(file)) else {
         missing("the corpus of captured hellos");
@@ -23,7 +23,7 @@ fn lines(file: &str) -> Option<Vec<Value>> {
     Some(text.lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect())
 }
 
-fn bytes(hex: &str) -> Vec<u8> {
+pub fn bytes(hex: &str) -> Vec<u8> {
     (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
 }
 

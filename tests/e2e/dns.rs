@@ -11,7 +11,7 @@ use crate::support::hello::Hello;
 use crate::support::origin::Recorder;
 use crate::support::{Egret, allowed, eventually, own_ip, read_all, refused, tunnel};
 
-fn ask(egret: &Egret, name: &str) -> Value {
+pub fn ask(egret: &Egret, name: &str) -> Value {
     let mut stream = tunnel(egret, &format!("{name}:10443"));
     let local = stream.local_addr().unwrap();
     stream.write_all(&Hello::named(name).record()).unwrap();

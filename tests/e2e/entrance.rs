@@ -1,6 +1,6 @@
 //! Who may come in, and as whom: users, TLS to the proxy, client certificates, and the PROXY protocol.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Command;
 
@@ -238,9 +238,10 @@ fn users_of_one_connection_share_no_upstream() {
         ("Ym9iOmJhdHRlcnkgc3RhcGxl", 2),
     ] {
         let request =
-            format!("HEAD http://{host}/ HTTP/1.1\r\nHost: {host}\r\nProxy-Authorization: Basic {user}\r\n\r\n");
+            format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\nProxy-Authorization: Basic {user}\r\n\r\n");
         stream.write_all(request.as_bytes()).unwrap();
         assert!(read_head(&mut stream).starts_with("HTTP/1.1 200"));
+        stream.read_exact(&mut [0]).unwrap();
         assert_eq!(origin.count(), upstreams);
     }
 }

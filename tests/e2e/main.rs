@@ -10,6 +10,7 @@
 #![allow(clippy::disallowed_methods, reason = "real time: these tests talk to real processes")]
 
 mod aks;
+mod attacks;
 mod bypass;
 mod clients;
 mod commands;
@@ -22,5 +23,6 @@ mod limits;
 mod missing;
 mod reload;
 mod requests;
+mod smuggling;
 mod support;
 mod updates;

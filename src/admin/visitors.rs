@@ -1,0 +1,207 @@
+//! Who may visit the pages, how many at once and for how long: no crowd keeps a probe from its answer.
+//!
+//! A visitor shows its request within [`HEAD`] and is done within [`VISIT`]. Where every place is taken, the visitor that
+//! has been silent longest goes; where one network has its part of them, its own longest silent one does.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use crate::claim::network_of;
+use crate::policy::OwnAddresses;
+
+/// Visitors of one set of pages at once: each takes a descriptor from the connections that egret is for.
+const MOST: usize = 64;
+/// Of one network: a balancer's probes are one at a time.
+const MOST_OF_ONE: usize = 8;
+/// From accept until the request is there.
+const HEAD: Duration = Duration::from_secs(1);
+/// From accept to the last byte of an answer.
+const VISIT: Duration = Duration::from_secs(10);
+/// After a failed accept.
+const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// Which addresses may visit.
+#[derive(Clone, Debug)]
+pub enum Access {
+    Everyone,
+    /// These networks, and this machine.
+    From(Vec<IpNet>, Arc<OwnAddresses>),
+}
+
+impl Access {
+    fn admits(&self, ip: IpAddr) -> bool {
+        match self {
+            Self::Everyone => true,
+            Self::From(nets, own) => {
+                let ip = ip.to_canonical();
+                ip.is_loopback() || own.is_local(ip) || nets.iter().any(|net| net.contains(&ip))
+            }
+        }
+    }
+}
+
+/// A listener with few and short visits.
+pub(super) struct BoundedListener {
+    listener: TcpListener,
+    access: Access,
+    visitors: Arc<Visitors>,
+}
+
+#[derive(Default)]
+struct Visitors(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    /// The longest silent first: a visitor that is heard moves to the end.
+    all: BTreeMap<u64, Visitor>,
+}
+
+struct Visitor {
+    network: IpAddr,
+    leave: CancellationToken,
+}
+
+/// One visit: past its time, or when another visitor needs its place, reading and writing fail.
+pub(super) struct TimedStream {
+    stream: TcpStream,
+    accepted: Instant,
+    is_answered: bool,
+    over: Pin<Box<Sleep>>,
+    leave: Pin<Box<WaitForCancellationFutureOwned>>,
+    number: u64,
+    visitors: Arc<Visitors>,
+}
+
+impl Visitors {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(self: &Arc<Self>, stream: TcpStream, peer: IpAddr) -> TimedStream {
+        let (network, leave, accepted) = (network_of(peer), CancellationToken::new(), Instant::now());
+        let mut state = self.state();
+        let of_network = |state: &State| state.all.values().filter(|visitor| visitor.network == network).count();
+        let longest = if of_network(&state) >= MOST_OF_ONE {
+            state.all.iter().find(|(_, visitor)| visitor.network == network).map(|(number, _)| *number)
+        } else {
+            state.all.keys().next().copied().filter(|_| state.all.len() >= MOST)
+        };
+        if let Some(visitor) = longest.and_then(|number| state.all.remove(&number)) {
+            visitor.leave.cancel();
+        }
+        let number = state.add(Visitor { network, leave: leave.clone() });
+        drop(state);
+        TimedStream {
+            stream,
+            accepted,
+            is_answered: false,
+            over: Box::pin(tokio::time::sleep_until(accepted + HEAD)),
+            leave: Box::pin(leave.cancelled_owned()),
+            number,
+            visitors: Arc::clone(self),
+        }
+    }
+}
+
+impl State {
+    fn add(&mut self, visitor: Visitor) -> u64 {
+        self.next += 1;
+        self.all.insert(self.next, visitor);
+        self.next
+    }
+}
+
+impl BoundedListener {
+    pub(super) fn new(listener: TcpListener, access: Access) -> Self {
+        Self { listener, access, visitors: Arc::default() }
+    }
+}
+
+impl axum::serve::Listener for BoundedListener {
+    type Io = TimedStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (TimedStream, SocketAddr) {
+        loop {
+            // The visitor before is looked at first: it may have said by now what it wants.
+            tokio::task::yield_now().await;
+            match self.listener.accept().await {
+                Ok((stream, peer)) if self.access.admits(peer.ip()) => {
+                    return (self.visitors.enter(stream, peer.ip()), peer);
+                }
+                Ok(_) => {}
+                Err(_) => tokio::time::sleep(BACK_OFF).await,
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+impl TimedStream {
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.over.as_mut().poll(cx).is_ready() || self.leave.as_mut().poll(cx).is_ready() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(())
+    }
+
+    fn is_heard(&mut self) {
+        let mut state = self.visitors.state();
+        if let Some(visitor) = state.all.remove(&self.number) {
+            self.number = state.add(visitor);
+        }
+    }
+}
+
+impl Drop for TimedStream {
+    fn drop(&mut self) {
+        self.visitors.state().all.remove(&self.number);
+    }
+}
+
+impl AsyncRead for TimedStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.poll_over(cx)?;
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        if buf.filled().len() > before {
+            self.is_heard();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for TimedStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        // An answer means that there was a request.
+        if !std::mem::replace(&mut self.is_answered, true) {
+            let until = self.accepted + VISIT;
+            self.over.as_mut().reset(until);
+        }
+        self.poll_over(cx)?;
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
