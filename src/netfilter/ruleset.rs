@@ -21,6 +21,9 @@ const LINES_OF_ONE: u32 = 20;
 const TALKERS: u32 = 65_536;
 /// Clients whose flows are counted, in each family. A new one that finds no room is refused.
 const COUNTED_CLIENTS: u32 = 262_144;
+/// Flows that are counted under one key, and the most keys of one client.
+const FLOWS_OF_A_PART: u32 = 1024;
+const MOST_PARTS: u32 = 64;
 /// Flows of one IPv6 /64, in those of one address: a whole cluster may share it.
 const FLOWS_OF_A_NETWORK: u32 = 4;
 /// Echo requests of all clients together to destinations that a rule opens for `icmp`, each second and family.
@@ -160,11 +163,14 @@ impl Table {
         for (name, kind, size, flags) in [
             ("talkers4", "ipv4_addr", TALKERS, "dynamic, timeout; timeout 10s"),
             ("talkers6", "ipv6_addr", TALKERS, "dynamic, timeout; timeout 10s"),
-            ("flows4", "ipv4_addr", COUNTED_CLIENTS, "dynamic"),
-            ("flows6", "ipv6_addr", COUNTED_CLIENTS, "dynamic"),
-            ("flows_of_net6", "ipv6_addr", COUNTED_CLIENTS, "dynamic"),
         ] {
             let _ = writeln!(table.text, "  set {name} {{ type {kind}; size {size}; flags {flags}; }}");
+        }
+        for part in 0..parts(plan.flows_per_client) {
+            for (family, kind) in [("4", "ipv4_addr"), ("6", "ipv6_addr"), ("6net", "ipv6_addr")] {
+                let name = format!("flows{part}_{family}");
+                let _ = writeln!(table.text, "  set {name} {{ type {kind}; size {COUNTED_CLIENTS}; flags dynamic; }}");
+            }
         }
         for reason in REASONS {
             let _ = writeln!(table.text, "  counter {reason} {{ }}");
@@ -253,16 +259,7 @@ impl Table {
             chain.rule(format_args!("ct mark {{ {INGRESS:#x}, {INGRESS_PLAIN:#x} }} meta mark set ct mark accept"));
             chain.rule("goto by_source");
         });
-        self.chain("count_flow", None, |chain| {
-            // A count that finds no room does not match, and the flow is refused.
-            let most = plan.flows_per_client;
-            let of_net = most.saturating_mul(FLOWS_OF_A_NETWORK);
-            chain.rule(format_args!("add @flows4 {{ ip saddr ct count {most} }} return"));
-            chain.rule(format_args!(
-                "add @flows6 {{ ip6 saddr ct count {most} }} add @flows_of_net6 {{ ip6 saddr & ffff:ffff:ffff:ffff:: ct count {of_net} }} return"
-            ));
-            chain.rule("goto refuse_rate_limited");
-        });
+        self.count_flows(plan.flows_per_client);
         self.chain("from_elsewhere", None, |chain| {
             // Nobody on the clients' side is an outsider: what this machine answers would go out to whomever a client
             // names. The platform's own address asks on every interface.
@@ -328,7 +325,7 @@ impl Table {
                     chain.rule(format_args!("meta l4proto . th dport @{ports} jump {action}{number}"));
                 }
             }
-            chain.rule("tcp dport @captured goto captured");
+            chain.rule(format_args!("tcp dport @captured ct mark set {CAPTURED:#x} goto to_egret"));
             chain.rule("udp dport 443 goto refuse_quic_denied");
             chain.rule("goto refuse_no_rule");
         });
@@ -340,10 +337,6 @@ impl Table {
         self.chain("bypassed", None, |chain| {
             chain.rule("ct state new jump count_flow");
             chain.rule(format_args!("ct mark set {BYPASSED:#x} meta mark set ct mark accept"));
-        });
-        self.chain("captured", None, |chain| {
-            chain.rule("ct state new jump count_flow");
-            chain.rule(format_args!("ct mark set {CAPTURED:#x} goto to_egret"));
         });
         self.chain("to_egret", None, |chain| {
             // The mark first: whatever becomes of the packet, it has no way but to this machine.
@@ -461,6 +454,34 @@ impl Table {
         });
     }
 
+    /// Counts a flow that begins for its client, or refuses it. What is captured is not counted here: egret counts it.
+    ///
+    /// The kernel looks through all that it counts under one key for what has ended, so that the cost of a flow grows
+    /// with their number: it is kept small by parts, told apart by the source port. A count that finds no room does not
+    /// match, and the flow is refused.
+    fn count_flows(&mut self, flows_per_client: u32) {
+        let parts = parts(flows_per_client);
+        self.chain("count_flow", None, |chain| {
+            let all: Vec<String> = (0..parts).map(|part| format!("{part} : goto count_flow{part}")).collect();
+            match parts {
+                1 => chain.rule("goto count_flow0"),
+                _ => chain.rule(format_args!("jhash @th,0,16 mod {parts} vmap {{ {} }}", all.join(", "))),
+            }
+            chain.rule("goto refuse_rate_limited");
+        });
+        let most = flows_per_client.div_ceil(parts);
+        let of_net = most.saturating_mul(FLOWS_OF_A_NETWORK);
+        for part in 0..parts {
+            self.chain(&format!("count_flow{part}"), None, |chain| {
+                chain.rule(format_args!("add @flows{part}_4 {{ ip saddr ct count {most} }} return"));
+                chain.rule(format_args!(
+                    "add @flows{part}_6 {{ ip6 saddr ct count {most} }} add @flows{part}_6net {{ ip6 saddr & ffff:ffff:ffff:ffff:: ct count {of_net} }} return"
+                ));
+                chain.rule("goto refuse_rate_limited");
+            });
+        }
+    }
+
     /// The platform's own address, which anybody may forge: it probes and offers leases, and asks for nothing else.
     fn platform(&mut self, plan: &Plan) {
         self.chain("platform", None, |chain| {
@@ -550,6 +571,11 @@ fn interfaces(plan: &Plan) -> Option<String> {
 
 const fn family(ip: IpAddr) -> &'static str {
     if ip.is_ipv4() { "ip" } else { "ip6" }
+}
+
+/// The keys under which a client's flows are counted.
+fn parts(flows_per_client: u32) -> u32 {
+    (flows_per_client / FLOWS_OF_A_PART).clamp(1, MOST_PARTS)
 }
 
 /// TCP to a socket of this machine's.

@@ -9,6 +9,7 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "real time: these tests talk to real processes")]
 
+mod attacked;
 mod hop;
 mod leak;
 #[path = "../missing/mod.rs"]
