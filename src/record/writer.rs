@@ -442,6 +442,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn where_no_line_may_be_lost_a_client_waits_for_its_own_lines_alone() {
+        let (disk, scribe, writer, metrics) = start(LogOverflow::Block);
+        let (noisy, quiet): (IpAddr, IpAddr) = ([192, 0, 2, 1].into(), [192, 0, 2, 2].into());
+        for _ in 0..LANE_OF_ONE / 4096 + 2 {
+            scribe.write(Box::new(Line { client: Some((noisy, 1).into()), ..*line(Some("no_rule")) }));
+        }
+        let waits = {
+            let scribe = scribe.clone();
+            tokio::spawn(async move { scribe.room_for(noisy).await })
+        };
+        scribe.room_for(quiet).await;
+        scribe.room().await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!waits.is_finished(), "the disk is full, and these lines are its own");
+        disk.0.lock().unwrap().0 = usize::MAX;
+        waits.await.unwrap();
+        let of_clients = Arc::clone(&scribe.of_clients);
+        drop(scribe);
+        writer.finish().await;
+        assert!(of_clients.0.lock().unwrap().is_empty(), "what is written counts no more");
+        assert!(!metrics.page(0).contains("lines_lost_total{"));
+    }
+
+    #[tokio::test]
     async fn a_line_that_was_cut_spoils_no_other() {
         let (disk, scribe, writer, metrics) = start(LogOverflow::Drop);
         disk.0.lock().unwrap().0 = 6000;

@@ -390,7 +390,8 @@ fn a_log_that_takes_no_lines_is_told_and_stops_service_where_none_may_be_lost() 
 fn an_answer_with_hundreds_of_addresses_is_refused_whole() {
     let (dns, ip) = (Dns::start(), own_ip());
     let many = |n: u32| (0..n).map(|n| IpAddr::V4(Ipv4Addr::from(0x7f01_0000 + n))).collect::<Vec<_>>();
-    dns.set("many.web.test", Does::TooLong(many(257))).set("some.web.test", Does::TooLong([vec![ip], many(255)].concat()));
+    dns.set("many.web.test", Does::TooLong(many(257)))
+        .set("some.web.test", Does::TooLong([vec![ip], many(255)].concat()));
     let _origin = Recorder::start(ip, HTTPS, &[21, 3, 3, 0, 2, 2, 40]);
     let egret = Egret::start(dns.address, (HTTPS, HTTP), &crate::clients::policy(), "");
     crate::support::refused(&crate::dns::ask(&egret, "many.web.test"), "bad_dns", "dns");

@@ -3,8 +3,13 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{CertificateParams, DnType, SanType};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use socket2::{Domain, Socket, Type};
 
 use crate::clients::{HTTP, HTTPS, policy};
@@ -531,4 +536,107 @@ fn fields_are_added_where_the_configuration_says_so() {
         )
         .as_bytes(),
     );
+}
+
+/// TLS with a certificate of a client's, and a connection that is kept.
+fn certified(
+    authority: &Authority,
+    stem: &std::path::Path,
+    to: SocketAddr,
+) -> StreamOwned<ClientConnection, TcpStream> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(authority.ca()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let chain = vec![CertificateDer::from_pem_file(stem.with_extension("crt")).unwrap()];
+    let key = PrivateKeyDer::from_pem_file(stem.with_extension("key")).unwrap();
+    let config = config.with_root_certificates(roots).with_client_auth_cert(chain, key).unwrap();
+    let connection = ClientConnection::new(Arc::new(config), "proxy.test".try_into().unwrap()).unwrap();
+    StreamOwned::new(connection, connect(to))
+}
+
+fn status(stream: &mut StreamOwned<ClientConnection, TcpStream>, host: &str) -> String {
+    write!(stream, "GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n").unwrap();
+    let mut head = Vec::new();
+    let mut byte = [0; 1];
+    while !head.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap();
+    let length = head.split("Content-Length: ").nth(1).map_or(0, |rest| rest.lines().next().unwrap().parse().unwrap());
+    stream.read_exact(&mut vec![0; length]).unwrap();
+    head.get(9..12).unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_kept_connection_does_not_outlive_its_certificate() {
+    let (dns, authority, other) = (Dns::start(), Authority::new(), Authority::new());
+    let (ip, own) = (own_ip(), own_ip());
+    dns.answer("a.web.test", &[&ip.to_string()]);
+    let _origin = Recorder::serving(ip, HTTP);
+    let proxy = authority.sign("proxy", &["proxy.test"]).display().to_string();
+    let now = SystemTime::now();
+    let client = |file: &str, serial: u64, lasts: Duration| {
+        let mut params = CertificateParams::new(vec!["agent.test".to_owned()]).unwrap();
+        params.serial_number = Some(serial.into());
+        (params.not_before, params.not_after) = ((now - Duration::from_secs(3600)).into(), (now + lasts).into());
+        authority.sign_as(file, params)
+    };
+    let day = Duration::from_secs(24 * 3600);
+    let (short, first, second) =
+        (client("short", 1, Duration::from_secs(6)), client("first", 2, day), client("second", 3, day));
+    let (ca, crl) = (authority.path("clients.pem"), authority.path("clients.crl"));
+    std::fs::copy(authority.ca(), &ca).unwrap();
+    std::fs::write(&crl, authority.revoke(&[], now + day)).unwrap();
+    let indented: String = policy().lines().map(|line| format!("  {line}\n")).collect();
+    let config = |crl: &str| {
+        format!(
+            "listeners:\n  - {{ kind: forward, bind: \"{own}:{TLS}\", tls: {{ certificate: \"{proxy}.crt\", key: \"{proxy}.key\", \
+             client_ca: \"{ca}\", crl: \"{crl}\" }} }}\n\
+             dns: {{ upstreams: [\"{}\"], min_ttl: 0s }}\nadmin: {{ bind: \"{own}:{ADMIN}\" }}\npolicy:\n{indented}",
+            dns.address
+        )
+    };
+    let egret = Egret::run(&config(&crl), own);
+    let (to, host) = (SocketAddr::new(own, TLS), format!("a.web.test:{HTTP}"));
+    let changes = |change: &dyn Fn()| {
+        let count = || egret.errors().matches("read again").count();
+        let before = count();
+        change();
+        eventually("the file is read again", || count() > before);
+    };
+    let [mut expires, mut revoked, mut stays] = [&short, &first, &second].map(|stem| certified(&authority, stem, to));
+    for stream in [&mut expires, &mut revoked, &mut stays] {
+        assert_eq!(status(stream, &host), "200");
+    }
+    // One that runs out.
+    eventually("the certificate has expired", || SystemTime::now() > now + Duration::from_secs(7));
+    assert_eq!(status(&mut expires, &host), "407");
+    // One that is revoked.
+    changes(&|| std::fs::write(&crl, authority.revoke(&[2], now + day)).unwrap());
+    assert_eq!((status(&mut revoked, &host), status(&mut stays, &host)), ("407".into(), "200".into()));
+    let mut again = certified(&authority, &first, to);
+    let _ = write!(again, "GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    assert!(again.read(&mut [0]).is_err(), "nor is it let in again");
+    egret.record("the revoked one", |line| {
+        line["nearest"].as_str().is_some_and(|why| why.contains("certificate is revoked"))
+    });
+    // An authority that is trusted no more; the list is of the one before.
+    changes(&|| drop(std::fs::copy(other.ca(), &ca).unwrap()));
+    assert_eq!(status(&mut stays, &host), "407");
+    let line = egret.record("the last", |line| {
+        line["nearest"].as_str().is_some_and(|why| why.contains("not trusted any more")) && line["event"] == "http"
+    });
+    refused(&line, "auth_failed", "claim");
+    // A list past its next update says nothing of today.
+    drop(egret);
+    std::fs::copy(authority.ca(), &ca).unwrap();
+    std::fs::write(&crl, authority.revoke(&[], now - Duration::from_secs(1))).unwrap();
+    let egret = Egret::run(&config(&crl), own);
+    let mut late = certified(&authority, &second, to);
+    let _ = write!(late, "GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    assert!(late.read(&mut [0]).is_err());
+    egret.record("the late list", |line| {
+        line["nearest"].as_str().is_some_and(|why| why.contains("past its next update"))
+    });
 }

@@ -121,7 +121,8 @@ fn a_body_that_its_server_does_not_read_is_nobodys_request() {
                         read_all(&mut stream);
                         asked += 1;
                         let seen = origin.seen();
-                        let evil = seen.iter().find(|(line, _, host)| line.contains("/inside") || host.contains("evil"));
+                        let evil =
+                            seen.iter().find(|(line, _, host)| line.contains("/inside") || host.contains("evil"));
                         assert!(evil.is_none(), "{context}: {evil:?}");
                     }
                 }
@@ -209,7 +210,8 @@ fn stream(dice: &mut Dice, seeds: &[Vec<u8>], host: &str, front: &str) -> Vec<u8
             let seed = &seeds[dice.roll(seeds.len())];
             head = seed.split(|b| *b == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line).to_vec()).collect();
         } else {
-            head = vec![b"GET / HTTP/1.1".to_vec(), b"Host: x".to_vec(), b"Accept: */*".to_vec(), Vec::new(), Vec::new()];
+            head =
+                vec![b"GET / HTTP/1.1".to_vec(), b"Host: x".to_vec(), b"Accept: */*".to_vec(), Vec::new(), Vec::new()];
         }
         // Most requests are for the host, and by the method and version that let them pass.
         for line in &mut head {
@@ -278,7 +280,8 @@ fn origins_read_no_request_that_the_log_does_not_have() {
     }
     let Some(requests) = lines("http-requests.jsonl.gz") else { return };
     let Some(captures) = lines("http-captures.jsonl.gz") else { return };
-    let seeds: Vec<Vec<u8>> = requests.iter().chain(&captures).map(|line| bytes(line["hex"].as_str().unwrap())).collect();
+    let seeds: Vec<Vec<u8>> =
+        requests.iter().chain(&captures).map(|line| bytes(line["hex"].as_str().unwrap())).collect();
     let seeds: Vec<Vec<u8>> = seeds.into_iter().filter(|seed| (10..3000).contains(&seed.len())).collect();
     let (streams, first) = (number("EGRET_SMUGGLE", 2000), number("EGRET_SMUGGLE_SEED", 1));
     let (dns, folder) = (Dns::start(), tempfile::tempdir().unwrap());
@@ -292,7 +295,8 @@ fn origins_read_no_request_that_the_log_does_not_have() {
         "application_rules:\n  - {{ name: web, fqdns: [{}], protocols: [\"http:{HTTP}\"], addresses: [\"127.0.0.0/8\"] }}\n",
         listed.join(", ")
     );
-    let mut egret = Egret::start(dns.address, (HTTPS, HTTP), &policy, "limits: { peek: 1s, idle: 2s, next_request: 1s }");
+    let mut egret =
+        Egret::start(dns.address, (HTTPS, HTTP), &policy, "limits: { peek: 1s, idle: 2s, next_request: 1s }");
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..8 {

@@ -5,9 +5,12 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, ExtendedKeyUsagePurpose,
+    IsCa, KeyIdMethod, KeyPair, RevokedCertParams,
+};
 use tempfile::TempDir;
 
 use super::{PATIENCE, Server, eventually};
@@ -222,6 +225,27 @@ impl Authority {
         std::fs::write(self.folder.path().join(format!("{file}.crt")), cert.pem()).unwrap();
         std::fs::write(self.folder.path().join(format!("{file}.key")), key.serialize_pem()).unwrap();
         self.folder.path().join(file)
+    }
+}
+
+impl Authority {
+    /// A list of certificates that it has taken back, by their numbers, as PEM.
+    pub fn revoke(&self, serials: &[u64], next_update: SystemTime) -> String {
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: (*serial).into(),
+            revocation_time: SystemTime::now().into(),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: (SystemTime::now() - Duration::from_secs(7200)).into(),
+            next_update: next_update.into(),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 }
 
