@@ -16,6 +16,10 @@ test:
 test-all:
     EGRET_TEST_ALL=1 cargo test --locked
 
+# N mutated request streams through egret into four origins, and what these have read against the log.
+smuggle N="100000" SEED="1":
+    EGRET_TEST_ALL=1 EGRET_SMUGGLE={{N}} EGRET_SMUGGLE_SEED={{SEED}} cargo test --locked --test e2e smuggling -- --nocapture
+
 bench:
     cargo bench --locked
 

@@ -260,12 +260,13 @@ impl App {
         let entrances = self.listeners.iter().map(|(_, entrance)| Arc::clone(entrance)).collect();
         let files = tokio::spawn(watch_files(entrances));
         for (listener, entrance) in self.listeners {
-            let house = Arc::clone(&self.house);
-            let handle = move |stream, address, guest| {
-                let (entrance, house) = (Arc::clone(&entrance), Arc::clone(&house));
-                tokio::spawn(session::serve(stream, address, entrance, house, guest));
+            let (house, of) = (Arc::clone(&self.house), Arc::clone(&entrance));
+            let handle = move |stream, address, slot, guest| {
+                let (entrance, house) = (Arc::clone(&of), Arc::clone(&house));
+                tokio::spawn(session::serve(stream, address, slot, entrance, house, guest));
             };
-            tokio::spawn(listen::serve(listener, Arc::clone(&self.house.book), drain.guest(), handle));
+            let (limit, book) = (Arc::clone(&self.house.connections), Arc::clone(&self.house.book));
+            tokio::spawn(listen::serve(listener, entrance, limit, book, drain.guest(), handle));
         }
         let watch = tokio::spawn(watch_local(Arc::clone(&self.own), changed));
         let kernel = self.house.kernel.clone().map(|kernel| {

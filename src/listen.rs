@@ -7,12 +7,15 @@ pub mod arrival;
 mod client;
 mod entrance;
 mod limit;
+mod queue;
 mod refusal;
 mod socks5;
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -21,6 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 pub use client::{Claimed, Client};
 pub use entrance::Entrance;
 pub use limit::{ConnectionLimit, ConnectionSlot};
+use queue::FairQueue;
 
 use crate::drain::Guest;
 use crate::record::Book;
@@ -28,6 +32,9 @@ use crate::upstream;
 
 /// Connections the kernel completes while egret is busy.
 const BACKLOG: i32 = 4096;
+/// Connections that are taken out of the kernel's queue before one of those at hand begins: a flood waits here, where
+/// clients take turns, and not there.
+const AT_ONCE: usize = 32;
 /// After a failed accept: long enough that a lack of descriptors is no spin, short enough to go unnoticed.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
@@ -52,31 +59,69 @@ pub fn bind(address: SocketAddr, keepalive: Duration, is_tproxy: bool) -> io::Re
     Ok(socket.into())
 }
 
-/// Accepts until told to stop, and while the log takes lines. Each connection is handed to `handle` with its guest; a failed accept is
-/// waited out, because what it lacks (descriptors, memory) comes back when somebody leaves.
+/// Accepts until told to stop, and while the log takes lines. What is accepted gets its place, or none, and is handed
+/// to `handle` with its guest; a failed accept is waited out, because what it lacks (descriptors, memory) comes back when
+/// another connection ends.
 pub async fn serve(
     listener: TcpListener,
+    entrance: Arc<Entrance>,
+    limit: Arc<ConnectionLimit>,
     book: Arc<Book>,
     guest: Guest,
-    handle: impl Fn(TcpStream, SocketAddr, Guest),
+    handle: impl Fn(TcpStream, SocketAddr, Option<ConnectionSlot>, Guest),
 ) {
+    let mut queue = FairQueue::new();
+    let start = |(stream, peer, slot)| handle(stream, peer, Some(slot), guest.clone());
     loop {
         let accept = async {
             book.room().await;
-            listener.accept().await
+            accept_some(&listener, queue.is_empty()).await
         };
         let accepted = tokio::select! {
             accepted = accept => accepted,
-            () = guest.stopping() => return,
+            () = guest.stopping() => return std::iter::from_fn(|| queue.pop()).for_each(start),
         };
-        match accepted {
-            Ok((stream, address)) => handle(stream, address, guest.clone()),
-            // The client left before it was let in: nothing is wrong with us.
-            Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept; trying again");
-                tokio::time::sleep(BACK_OFF).await;
+        for accepted in accepted {
+            match accepted {
+                Ok((stream, peer)) => match entrance.admit(&limit, peer) {
+                    Some(slot) => queue.push(peer.ip(), (stream, peer, slot)),
+                    None => handle(stream, peer, None, guest.clone()),
+                },
+                // The client left before it was let in: nothing is wrong with us.
+                Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept; trying again");
+                    tokio::time::sleep(BACK_OFF).await;
+                }
             }
         }
+        queue.pop().into_iter().for_each(start);
+        if !queue.is_empty() {
+            // All that is under way goes on by a step before another one begins.
+            tokio::task::yield_now().await;
+        }
     }
+}
+
+/// The connections that are there, up to [`AT_ONCE`] of them; waits for the first one if it may.
+async fn accept_some(listener: &TcpListener, waits: bool) -> Vec<io::Result<(TcpStream, SocketAddr)>> {
+    let mut some = Vec::new();
+    poll_fn(|cx| {
+        while some.len() < AT_ONCE {
+            match listener.poll_accept(cx) {
+                Poll::Ready(accepted) => {
+                    let is_last = accepted.is_err();
+                    some.push(accepted);
+                    if is_last {
+                        break;
+                    }
+                }
+                Poll::Pending if waits && some.is_empty() => return Poll::Pending,
+                Poll::Pending => break,
+            }
+        }
+        Poll::Ready(())
+    })
+    .await;
+    some
 }

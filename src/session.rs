@@ -59,17 +59,18 @@ impl House {
     }
 }
 
-/// Serves one connection. Whatever happens becomes the record's ending.
+/// Serves one connection, where there is a place for it. Whatever happens becomes the record's ending.
 pub fn serve(
     stream: TcpStream,
     address: SocketAddr,
+    slot: Option<ConnectionSlot>,
     entrance: Arc<Entrance>,
     house: Arc<House>,
     guest: Guest,
 ) -> impl Future<Output = ()> {
     let idle = house.limits.idle;
     // All that a claim, a peek and a judgement need is given back before a tunnel's long life begins.
-    live(Box::pin(tell(stream, ClientAddr(address), entrance, house, guest.clone())), guest, idle)
+    live(Box::pin(tell(stream, ClientAddr(address), slot, entrance, house, guest.clone())), guest, idle)
 }
 
 #[allow(clippy::manual_async_fn, reason = "an `async fn` keeps a second place for what it is given")]
@@ -199,7 +200,8 @@ async fn arrived(
 ) -> Result<Client, Refusal> {
     let address = arrival::whose(&mut stream, peer, entrance, limits.until).await?;
     record.client(address);
-    if !slot.is_for(address.ip(), entrance.shares_one_address()) {
+    // Everybody else's place was counted where it was given.
+    if entrance.proxies.is_some() && !slot.is_for(address.ip(), false) {
         relay::reset(&stream);
         return Err(Refusal::new(Reason::TooManyConnections, Stage::Limit));
     }
@@ -254,12 +256,13 @@ struct Standing {
 async fn tell(
     stream: TcpStream,
     peer: ClientAddr,
+    slot: Option<ConnectionSlot>,
     entrance: Arc<Entrance>,
     house: Arc<House>,
     guest: Guest,
 ) -> Option<Box<Tunnel>> {
     let mut record = house.book.open(&entrance.name, peer);
-    let Some(mut slot) = house.connections.enter() else {
+    let Some(mut slot) = slot else {
         relay::reset(&stream);
         record.refuse(&Refusal::new(Reason::TooManyConnections, Stage::Limit));
         return None;
@@ -565,7 +568,10 @@ mod tests {
     /// What a tunnel keeps in its task for all its life, besides its record and its sockets.
     #[test]
     fn a_session_is_small() {
-        fn size<F: Future>(_: impl FnOnce(TcpStream, SocketAddr, Arc<Entrance>, Arc<House>, Guest) -> F) -> usize {
+        type Slot = Option<ConnectionSlot>;
+        fn size<F: Future>(
+            _: impl FnOnce(TcpStream, SocketAddr, Slot, Arc<Entrance>, Arc<House>, Guest) -> F,
+        ) -> usize {
             size_of::<F>()
         }
         let size = size(serve);

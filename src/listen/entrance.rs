@@ -8,6 +8,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::arrival::told;
+use super::limit::{ConnectionLimit, ConnectionSlot};
 use crate::claim::{ClientAddr, OriginalDst};
 use crate::config::{Adds, Capture, ListenerKind, ListenerSettings};
 use crate::ending::{Reason, Refusal};
@@ -61,6 +62,14 @@ impl Entrance {
     #[must_use]
     pub fn shares_one_address(&self) -> bool {
         self.proxies.is_none() && (self.bind.ip().is_loopback() || self.kind.captures(Capture::Redirect))
+    }
+
+    /// A place for a connection, if there is one for it. Behind the PROXY protocol, whose it is is not known yet.
+    #[must_use]
+    pub fn admit(&self, limit: &Arc<ConnectionLimit>, peer: SocketAddr) -> Option<ConnectionSlot> {
+        let mut slot = limit.enter()?;
+        let may_stay = self.proxies.is_some() || slot.is_for(ClientAddr(peer).ip(), self.shares_one_address());
+        may_stay.then_some(slot)
     }
 
     /// Reads the files again that have changed.

@@ -2,15 +2,15 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rcgen::CertificateParams;
-use socket2::{Domain, Socket, Type};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::clients::{HTTP, HTTPS};
+use crate::support::crowd::{crowd, crowd_that, from, serving};
 use crate::support::dns::{Dns, Does};
 use crate::support::origin::{Authority, Recorder};
 use crate::support::{ADMIN, Egret, PATIENCE, eventually, have, missing, own_ip, pause, read_all, read_head};
@@ -23,46 +23,16 @@ fn attacker(n: u8) -> IpAddr {
     Ipv4Addr::new(127, 66, 6, n).into()
 }
 
-/// A connection from an address.
-fn from(ip: IpAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
-    socket.bind(&SocketAddr::new(ip, 0).into())?;
-    socket.connect_timeout(&to.into(), Duration::from_secs(5))?;
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    Ok(stream)
-}
+/// One attack at a time: each takes the machine's cores, and what it measures would be another one's.
+static ALONE: Mutex<()> = Mutex::new(());
 
 struct World {
+    _alone: MutexGuard<'static, ()>,
     egret: Egret,
     dns: Dns,
     plain: SocketAddr,
     health: SocketAddr,
     _origin: tokio::runtime::Runtime,
-}
-
-/// A server that answers each request, however many keep their connections: a thread for each would be what a test
-/// measures.
-fn serving(address: SocketAddr) -> tokio::runtime::Runtime {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).unwrap();
-    runtime.spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let (mut head, mut chunk) = (Vec::new(), [0; 1024]);
-                while let Ok(n @ 1..) = stream.read(&mut chunk).await {
-                    head.extend_from_slice(&chunk[..n]);
-                    if head.ends_with(b"\r\n\r\n") {
-                        head.clear();
-                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
-                    }
-                }
-            });
-        }
-    });
-    runtime
 }
 
 /// An egret on ports of its own, each bound to every address.
@@ -77,6 +47,7 @@ fn world(port: u16, limits: &str) -> Option<World> {
         missing("16,000 descriptors");
         return None;
     }
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let (dns, ip, own) = (Dns::start(), own_ip(), own_ip());
     dns.set("*", Does::Answer(vec![ip]));
     let origin = serving(SocketAddr::new(ip, HTTP));
@@ -91,7 +62,7 @@ fn world(port: u16, limits: &str) -> Option<World> {
     let nofile = format!("--nofile={DESCRIPTORS}");
     let egret = Egret::run_by(&["prlimit", &nofile], &config, own, &[], &[]);
     let at = |port| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
-    Some(World { egret, dns, plain: at(port), health: at(port + 1), _origin: origin })
+    Some(World { _alone: alone, egret, dns, plain: at(port), health: at(port + 1), _origin: origin })
 }
 
 fn get(name: &str) -> String {
@@ -157,38 +128,6 @@ impl World {
         assert!(refused.is_none(), "{refused:#?}");
         seen
     }
-}
-
-/// Opens so many connections from an address, says something on each, and keeps those that are not refused.
-fn crowd(ip: IpAddr, to: SocketAddr, count: usize, says: impl Fn(usize) -> Vec<u8> + Sync) -> Vec<TcpStream> {
-    crowd_that(ip, to, count, |stream, n| stream.write_all(&says(n)).is_ok())
-}
-
-fn crowd_that(
-    ip: IpAddr,
-    to: SocketAddr,
-    count: usize,
-    stays: impl Fn(&mut TcpStream, usize) -> bool + Sync,
-) -> Vec<TcpStream> {
-    let next = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        let open = || {
-            let mut kept = Vec::new();
-            loop {
-                let n = next.fetch_add(1, Ordering::Relaxed);
-                if n >= count {
-                    return kept;
-                }
-                if let Ok(mut stream) = from(ip, to)
-                    && stays(&mut stream, n)
-                {
-                    kept.push(stream);
-                }
-            }
-        };
-        let threads: Vec<_> = (0..2).map(|_| scope.spawn(open)).collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
-    })
 }
 
 #[test]
@@ -284,6 +223,7 @@ fn health_may_be_for_some_alone() {
 
 #[test]
 fn wrong_passwords_from_everywhere_do_not_delay_a_first_login() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let (own, port) = (own_ip(), 23_050);
     let users = "alice:$2y$05$DXv7v4to5HpPR0uKRPDUMOdxNeQAecGHCYLUWjtLLxmTFy3JWhExq\n";
     let config = format!(

@@ -517,6 +517,9 @@ fn methods_and_paths_are_judged_on_every_request() {
         ("GET", "/dists/%2e%2e%2fsecret", "path_not_allowed"),
         ("GET", "/dists/%252e%252e/secret", "path_not_allowed"),
         ("GET", "/dists/..;/secret", "path_not_allowed"),
+        ("GET", "/dists/%c0%ae%c0%ae/secret", "path_not_allowed"),
+        ("GET", "/dists/%ef%bc%8e%ef%bc%8e/secret", "path_not_allowed"),
+        ("GET", "/dists/x%0d%0a", "path_not_allowed"),
         ("GET", "/pool/main/a/a_1.deb/x", "path_not_allowed"),
         ("OPTIONS", "*", "method_not_allowed"),
     ] {
@@ -531,6 +534,20 @@ fn methods_and_paths_are_judged_on_every_request() {
             assert!(said.starts_with("HTTP/1.1 403"), "{method} {path}: {said}");
             refused(&record, reason, "http");
         }
+    }
+    // Nor does a field name another request.
+    for (field, reason) in [
+        ("X-HTTP-Method-Override: DELETE", "method_not_allowed"),
+        ("x_method_override: DELETE", "method_not_allowed"),
+        ("X-HTTP-Method: GET", "method_not_allowed"),
+        ("X-Original-URL: /secret", "path_not_allowed"),
+        ("x-rewrite-url: /secret", "path_not_allowed"),
+    ] {
+        let raw = request("GET", "/dists/x").replace("\r\n\r\n", &format!("\r\n{field}\r\n\r\n"));
+        let (_, local) = say(egret.plain(), raw.as_bytes());
+        let record = egret.record_of(local);
+        refused(&record, reason, "http");
+        assert!(record["nearest"].as_str().unwrap().contains("allows no field that names another"), "{record:#}");
     }
     assert_eq!(origin.count(), 4);
     // The second request of a connection, too.

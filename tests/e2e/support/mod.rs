@@ -1,5 +1,6 @@
 //! Roles that a test reads as a list: an egret, a DNS server, origins, clients.
 
+pub mod crowd;
 pub mod dns;
 pub mod hello;
 pub mod origin;
