@@ -201,7 +201,7 @@ async fn arrived(
     let address = arrival::whose(&mut stream, peer, entrance, limits.until).await?;
     record.client(address);
     // Everybody else's place was counted where it was given.
-    if entrance.proxies.is_some() && !slot.is_for(address.ip(), false) {
+    if entrance.proxies.is_some() && !slot.is_for(house.connections.counts(address.ip(), false)) {
         relay::reset(&stream);
         return Err(Refusal::new(Reason::TooManyConnections, Stage::Limit));
     }
@@ -214,15 +214,16 @@ async fn arrived(
     Ok(Client::new(arrived, Arc::clone(entrance), Window::new(house.peek_memory.share(address.ip()))))
 }
 
-/// Waits until the log takes lines of this client's, where none may be lost; whether anything may still begin then.
+/// Waits until the log takes lines of this client's, where none may be lost; false if egret stops meanwhile.
 async fn admitted(house: &House, client: IpAddr, guest: &Guest) -> bool {
+    let room = async {
+        house.book.room().await;
+        house.book.room_for(client).await;
+    };
     tokio::select! {
         biased;
+        () = room => true,
         () = guest.stopping() => false,
-        () = async {
-            house.book.room().await;
-            house.book.room_for(client).await;
-        } => true,
     }
 }
 

@@ -67,9 +67,9 @@ impl Entrance {
     /// A place for a connection, if there is one for it. Behind the PROXY protocol, whose it is is not known yet.
     #[must_use]
     pub fn admit(&self, limit: &Arc<ConnectionLimit>, peer: SocketAddr) -> Option<ConnectionSlot> {
-        let mut slot = limit.enter()?;
-        let may_stay = self.proxies.is_some() || slot.is_for(ClientAddr(peer).ip(), self.shares_one_address());
-        may_stay.then_some(slot)
+        let client = ClientAddr(peer).ip();
+        let counted = limit.counts(client, self.shares_one_address()).filter(|_| self.proxies.is_none());
+        limit.enter(counted)
     }
 
     /// Reads the files again that have changed.

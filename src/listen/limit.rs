@@ -79,17 +79,55 @@ impl ConnectionLimit {
         }
     }
 
-    /// A place for a connection, if there is one or one can be made.
+    /// A place for a connection, if there is one or one can be made. `client`: whose it is, where that is known and
+    /// counts.
     #[must_use]
-    pub fn enter(self: &Arc<Self>) -> Option<ConnectionSlot> {
+    pub fn enter(self: &Arc<Self>, client: Option<IpAddr>) -> Option<ConnectionSlot> {
         let mut state = self.state();
+        // First, so that no client at its own limit takes a place from another one.
+        if !client.is_none_or(|client| self.has_room_for(&mut state, client)) {
+            return None;
+        }
         if state.open >= self.most {
             let longest = *state.waiting.first_key_value()?.0;
             state.evict(longest);
         }
         state.open += 1;
+        client.into_iter().for_each(|client| state.count(client));
         drop(state);
-        Some(ConnectionSlot { limit: Arc::clone(self), client: None, eviction: Arc::default() })
+        Some(ConnectionSlot { limit: Arc::clone(self), client, eviction: Arc::default() })
+    }
+
+    /// Whether a client may have another place, which one of its own that wait for a request may have to give up.
+    fn has_room_for(&self, state: &mut State, client: IpAddr) -> bool {
+        let Some(most) = self.per_client() else { return true };
+        counted(client).all(|counted| {
+            let most = match counted {
+                Counted::Address(_) => most,
+                // A whole cluster may share a /64; all the others still find a place.
+                Counted::Network(_) => most.max(self.most - self.most / SHARES),
+            };
+            if state.open_of(counted) < most {
+                return true;
+            }
+            let own = state.waiting_of.range((client, 0)..=(client, u64::MAX)).next().map(|(_, number)| *number);
+            own.is_some_and(|own| {
+                state.evict(own);
+                true
+            })
+        })
+    }
+
+    /// The client that a connection is counted for; `None` where its address stands for every client of its listener,
+    /// and the configuration has no number for that.
+    #[must_use]
+    pub fn counts(&self, client: IpAddr, stands_for_all: bool) -> Option<IpAddr> {
+        let is_counted = match self.per_client {
+            PerClient::Auto => !stands_for_all,
+            PerClient::Unlimited => false,
+            PerClient::Most(_) => true,
+        };
+        is_counted.then_some(client)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -118,6 +156,10 @@ impl State {
         }
     }
 
+    fn count(&mut self, client: IpAddr) {
+        counted(client).for_each(|counted| *self.by_client.entry(counted).or_default() += 1);
+    }
+
     fn open_of(&self, counted: Counted) -> usize {
         self.by_client.get(&counted).copied().unwrap_or(0)
     }
@@ -129,28 +171,16 @@ fn counted(client: IpAddr) -> impl Iterator<Item = Counted> {
 }
 
 impl ConnectionSlot {
-    /// Says whose the connection is; whether this client may have another one. `stands_for_all`: the address is that
-    /// of every client of the listener, and has no limit unless the configuration has a number.
+    /// Says whose the connection is that was let in before that was known; whether this client may have another one.
     #[must_use]
-    pub fn is_for(&mut self, client: IpAddr, stands_for_all: bool) -> bool {
+    pub fn is_for(&mut self, client: Option<IpAddr>) -> bool {
+        let Some(client) = client else { return true };
         let limit = Arc::clone(&self.limit);
-        let Some(most) = limit.per_client().filter(|_| !stands_for_all || limit.per_client != PerClient::Auto) else {
-            return true;
-        };
         let mut state = limit.state();
-        for counted in counted(client) {
-            let most = match counted {
-                Counted::Address(_) => most,
-                // A whole cluster may share a /64; all the others still find a place.
-                Counted::Network(_) => most.max(limit.most - limit.most / SHARES),
-            };
-            if state.open_of(counted) >= most {
-                let own = state.waiting_of.range((client, 0)..=(client, u64::MAX)).next().map(|(_, number)| *number);
-                let Some(own) = own else { return false };
-                state.evict(own);
-            }
+        if !limit.has_room_for(&mut state, client) {
+            return false;
         }
-        counted(client).for_each(|counted| *state.by_client.entry(counted).or_default() += 1);
+        state.count(client);
         self.client = Some(client);
         true
     }
@@ -213,7 +243,7 @@ mod tests {
     }
 
     fn enter(limit: &Arc<ConnectionLimit>, client: &str) -> Option<ConnectionSlot> {
-        limit.enter().and_then(|mut slot| slot.is_for(ip(client), false).then_some(slot))
+        limit.enter(limit.counts(ip(client), false))
     }
 
     #[track_caller]
@@ -233,7 +263,7 @@ mod tests {
         assert!(enter(&limit, a).is_none(), "one client has its own limit");
         let third = enter(&limit, b);
         assert!(third.is_some());
-        assert!(limit.enter().is_none(), "all together have one");
+        assert!(limit.enter(None).is_none(), "all together have one");
         drop(first);
         assert!(enter(&limit, a).is_some());
         drop((second, third));
@@ -266,9 +296,24 @@ mod tests {
         let waits = first.between_requests();
         let third = enter(&limit, "192.0.2.1");
         assert!(third.is_some() && first.eviction.has_come());
-        assert!(limit.enter().unwrap().is_for(ip("192.0.2.1"), true), "where it stands for all, it has no limit");
+        assert_eq!(limit.counts(ip("192.0.2.1"), true), None, "where it stands for all, it has no limit");
+        let mut fourth = limit.enter(None).unwrap();
+        assert!(!fourth.is_for(Some(ip("192.0.2.1"))) && fourth.is_for(Some(ip("192.0.2.9"))));
         drop(waits);
-        drop((first, second, third));
+        drop((first, second, third, fourth));
+        is_empty(&limit);
+    }
+
+    #[test]
+    fn a_client_at_its_limit_takes_no_place_from_another_one() {
+        let limit = ConnectionLimit::new(4, PerClient::Most(2));
+        let others = [enter(&limit, "192.0.2.2").unwrap(), enter(&limit, "192.0.2.2").unwrap()];
+        let own = [enter(&limit, "192.0.2.1").unwrap(), enter(&limit, "192.0.2.1").unwrap()];
+        let waits = others[0].between_requests();
+        assert!(enter(&limit, "192.0.2.1").is_none() && !others[0].eviction.has_come());
+        assert!(enter(&limit, "192.0.2.3").is_some() && others[0].eviction.has_come());
+        drop(waits);
+        drop((others, own));
         is_empty(&limit);
     }
 
