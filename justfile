@@ -16,7 +16,7 @@ test:
 test-all:
     EGRET_TEST_ALL=1 cargo test --locked
 
-# N mutated request streams through egret into four origins, and what these have read against the log.
+# N mutated request streams through egret into four origins; compares the log with the requests that they received.
 smuggle N="100000" SEED="1":
     EGRET_TEST_ALL=1 EGRET_SMUGGLE={{N}} EGRET_SMUGGLE_SEED={{SEED}} cargo test --locked --test e2e smuggling -- --nocapture
 

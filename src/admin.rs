@@ -18,8 +18,8 @@ use crate::drain::{Guest, Watcher};
 use crate::metrics::Metrics;
 use crate::netfilter::Kernel;
 use crate::record::LogState;
-pub use visitors::Access;
 use visitors::BoundedListener;
+pub use visitors::{Access, MAX_VISITORS};
 
 /// What the pages tell about.
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ pub fn health_pages(told: &Told) -> Router {
             (true, true, false) => (StatusCode::OK, "ready"),
             (true, false, _) => (StatusCode::SERVICE_UNAVAILABLE, "the kernel's rules are not in place"),
             (true, true, true) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "the access log takes no lines, and none may be lost")
+                (StatusCode::SERVICE_UNAVAILABLE, "the access log cannot be written (log.overflow: block)")
             }
             (false, ..) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
         };

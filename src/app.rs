@@ -35,11 +35,11 @@ use crate::reload::{self, Current, Source};
 use crate::session::{self, House};
 
 /// Descriptors for everything but connections and what they wait for: listeners, log, pages, and the relay's pipes.
-const SPARE_DESCRIPTORS: u64 = 128 + 2 * relay::MOST_PIPES as u64;
+const SPARE_DESCRIPTORS: u64 = 128 + 2 * admin::MAX_VISITORS as u64 + 2 * relay::MOST_PIPES as u64;
 /// Names looked up at once, where descriptors allow: at ten milliseconds each, 25,000 a second.
-const MOST_LOOKUPS: usize = 256;
-/// Addresses tried beside another one of their name, where descriptors allow.
-const MOST_BESIDE: usize = 256;
+const MAX_LOOKUPS: usize = 256;
+/// Addresses tried parallel_dials another one of their name, where descriptors allow.
+const MAX_PARALLEL_DIALS: usize = 256;
 /// What one relayed connection may cost: two sockets' own buffers, the session, and where clients speak TLS its state
 /// and two copying buffers.
 const BYTES_PER_CONNECTION: u64 = 160 << 10;
@@ -197,7 +197,7 @@ impl App {
             limits,
             peek_memory: Budget::new(room.peek_memory),
             connections,
-            beside: Budget::new(room.beside),
+            parallel_dials: Budget::new(room.parallel_dials),
             book: Arc::new(Book::new(scribe, Arc::clone(&metrics))),
             sources: settings.sources.clone(),
             learn: settings.learn.clone(),
@@ -352,7 +352,7 @@ impl Screen {
             most,
             per_client: per_client.filter(|_| {
                 let is_number = settings.limits.connections_per_client != PerClient::Auto;
-                is_number || settings.listeners.iter().any(|l| !Entrance::new(l).shares_one_address())
+                is_number || settings.listeners.iter().any(|l| !Entrance::new(l).has_shared_address())
             }),
             forward,
             // The built-in file is what it is meant to be.
@@ -450,8 +450,8 @@ struct Room {
     peek_memory: usize,
     /// Names looked up at once.
     lookups: usize,
-    /// Addresses tried beside another one.
-    beside: usize,
+    /// Addresses tried parallel_dials another one.
+    parallel_dials: usize,
 }
 
 impl Room {
@@ -463,17 +463,17 @@ impl Room {
     /// Peeking gets an eighth of the memory at most, connections (two descriptors each) half of it.
     fn within(memory: u64, descriptors: u64, limits: &Limits, servers: usize) -> Self {
         let fit = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-        let lookups = limits.lookups.unwrap_or_else(|| fit(descriptors / 64).clamp(8, MOST_LOOKUPS));
-        let beside = fit(descriptors / 16).clamp(8, MOST_BESIDE);
+        let lookups = limits.lookups.unwrap_or_else(|| fit(descriptors / 64).clamp(8, MAX_LOOKUPS));
+        let parallel_dials = fit(descriptors / 16).clamp(8, MAX_PARALLEL_DIALS);
         // A look-up asks every server for both families, each over a socket of its own.
-        let others = SPARE_DESCRIPTORS + (2 * servers * lookups + beside) as u64;
+        let others = SPARE_DESCRIPTORS + (2 * servers * lookups + parallel_dials) as u64;
         let by_descriptors = descriptors.saturating_sub(others) / 2;
         let by_memory = memory / 2 / BYTES_PER_CONNECTION;
         Self {
             connections: limits.connections.unwrap_or_else(|| fit(by_descriptors.min(by_memory)).max(16)),
             peek_memory: limits.peek_memory.min(fit(memory / 8)),
             lookups,
-            beside,
+            parallel_dials,
         }
     }
 }
@@ -494,7 +494,7 @@ fn memory_limit() -> u64 {
     }
 }
 
-/// Says whenever the kernel tells of other addresses of this machine, on a thread that nobody waits for.
+/// Notifies of changes to this machine's addresses, from a detached thread.
 fn follow_local(changes: local::Changes, changed: &Arc<Notify>) -> io::Result<()> {
     let changed = Arc::downgrade(changed);
     let follow = move || {
@@ -584,9 +584,9 @@ mod tests {
         assert_eq!(room(128, 1 << 20), (409, 16, 256));
         assert_eq!(room(512, 1 << 20), (1638, 64, 256));
         assert_eq!(room(8192, 1 << 20), (26_214, 256, 256));
-        // 20,000 less 384, 1,024 for look-ups and 256 for dials.
-        assert_eq!(room(8192, 20_000), (9168, 256, 256));
-        assert_eq!(room(8192, 1024), (256, 256, 16));
+        // 20,000 less 448, 1,024 for look-ups and 256 for dials.
+        assert_eq!(room(8192, 20_000), (9136, 256, 256));
+        assert_eq!(room(8192, 1024), (224, 256, 16));
         assert_eq!(room(1, 64), (16, 0, 8));
     }
 }

@@ -1,8 +1,8 @@
 //! Bounded amounts that clients share, such as memory or look-ups: where all of it is taken, the client that holds most
 //! makes room for the others.
 //!
-//! A share is charged to its client. One that must make room is evicted: it counts no more at once, and its owner, which
-//! watches for it, ends what it was held for. Knows neither tokio's sockets nor what is counted.
+//! A share is charged to its client. An evicted share stops counting immediately; its owner watches for the eviction and
+//! ends the work. Does not know what is counted.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::quality::RandomState;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use crate::claim::network_of;
 
@@ -29,8 +30,8 @@ struct State {
     next: u64,
     clients: HashMap<IpAddr, usize, RandomState>,
     by_amount: BTreeSet<(usize, IpAddr)>,
-    /// Each client's shares, the oldest first.
-    shares: BTreeMap<(IpAddr, u64), Part>,
+    /// Each client's shares: those that are not settled first, and of each kind the oldest.
+    shares: BTreeMap<(IpAddr, bool, u64), Part>,
 }
 
 #[derive(Debug)]
@@ -46,14 +47,15 @@ pub struct Share {
     client: IpAddr,
     /// There once something is held.
     number: Option<u64>,
+    is_settled: bool,
     eviction: Arc<Eviction>,
 }
 
 /// Whether a share had to make room.
 #[derive(Debug, Default)]
 pub struct Eviction {
-    has_come: AtomicBool,
-    comes: Notify,
+    happened: AtomicBool,
+    happens: Notify,
 }
 
 /// All of it is taken, and no other client holds more than the one that asks.
@@ -75,12 +77,24 @@ impl Budget {
     /// A share for a client, which holds nothing yet. IPv6 clients of one /64 are one client.
     #[must_use]
     pub fn share(self: &Arc<Self>, client: IpAddr) -> Share {
-        Share { budget: Arc::clone(self), client: network_of(client), number: None, eviction: Arc::default() }
+        Share {
+            budget: Arc::clone(self),
+            client: network_of(client),
+            number: None,
+            is_settled: false,
+            eviction: Arc::default(),
+        }
     }
 
-    /// Returns after something may have been given back. Begin to wait before the look that finds nothing.
-    pub fn freed(&self) -> impl Future<Output = ()> + '_ {
+    /// Returns after something may have been given back. Enable the future before checking, so
+    /// that no wake-up is lost.
+    pub fn freed(&self) -> Notified<'_> {
         self.freed.notified()
+    }
+
+    /// Wakes another waiter: what this one was woken for it did not take.
+    pub fn pass_on(&self) {
+        self.freed.notify_one();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -108,10 +122,11 @@ impl State {
     /// Takes the oldest share of the client that holds most, where that is more than `least`.
     fn evict(&mut self, least: usize) -> Result<(), Full> {
         let (most, client) = *self.by_amount.last().filter(|(most, _)| *most > least).ok_or(Full)?;
-        let oldest = self.shares.range((client, 0)..=(client, u64::MAX)).next().map(|(key, _)| *key).ok_or(Full)?;
+        let own = (client, false, 0)..=(client, true, u64::MAX);
+        let oldest = self.shares.range(own).next().map(|(key, _)| *key).ok_or(Full)?;
         let part = self.shares.remove(&oldest).ok_or(Full)?;
         self.set(client, most - part.amount);
-        part.eviction.come();
+        part.eviction.evict();
         Ok(())
     }
 }
@@ -123,12 +138,12 @@ impl Share {
     /// [`Full`].
     pub fn grow(&mut self, by: usize) -> Result<(), Full> {
         let mut state = self.budget.state();
-        if self.eviction.has_come() {
+        if self.eviction.is_evicted() {
             return Err(Full);
         }
         let own = state.of(self.client) + by;
         while state.held + by > self.budget.limit {
-            // A client never makes room for itself: its own are all as dear to it.
+            // A client never evicts its own shares.
             state.evict(own)?;
         }
         let number = *self.number.get_or_insert_with(|| {
@@ -136,16 +151,26 @@ impl Share {
             state.next
         });
         let part = || Part { amount: 0, eviction: Arc::clone(&self.eviction) };
-        state.shares.entry((self.client, number)).or_insert_with(part).amount += by;
+        state.shares.entry((self.client, self.is_settled, number)).or_insert_with(part).amount += by;
         state.set(self.client, own);
         Ok(())
+    }
+
+    /// What it is held for has been allowed: the client's other shares are evicted before it.
+    pub fn settle(&mut self) {
+        let Some(number) = self.number.filter(|_| !self.is_settled) else { return };
+        let mut state = self.budget.state();
+        if let Some(part) = state.shares.remove(&(self.client, false, number)) {
+            state.shares.insert((self.client, true, number), part);
+            self.is_settled = true;
+        }
     }
 
     /// Gives everything back. What is taken later counts anew.
     pub fn shrink(&mut self) {
         let Some(number) = self.number.take() else { return };
         let mut state = self.budget.state();
-        if let Some(part) = state.shares.remove(&(self.client, number)) {
+        if let Some(part) = state.shares.remove(&(self.client, std::mem::take(&mut self.is_settled), number)) {
             let left = state.of(self.client) - part.amount;
             state.set(self.client, left);
         }
@@ -167,19 +192,19 @@ impl Drop for Share {
 }
 
 impl Eviction {
-    pub(crate) fn come(&self) {
-        self.has_come.store(true, Ordering::Release);
-        self.comes.notify_one();
+    pub(crate) fn evict(&self) {
+        self.happened.store(true, Ordering::Release);
+        self.happens.notify_one();
     }
 
-    pub(crate) fn has_come(&self) -> bool {
-        self.has_come.load(Ordering::Acquire)
+    pub(crate) fn is_evicted(&self) -> bool {
+        self.happened.load(Ordering::Acquire)
     }
 
     /// Returns once the share has had to make room. For one waiter.
-    pub async fn comes(&self) {
-        while !self.has_come() {
-            self.comes.notified().await;
+    pub async fn evicted(&self) {
+        while !self.is_evicted() {
+            self.happens.notified().await;
         }
     }
 }
@@ -201,7 +226,7 @@ mod tests {
         assert_eq!(budget.share(a).grow(1), Err(Full), "nobody makes room for itself");
         let mut other = budget.share(b);
         other.grow(2).unwrap();
-        let gone: Vec<bool> = hog.iter().map(|share| share.eviction.has_come()).collect();
+        let gone: Vec<bool> = hog.iter().map(|share| share.eviction.is_evicted()).collect();
         assert_eq!(gone[..3], [true, true, false], "the oldest go, and no more than must");
         assert_eq!((budget.held(), hog[0].grow(1)), (10, Err(Full)), "what is evicted stays so");
         other.grow(2).unwrap();
@@ -211,6 +236,21 @@ mod tests {
         drop(other);
         let state = budget.state();
         assert_eq!((state.held, state.clients.len(), state.by_amount.len(), state.shares.len()), (0, 0, 0, 0));
+    }
+
+    #[test]
+    fn what_is_settled_goes_last() {
+        let budget = Budget::new(3);
+        let mut own: Vec<Share> = (0..3).map(|_| budget.share(ip("192.0.2.1"))).collect();
+        own.iter_mut().for_each(|share| share.grow(1).unwrap());
+        own[0].settle();
+        let mut other = budget.share(ip("192.0.2.2"));
+        other.grow(1).unwrap();
+        let gone: Vec<bool> = own.iter().map(|share| share.eviction.is_evicted()).collect();
+        assert_eq!(gone, [false, true, false]);
+        own.iter_mut().for_each(Share::shrink);
+        own[0].grow(1).unwrap();
+        assert!(!own[0].is_settled && budget.held() == 2, "what is taken later is not settled");
     }
 
     #[test]
@@ -237,6 +277,6 @@ mod tests {
         assert_eq!(second.grow(1), Ok(()));
         let eviction = second.eviction();
         budget.share(ip("192.0.2.2")).grow(1).unwrap_err();
-        assert!(!eviction.has_come(), "as much as one is not more");
+        assert!(!eviction.is_evicted(), "as much as one is not more");
     }
 }

@@ -1,4 +1,4 @@
-//! Asking what stands behind a name: once per name and time, under one deadline.
+//! LookupContext what stands behind a name: once per name and time, under one deadline.
 //!
 //! Owns upstreams, zones and the answers' lifetimes. Answers nothing without a [`Clearance`], so a name that
 //! no rule lists is never asked for; whether an address is good is policy's to say.
@@ -45,16 +45,16 @@ const SECOND_FAMILY: Duration = Duration::from_millis(500);
 /// The one place where names become addresses.
 #[derive(Debug)]
 pub struct Resolver {
-    asking: Arc<Asking>,
-    /// Look-ups under way on behalf of clients, whoever of them waits for the outcome.
-    flights: Arc<Mutex<HashMap<HostName, Flight, RandomState>>>,
+    context: Arc<LookupContext>,
+    /// Look-ups in progress on behalf of clients; several may wait for one.
+    pending: Arc<Mutex<HashMap<HostName, PendingLookup, RandomState>>>,
     /// How many of them there may be (`limits.lookups`): each takes sockets that no connection is counted for.
     lookups: Arc<Budget>,
 }
 
 /// What a look-up needs.
 #[derive(Debug)]
-struct Asking {
+struct LookupContext {
     upstreams: Upstreams,
     cache: Cache,
     settings: DnsSettings,
@@ -76,11 +76,11 @@ pub struct DnsLimits {
 }
 
 /// Where the outcome of a look-up will be; `None` until then.
-type Flight = watch::Receiver<Option<Landing>>;
+type PendingLookup = watch::Receiver<Option<LookupOutcome>>;
 
 /// How a look-up ended.
 #[derive(Clone, Debug)]
-enum Landing {
+enum LookupOutcome {
     Found(Result<Answers, Reason>),
     /// It made room for another client's.
     Evicted,
@@ -114,8 +114,8 @@ impl Resolver {
         let upstreams = Upstreams::build(&settings, limits.deadline)?;
         let cache = Cache::new(limits.cache, limits.remember);
         Ok(Self {
-            asking: Arc::new(Asking { upstreams, cache, settings, limits, metrics }),
-            flights: Arc::default(),
+            context: Arc::new(LookupContext { upstreams, cache, settings, limits, metrics }),
+            pending: Arc::default(),
             lookups: Budget::new(limits.lookups),
         })
     }
@@ -123,7 +123,7 @@ impl Resolver {
     /// The servers asked by default, for the start-up screen.
     #[must_use]
     pub fn described(&self) -> String {
-        self.asking.upstreams.described()
+        self.context.upstreams.described()
     }
 
     /// The addresses behind a clearance: a literal stands for itself, a name is looked up.
@@ -132,7 +132,7 @@ impl Resolver {
     /// A refusal at stage `dns`, after `limits.dns` at the latest; at stage `limit` where the client has too many
     /// look-ups under way for as long.
     pub async fn resolve(&self, clearance: &Clearance) -> Result<Answers, Refusal> {
-        let Asking { cache, metrics, .. } = &*self.asking;
+        let LookupContext { cache, metrics, .. } = &*self.context;
         let name = match clearance.destination() {
             Destination::Literal(ip) => return Ok(Answers::literal(*ip)),
             Destination::Name(name) => name,
@@ -155,7 +155,7 @@ impl Resolver {
     /// # Errors
     /// As [`Resolver::resolve`].
     pub async fn resolve_again(&self, clearance: &Clearance) -> Result<Answers, Refusal> {
-        let cache = &self.asking.cache;
+        let cache = &self.context.cache;
         match clearance.destination() {
             Destination::Name(name) if !cache.answered_within(name, MOMENT, Instant::now()) => {
                 let found = Box::pin(self.look_up(name, clearance.client())).await?;
@@ -174,8 +174,8 @@ impl Resolver {
         match clearance.destination() {
             Destination::Literal(ip) => Ok(Answers::literal(*ip)),
             Destination::Name(name) => {
-                let found = self.asking.look_up(name).await.map_err(|reason| Refusal::new(reason, Stage::Dns))?;
-                self.asking.cache.remember(name, &found.addresses, Instant::now());
+                let found = self.context.look_up(name).await.map_err(|reason| Refusal::new(reason, Stage::Dns))?;
+                self.context.cache.remember(name, &found.addresses, Instant::now());
                 Ok(found)
             }
         }
@@ -186,74 +186,83 @@ impl Resolver {
     pub fn remembers(&self, clearance: &Clearance, ip: IpAddr) -> bool {
         match clearance.destination() {
             Destination::Literal(_) => false,
-            Destination::Name(name) => self.asking.cache.remembers(name, ip, Instant::now()),
+            Destination::Name(name) => self.context.cache.remembers(name, ip, Instant::now()),
         }
     }
 
     /// Joins the look-up of a name that is under way, or begins one.
     async fn look_up(&self, name: &HostName, client: IpAddr) -> Result<Answers, Refusal> {
-        let until = Instant::now() + self.asking.limits.deadline;
+        let until = Instant::now() + self.context.limits.deadline;
+        let mut has_waited = false;
         loop {
-            let freed = self.lookups.freed();
-            let Some(mut flight) = self.join(name, client) else {
-                // Every place is taken, and nobody has more of them than this client.
+            let mut freed = std::pin::pin!(self.lookups.freed());
+            freed.as_mut().enable();
+            let Some((mut pending_one, has_begun)) = self.join(name, client) else {
+                // All slots are in use, and no client holds more of them than this one.
+                has_waited = true;
                 if timeout_at(until, freed).await.is_err() {
                     return Err(Refusal::new(Reason::RateLimited, Stage::Limit));
                 }
                 continue;
             };
-            let landed = match timeout_at(until, flight.wait_for(Option::is_some)).await {
+            if has_waited && !has_begun {
+                // It was woken for a slot that another look-up can use.
+                self.lookups.pass_on();
+            }
+            let outcome = match timeout_at(until, pending_one.wait_for(Option::is_some)).await {
+                // Its own time for the servers was too short.
+                Err(_) if has_waited => return Err(Refusal::new(Reason::RateLimited, Stage::Limit)),
                 Err(_) => return Err(Refusal::new(Reason::DnsTimeout, Stage::Dns)),
                 // Its task is lost.
                 Ok(Err(_)) => return Err(Refusal::new(Reason::Internal, Stage::Dns)),
-                Ok(Ok(landed)) => landed.clone(),
+                Ok(Ok(outcome)) => outcome.clone(),
             };
-            if let Some(Landing::Found(found)) = landed {
+            if let Some(LookupOutcome::Found(found)) = outcome {
                 return found.map_err(|reason| Refusal::new(reason, Stage::Dns));
             }
         }
     }
 
-    /// The look-up of a name, begun if need be; `None` where there is no room for it.
-    fn join(&self, name: &HostName, client: IpAddr) -> Option<Flight> {
-        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(flight) = flights.get(name) {
-            return Some(flight.clone());
+    /// The look-up of a name, and whether it has begun by this; `None` where there is no room for it.
+    fn join(&self, name: &HostName, client: IpAddr) -> Option<(PendingLookup, bool)> {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pending_one) = pending.get(name) {
+            return Some((pending_one.clone(), false));
         }
         let mut share = self.lookups.share(client);
         share.grow(1).ok()?;
-        let (lands, flight) = watch::channel(None);
-        flights.insert(name.clone(), flight.clone());
-        let landing = OnLanding { flights: Arc::clone(&self.flights), name: name.clone(), share };
-        let asking = Arc::clone(&self.asking);
+        let (done, pending_one) = watch::channel(None);
+        pending.insert(name.clone(), pending_one.clone());
+        let guard = LookupGuard { pending: Arc::clone(&self.pending), name: name.clone(), share };
+        let context = Arc::clone(&self.context);
         tokio::spawn(async move {
-            let eviction = landing.share.eviction();
-            let landed = tokio::select! {
-                found = asking.look_up(&landing.name) => Landing::Found(found),
-                () = eviction.comes() => Landing::Evicted,
+            let eviction = guard.share.eviction();
+            let outcome = tokio::select! {
+                found = context.look_up(&guard.name) => LookupOutcome::Found(found),
+                () = eviction.evicted() => LookupOutcome::Evicted,
             };
-            // First, so that whoever hears of the eviction begins another one.
-            drop(landing);
-            lands.send_replace(Some(landed));
+            // Removed before the outcome is published, so that waiters start a new look-up.
+            drop(guard);
+            done.send_replace(Some(outcome));
         });
-        Some(flight)
+        Some((pending_one, true))
     }
 }
 
 /// Takes a look-up off the list when it has ended, however it did.
-struct OnLanding {
-    flights: Arc<Mutex<HashMap<HostName, Flight, RandomState>>>,
+struct LookupGuard {
+    pending: Arc<Mutex<HashMap<HostName, PendingLookup, RandomState>>>,
     name: HostName,
     share: Share,
 }
 
-impl Drop for OnLanding {
+impl Drop for LookupGuard {
     fn drop(&mut self) {
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
     }
 }
 
-impl Asking {
+impl LookupContext {
     async fn look_up(&self, name: &HostName) -> Result<Answers, Reason> {
         let found = self.ask(name).await;
         self.metrics.dns_asked(found.as_ref().err().map(|failure| failure.reason));

@@ -182,7 +182,7 @@ impl Outgoing<'_> {
     fn onward(self) -> Onward {
         match self.head.upgrade {
             Some(_) if self.may_switch => Onward::Switch,
-            _ if self.head.stays() && !self.head.is_alone() => Onward::Stay,
+            _ if self.head.stays() && !self.head.needs_own_connection() => Onward::Stay,
             _ => Onward::Close,
         }
     }
@@ -233,7 +233,7 @@ async fn send_answer(
         let body = head.body(&request.head.method).map_err(no_answer)?;
         break (head, body);
     };
-    let is_framed = matches!(length, AnswerLength::Framed(_)) && !head.is_treacherous(&request.head.method);
+    let is_framed = matches!(length, AnswerLength::Framed(_)) && !head.announces_forbidden_body(&request.head.method);
     let upstream_stays = asked == Onward::Stay && head.stays() && is_framed;
     // The client stays where its request says so and the answer has an end of its own.
     let client_stays = request.head.stays() && matches!(length, AnswerLength::Framed(_));
@@ -263,7 +263,7 @@ async fn next_head(upstream: &mut ReadHalf<'_>, held: &mut Vec<u8>, limit: usize
             return Ok(head);
         }
         if !matches!(upstream.read_buf(held).await, Ok(1..)) {
-            return Err(Reason::Unreachable);
+            return Err(if held.is_empty() { Reason::Unreachable } else { Reason::BadAnswer });
         }
     }
 }
@@ -467,7 +467,12 @@ impl Body {
 
 /// RFC 9110 §6.5.1: a field, and none that frames, routes or authenticates, which some recipients would merge into the head.
 fn is_trailer(line: &[u8]) -> bool {
-    const NEVER: [&[u8]; 10] = [
+    const NEVER: [&[u8]; 15] = [
+        b"x-http-method-override",
+        b"x-method-override",
+        b"x-http-method",
+        b"x-original-url",
+        b"x-rewrite-url",
         b"transfer-encoding",
         b"content-length",
         b"host",
@@ -481,7 +486,9 @@ fn is_trailer(line: &[u8]) -> bool {
     ];
     let name = line.split(|b| *b == b':').next().filter(|name| name.len() < line.len()).unwrap_or_default();
     let is_token = !name.is_empty() && name.iter().copied().all(is_token_byte);
-    is_token && !NEVER.iter().any(|never| name.eq_ignore_ascii_case(never))
+    // Gateways turn `_` into `-`.
+    let name: Vec<u8> = name.iter().map(|b| if *b == b'_' { b'-' } else { b.to_ascii_lowercase() }).collect();
+    is_token && !NEVER.contains(&name.as_slice())
 }
 
 /// RFC 9112 §7.1.1, without the blanks that it grudges: `;name`, `;name=token`, `;name="text"`, any number.
@@ -594,6 +601,8 @@ mod tests {
             b"0\r\n folded: x\r\n\r\n",
             b"0\r\nContent-Length: 3\r\n\r\n",
             b"0\r\nhost: b\r\n\r\n",
+            b"0\r\ncontent_length: 3\r\n\r\n",
+            b"0\r\nX-Original-URL: /b\r\n\r\n",
             b"0\r\nProxy-Authorization: Basic eDp5\r\n\r\n",
             b"3 ;a\r\n",
             b"3;=b\r\n",

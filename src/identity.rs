@@ -11,5 +11,5 @@ mod users;
 pub use certificate::names;
 pub use refreshed::{FileFault, Files, Refreshed};
 pub use tls::{ProxyTls, TlsFiles};
-pub use turns::PerClient;
+pub use turns::ClientQueues;
 pub use users::{Credentials, Pass, Users, UsersFile};

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 pub use client::{Claimed, Client};
 pub use entrance::Entrance;
@@ -70,11 +71,17 @@ pub async fn serve(
     guest: Guest,
     handle: impl Fn(TcpStream, SocketAddr, Option<ConnectionSlot>, Guest),
 ) {
-    let mut queue = FairQueue::new();
+    let (mut queue, mut rests_until) = (FairQueue::new(), None);
     let start = |(stream, peer, slot)| handle(stream, peer, Some(slot), guest.clone());
     loop {
         let accept = async {
             book.room().await;
+            match rests_until {
+                Some(until) if queue.is_empty() => tokio::time::sleep_until(until).await,
+                // What is here already does not wait for what lacks.
+                Some(until) if Instant::now() < until => return Vec::new(),
+                _ => {}
+            }
             accept_some(&listener, queue.is_empty()).await
         };
         let accepted = tokio::select! {
@@ -91,13 +98,13 @@ pub async fn serve(
                 Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept; trying again");
-                    tokio::time::sleep(BACK_OFF).await;
+                    rests_until = Some(Instant::now() + BACK_OFF);
                 }
             }
         }
         queue.pop().into_iter().for_each(start);
         if !queue.is_empty() {
-            // All that is under way goes on by a step before another one begins.
+            // Running connections progress before the next one starts.
             tokio::task::yield_now().await;
         }
     }

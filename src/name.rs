@@ -12,7 +12,8 @@ pub const MAX_NAME: usize = 253;
 pub const MAX_LABEL: usize = 63;
 
 /// A DNS host name: lower case, no trailing dot, every label 1 to 63 bytes of letters, digits,
-/// hyphens (not at an edge, RFC 5890 §2.3.1) and underscores, 253 bytes at most, never an address.
+/// hyphens and underscores (at an edge too: DNS knows such names, and real hosts have them), 253 bytes at most, never
+/// an address.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostName(Box<str>);
 
@@ -34,8 +35,6 @@ pub enum NameFault {
     EmptyLabel,
     #[error("a label is longer than {MAX_LABEL} bytes")]
     LongLabel,
-    #[error("a label begins or ends with a hyphen")]
-    HyphenEdge,
     #[error("byte 0x{0:02x} is not a letter, a digit, `-`, `_` or `.`")]
     BadByte(u8),
     #[error("an address stands where a name is needed")]
@@ -132,9 +131,6 @@ fn check_label(label: &[u8]) -> Result<(), NameFault> {
     if label.len() > MAX_LABEL {
         return Err(NameFault::LongLabel);
     }
-    if label.starts_with(b"-") || label.ends_with(b"-") {
-        return Err(NameFault::HyphenEdge);
-    }
     Ok(())
 }
 
@@ -226,8 +222,8 @@ mod tests {
         fault("a..b", NameFault::EmptyLabel);
         fault(".a", NameFault::EmptyLabel);
         fault("a.b..", NameFault::EmptyLabel);
-        fault("-a.example", NameFault::HyphenEdge);
-        fault("a-.example", NameFault::HyphenEdge);
+        name("-a.example", "-a.example");
+        name("user-.github.io", "user-.github.io");
         fault("a\0.example", NameFault::BadByte(0));
         fault("a b", NameFault::BadByte(b' '));
         fault("a:443", NameFault::BadByte(b':'));

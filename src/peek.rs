@@ -95,6 +95,11 @@ impl Window {
         self.bytes = bytes;
     }
 
+    /// What the bytes ask for has been allowed.
+    pub fn settle(&mut self) {
+        self.share.settle();
+    }
+
     /// Gives the memory back to the budget: the bytes handed out are gone.
     pub fn release(&mut self) {
         self.share.shrink();

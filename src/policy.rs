@@ -142,7 +142,7 @@ impl Clearance {
         self.dst
     }
 
-    /// Whose leave it is.
+    /// The authorized client.
     #[must_use]
     pub fn client(&self) -> IpAddr {
         self.asker.ip.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED))
@@ -347,11 +347,21 @@ impl Policy {
             request: None,
         };
         let (seen, evidence) = match sighting {
-            Sighting::Tls(hello) => (
-                name_of_hello(hello)
-                    .map_err(|refusal| if claimed_address { nearest::by_address(refusal) } else { refusal })?,
-                Evidence { protocol: AppProtocol::Https, alpn: Some(&hello.alpn), ech: hello.ech, ..base },
-            ),
+            Sighting::Tls(hello) => {
+                let evidence =
+                    Evidence { protocol: AppProtocol::Https, alpn: Some(&hello.alpn), ech: hello.ech, ..base };
+                let seen = match (name_of_hello(hello), claim.name()) {
+                    // Some clients send none for names that they find odd.
+                    (Err(refusal @ Refusal { reason: Reason::NoSni, .. }), Some(claimed)) => {
+                        let grants = self.judge(claimed, &Evidence { inner: InnerName::Optional, ..evidence });
+                        let grants = grants.map_err(|_| refusal)?;
+                        return Ok(clearance(claim, Destination::Name(claimed.clone()), grants));
+                    }
+                    (seen, _) => seen,
+                };
+                let by_address = |refusal| if claimed_address { nearest::by_address(refusal) } else { refusal };
+                (seen.map_err(by_address)?, evidence)
+            }
             Sighting::Http(head) => {
                 (name_of_request(head, claim)?, Evidence { request: Some(Request::from(&**head)), ..base })
             }
@@ -741,7 +751,7 @@ fn conditions(rule: &AppRule, evidence: &Evidence<'_>) -> Result<(), Progress> {
         }
     }
     let hidden = evidence.ech && rule.ech == Ech::Deny;
-    let other_name = evidence.inner == InnerName::AnyListed && rule.inner != InnerName::AnyListed;
+    let other_name = evidence.inner != InnerName::Same && rule.inner != evidence.inner;
     if rule.action == Action::Allow && (hidden || other_name) { Err(Progress::Alpn) } else { Ok(()) }
 }
 

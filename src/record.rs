@@ -85,6 +85,7 @@ impl Book {
         Record {
             line: self.scribe.writes().then(|| Box::new(line())),
             is_dialled: false,
+            is_admitted: false,
             begun: Instant::now(),
             meter: Arc::default(),
             book: Arc::clone(self),
@@ -179,6 +180,8 @@ pub struct Record {
     /// `None` where none will be written.
     line: Option<Box<Line>>,
     is_dialled: bool,
+    /// Its line may wait for the writer, whatever else of its client does.
+    is_admitted: bool,
     begun: Instant,
     meter: Arc<Meter>,
     book: Arc<Book>,
@@ -266,6 +269,8 @@ impl Record {
             },
             Sni::Address(ip) => line.name_raw = Some(ip.to_string().into()),
             Sni::Malformed { raw, .. } => line.name_raw = Some(escape(raw).into()),
+            // A claimed name stands alone: that is shown, whatever becomes of it.
+            Sni::Absent if line.name.is_some() => line.sni = Some("".into()),
             Sni::Absent => {}
         }
     }
@@ -314,8 +319,15 @@ impl Record {
         self.tell(|line| line.upstream = Some(address));
     }
 
+    /// The connection has waited for the log. Until then, where no line may be lost, a client with too many lines on the
+    /// way has none more: it could open connections faster than they are refused.
+    pub fn admitted(&mut self) {
+        self.is_admitted = true;
+    }
+
     /// The record is of a request, whatever its bytes turn out to be.
     pub fn of_request(&mut self) {
+        self.is_admitted = true;
         self.tell(|line| line.event = "http");
     }
 
@@ -336,6 +348,14 @@ impl Record {
         self.finish(Ending::Refused);
     }
 
+    /// Closes the record of a connection whose memory another client needed.
+    pub fn evict(self) {
+        if self.is_dialled {
+            return self.close(Ending::Failed);
+        }
+        self.refuse(&Refusal::new(Reason::TooManyConnections, Stage::Limit));
+    }
+
     fn denied(&mut self, refusal: &Refusal) {
         self.tell(|line| deny(line, refusal));
         self.book.metrics.refused(refusal.reason, refusal.stage);
@@ -350,7 +370,11 @@ impl Record {
             line.bytes_down = totals.down;
             line.duration_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
             line.ending = Some(ending.as_str());
-            self.book.scribe.write(line);
+            if self.is_admitted {
+                self.book.scribe.write(line);
+            } else {
+                self.book.scribe.write_if_admissible(line);
+            }
         }
     }
 }

@@ -42,7 +42,7 @@ pub struct House {
     pub peek_memory: Arc<Budget>,
     pub connections: Arc<ConnectionLimit>,
     /// Addresses that are tried beside another one of their name.
-    pub beside: Arc<Budget>,
+    pub parallel_dials: Arc<Budget>,
     pub book: Arc<Book>,
     /// This machine's addresses to dial from; empty: the system's choice.
     pub sources: Vec<IpAddr>,
@@ -185,8 +185,8 @@ impl Tunnel {
     }
 }
 
-/// A client that may speak: it is known whose connection it is, and there is room for it. Time that it has waited for
-/// that is not its own.
+/// A client that may speak: its address is known, and there is a slot for it. Waiting for the log does not count against
+/// its deadlines.
 #[allow(clippy::too_many_arguments, reason = "everything that is known of an arrival")]
 async fn arrived(
     mut stream: TcpStream,
@@ -201,7 +201,7 @@ async fn arrived(
     let address = arrival::whose(&mut stream, peer, entrance, limits.until).await?;
     record.client(address);
     // Everybody else's place was counted where it was given.
-    if entrance.proxies.is_some() && !slot.is_for(house.connections.counts(address.ip(), false)) {
+    if entrance.proxies.is_some() && !slot.assign(house.connections.counts(address.ip(), false)) {
         relay::reset(&stream);
         return Err(Refusal::new(Reason::TooManyConnections, Stage::Limit));
     }
@@ -210,6 +210,7 @@ async fn arrived(
         return Err(Refusal::new(Reason::Draining, Stage::Limit));
     }
     limits.until += begun.elapsed();
+    record.admitted();
     let arrived = arrival::welcome(stream, address, entrance, limits.until).await?;
     Ok(Client::new(arrived, Arc::clone(entrance), Window::new(house.peek_memory.share(address.ip()))))
 }
@@ -284,8 +285,8 @@ async fn tell(
             biased;
             visited = visit(&mut client, house, &guest, limits, &mut record, &mut standing, before.as_ref()) => visited,
             // Whatever has been said by now, the memory is another client's: nothing is left to do but to reset.
-            () = eviction.comes() => {
-                record.refuse(&Refusal::new(Reason::TooManyConnections, Stage::Limit));
+            () = eviction.evicted() => {
+                record.evict();
                 return None;
             }
         };
@@ -325,9 +326,12 @@ async fn tell(
             biased;
             () = guest.stopping() => false,
             () = waits.evicted() => false,
-            more = client.waits_for_more(house.limits.next_request) => more,
+            () = eviction.evicted() => false,
+            more = async {
+                client.waits_for_more(house.limits.next_request).await
+                    && admitted(house, client.address.ip(), &guest).await
+            } => more,
         };
-        let more = more && admitted(house, client.address.ip(), &guest).await;
         if !waits.end() {
             client.link.end();
             return None;
@@ -395,6 +399,7 @@ async fn visit(
         }
     };
     let permit = permitted(&claim, &policy, &clearance, house, record).await?;
+    client.window.settle();
     // What is judged needs it no longer, however long it lasts.
     drop(policy);
     if let Some(Sighting::Tls(hello)) = &mut sighting {
@@ -452,7 +457,7 @@ async fn requested(
     let is_fit = |old: &Standing| {
         old.permit.is_same(&permit) && old.identity == *identity && is_quiet(&old.upstream.link.stream)
     };
-    let reused = standing.take().filter(|old| !request.is_alone() && is_fit(old));
+    let reused = standing.take().filter(|old| !request.needs_own_connection() && is_fit(old));
     let is_reused = reused.is_some();
     let mut upstream = match reused {
         Some(Standing { mut upstream, .. }) => {
@@ -554,7 +559,7 @@ async fn dialled(
     record: &mut Record,
 ) -> Result<Upstream, Refusal> {
     let Limits { dial: deadline, dial_addresses: addresses, keepalive, .. } = house.limits;
-    let limits = DialLimits { deadline, addresses, beside: &house.beside, client };
+    let limits = DialLimits { deadline, addresses, parallel: &house.parallel_dials, client };
     let (stream, address) = upstream::dial(permit, departure, limits).await?;
     // A socket whose options cannot be set is gone already; the first write will say so.
     let _ = upstream::set_options(&SockRef::from(&stream), keepalive);

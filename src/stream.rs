@@ -60,6 +60,16 @@ impl AsyncRead for ClientStream {
     }
 }
 
+impl ClientStream {
+    /// Returns when there may be something to read. TLS does not tell before it reads.
+    pub async fn ready_to_read(&self) {
+        if let Self::Bare(tcp) = self {
+            // An error shows at the read.
+            let _ = tcp.readable().await;
+        }
+    }
+}
+
 impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {

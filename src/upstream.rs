@@ -3,6 +3,7 @@
 //! Sees a [`Permit`] and nothing else: no name to resolve again, no address to add. Owns the deadline, the
 //! race between address families (RFC 8305) and the socket options towards the upstream.
 
+use std::collections::VecDeque;
 use std::hash::BuildHasher as _;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -17,7 +18,7 @@ use crate::budget::Budget;
 use crate::ending::{Reason, Refusal, Stage};
 use crate::policy::Permit;
 
-/// RFC 8305 §5: how long one address has before the next is tried beside it.
+/// RFC 8305 §5: how long one address has before the next is tried parallel it.
 const HEAD_START: Duration = Duration::from_millis(250);
 /// The bounds of one dial.
 #[derive(Clone, Copy, Debug)]
@@ -25,10 +26,10 @@ pub struct DialLimits<'a> {
     pub deadline: Duration,
     /// Addresses that are tried.
     pub addresses: usize,
-    /// How many may be tried beside another one of their name, of all connections together: each takes a descriptor that
+    /// How many may be tried parallel another one of their name, of all connections together: each takes a descriptor that
     /// no connection is counted for.
-    pub beside: &'a Arc<Budget>,
-    /// Whom they are counted for.
+    pub parallel: &'a Arc<Budget>,
+    /// The client charged for them.
     pub client: IpAddr,
 }
 
@@ -140,24 +141,25 @@ async fn race(
     departure: Departure<'_>,
     limits: DialLimits<'_>,
 ) -> io::Result<(TcpStream, SocketAddr)> {
-    let mut waiting = addresses.iter();
+    let mut waiting: VecDeque<SocketAddr> = addresses.iter().copied().collect();
     let mut running = JoinSet::new();
     let mut last = io::Error::from(io::ErrorKind::HostUnreachable);
     loop {
-        // The first is tried by itself; without a place beside it, another one waits for its end.
-        let mut place = limits.beside.share(limits.client);
+        // The first is tried by itself; without a place parallel it, another one waits for its end.
+        let mut place = limits.parallel.share(limits.client);
         let may_begin = running.is_empty() || place.grow(1).is_ok();
-        let next = if may_begin { waiting.next().map(|address| (*address, place)) } else { None };
+        let next = if may_begin { waiting.pop_front().map(|address| (address, place)) } else { None };
         let has_begun = next.is_some();
         if let Some((address, place)) = next {
             match departure.source(address.ip()) {
                 Ok(source) => {
                     running.spawn(async move {
                         let eviction = place.eviction();
-                        tokio::select! {
+                        let connected = tokio::select! {
                             connected = connect(address, source) => connected,
-                            () = eviction.comes() => Err(io::ErrorKind::TimedOut.into()),
-                        }
+                            () = eviction.evicted() => Err(io::ErrorKind::Interrupted.into()),
+                        };
+                        (address, connected)
                     });
                 }
                 Err(error) if running.is_empty() && waiting.len() == 0 => return Err(error),
@@ -175,10 +177,12 @@ async fn race(
             running.join_next().await
         };
         match ended {
-            Some(Ok(Ok(connected))) => return Ok(connected),
-            Some(Ok(Err(error))) if telling(&error) >= telling(&last) => last = error,
+            Some(Ok((_, Ok(connected)))) => return Ok(connected),
+            // Another client needed its place: it is tried again when there is one.
+            Some(Ok((address, Err(error)))) if error.kind() == io::ErrorKind::Interrupted => waiting.push_back(address),
+            Some(Ok((_, Err(error)))) if telling(&error) >= telling(&last) => last = error,
             Some(Err(join)) => last = io::Error::other(join),
-            Some(Ok(Err(_))) | None => {}
+            Some(Ok((_, Err(_)))) | None => {}
         }
     }
 }
@@ -251,9 +255,9 @@ mod tests {
     async fn reached_beside(
         addresses: &[SocketAddr],
         deadline: Duration,
-        beside: &Arc<Budget>,
+        parallel: &Arc<Budget>,
     ) -> Result<SocketAddr, Reason> {
-        let limits = DialLimits { deadline, addresses: 16, beside, client: [192, 0, 2, 1].into() };
+        let limits = DialLimits { deadline, addresses: 16, parallel, client: [192, 0, 2, 1].into() };
         let dialled = within(limits, addresses, Departure::System).await;
         dialled
             .map(|(stream, address)| (stream.peer_addr().unwrap() == address).then_some(address).unwrap())
@@ -279,14 +283,14 @@ mod tests {
         let open = listener.local_addr().unwrap();
         let (_listener, _crowd, silent) = silent();
         let (closed, short) = (closed().await, Duration::from_secs(1));
-        let beside = Budget::new(1);
-        let mut taken = beside.share([192, 0, 2, 1].into());
+        let parallel = Budget::new(1);
+        let mut taken = parallel.share([192, 0, 2, 1].into());
         taken.grow(1).unwrap();
-        assert_eq!(reached_beside(&[silent, open], short, &beside).await, Err(Reason::ConnectTimeout), "it waits");
-        assert_eq!(reached_beside(&[closed, open], short, &beside).await, Ok(open), "for the end of the first");
+        assert_eq!(reached_beside(&[silent, open], short, &parallel).await, Err(Reason::ConnectTimeout), "it waits");
+        assert_eq!(reached_beside(&[closed, open], short, &parallel).await, Ok(open), "for the end of the first");
         drop(taken);
-        assert_eq!(reached_beside(&[silent, open], short, &beside).await, Ok(open));
-        assert_eq!(beside.held(), 0);
+        assert_eq!(reached_beside(&[silent, open], short, &parallel).await, Ok(open));
+        assert_eq!(parallel.held(), 0);
     }
 
     #[tokio::test]

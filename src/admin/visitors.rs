@@ -1,7 +1,7 @@
-//! Who may visit the pages, how many at once and for how long: no crowd keeps a probe from its answer.
+//! Access control and limits for the health and admin listeners: idle connections cannot block a probe.
 //!
-//! A visitor shows its request within [`HEAD`] and is done within [`VISIT`]. Where every place is taken, the visitor that
-//! has been silent longest goes; where one network has its part of them, its own longest silent one does.
+//! A visitor sends its request within [`HEAD`] and is done within [`VISIT`]. At the limit, the connection idle longest is
+//! closed; when one network is at its own limit, that network's.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,9 +21,9 @@ use crate::claim::network_of;
 use crate::policy::OwnAddresses;
 
 /// Visitors of one set of pages at once: each takes a descriptor from the connections that egret is for.
-const MOST: usize = 64;
+pub const MAX_VISITORS: usize = 32;
 /// Of one network: a balancer's probes are one at a time.
-const MOST_OF_ONE: usize = 8;
+const MAX_PER_NETWORK: usize = 8;
 /// From accept until the request is there.
 const HEAD: Duration = Duration::from_secs(1);
 /// From accept to the last byte of an answer.
@@ -93,10 +93,10 @@ impl Visitors {
         let (network, leave, accepted) = (network_of(peer), CancellationToken::new(), Instant::now());
         let mut state = self.state();
         let of_network = |state: &State| state.all.values().filter(|visitor| visitor.network == network).count();
-        let longest = if of_network(&state) >= MOST_OF_ONE {
+        let longest = if of_network(&state) >= MAX_PER_NETWORK {
             state.all.iter().find(|(_, visitor)| visitor.network == network).map(|(number, _)| *number)
         } else {
-            state.all.keys().next().copied().filter(|_| state.all.len() >= MOST)
+            state.all.keys().next().copied().filter(|_| state.all.len() >= MAX_VISITORS)
         };
         if let Some(visitor) = longest.and_then(|number| state.all.remove(&number)) {
             visitor.leave.cancel();
@@ -203,5 +203,29 @@ impl AsyncWrite for TimedStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_listed_networks_and_this_machine_have_access() {
+        let own = Arc::new(OwnAddresses::new(Vec::new(), Vec::new()));
+        own.set_local(vec!["10.0.0.4/32".parse().unwrap()]);
+        let access = Access::From(vec!["168.63.129.16/32".parse().unwrap()], own);
+        for (ip, is_admitted) in [
+            ("168.63.129.16", true),
+            ("::ffff:168.63.129.16", true),
+            ("10.0.0.4", true),
+            ("127.0.0.1", true),
+            ("::1", true),
+            ("168.63.129.17", false),
+            ("10.0.0.5", false),
+        ] {
+            assert_eq!(access.admits(ip.parse().unwrap()), is_admitted, "{ip}");
+            assert!(Access::Everyone.admits(ip.parse().unwrap()));
+        }
     }
 }

@@ -222,7 +222,7 @@ fn listeners(out: &mut Findings<'_>, written: &file::File) -> Vec<(ListenerSetti
             crl: written.crl.as_ref().map(|name| out.folder.join(name)),
         });
         if tls.as_ref().is_some_and(|files| files.crl.is_some() && files.client_ca.is_none()) {
-            let message = "no client shows a certificate; write tls.client_ca too, or remove it";
+            let message = "crl needs tls.client_ca; add it, or remove crl";
             out.fault(&format!("{path}.tls.crl"), message);
         }
         let users = listener
@@ -297,7 +297,7 @@ fn health(
     let bind = out.keep("health.bind", socket(&written.bind));
     let from = match &written.from {
         Some(from) => Some(out.nets("health.from", from)),
-        // A client that may ask could also see to it that nobody else is answered.
+        // By default clients of a next hop have no access: they could exhaust the listener.
         None => is_next_hop.then(|| vec![IpNet::from(IpAddr::V4(guard::PLATFORM))]),
     };
     (bind, from)
@@ -437,10 +437,14 @@ fn limits(out: &mut Findings<'_>, written: &file::Limits) -> Option<Limits> {
     let connections = count(out, "limits.connections", written.connections.as_ref(), "auto");
     let per_client = match written.connections_per_client.as_ref() {
         Some(file::Count::Word(word)) if word == "unlimited" => Some(PerClient::Unlimited),
-        count_or_auto => count(out, "limits.connections_per_client", count_or_auto, "auto")
+        count_or_auto => count(out, "limits.connections_per_client", count_or_auto, "auto or unlimited")
             .map(|most| most.map_or(PerClient::Auto, PerClient::Most)),
     };
     let lookups = count(out, "limits.lookups", written.lookups.as_ref(), "auto");
+    if lookups.flatten().is_some_and(|lookups| lookups > MAX_LOOKUPS) {
+        let message = format!("each takes descriptors from connections; write {MAX_LOOKUPS} or less, or auto");
+        out.fault("limits.lookups", message);
+    }
     let dns_cache = size(out, "limits.dns_cache", written.dns_cache.as_deref(), 32 << 20, 64 << 10);
     let dial_addresses = usize::from(written.dial_addresses.unwrap_or(16));
     Some(Limits {
@@ -534,15 +538,18 @@ fn size(out: &mut Findings<'_>, path: &str, text: Option<&str>, default: usize, 
     out.keep(path, read)
 }
 
-/// `Some(None)` is the word.
+/// Names looked up at once: more would leave no descriptors for what the names are for.
+const MAX_LOOKUPS: usize = 10_000;
+
+/// `Some(None)` is the first of the words.
 #[allow(clippy::option_option, reason = "outer: was it readable; inner: was it a number")]
 fn count(out: &mut Findings<'_>, path: &str, written: Option<&file::Count>, word: &str) -> Option<Option<usize>> {
     let read = match written {
         None => Ok(None),
-        Some(file::Count::Word(given)) if given == word => Ok(None),
+        Some(file::Count::Word(given)) if word.split(" or ").next() == Some(given) => Ok(None),
         Some(file::Count::Number(0)) => Err(format!("0 would refuse everybody; write 1 or more, or {word}")),
         Some(file::Count::Number(n)) => Ok(Some(*n as usize)),
-        Some(file::Count::Word(given)) => Err(format!("`{given}` is no number; write one, or {word}")),
+        Some(file::Count::Word(given)) => Err(format!("`{given}` is not a number; write one, or {word}")),
     };
     out.keep(path, read)
 }

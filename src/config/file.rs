@@ -156,7 +156,7 @@ pub(super) struct Tls {
     /// The authorities of clients' certificates, which are then demanded: rules name them in `clients`.
     #[serde(default)]
     pub(super) client_ca: Option<String>,
-    /// The revocation lists of those authorities, one of each; none: nothing is looked up.
+    /// PEM CRLs, one per authority in the chain. Default: no check.
     #[serde(default)]
     pub(super) crl: Option<String>,
 }
@@ -222,7 +222,7 @@ pub(super) struct Netfilter {
     /// Whether clients stay shut in when egret ends. Default `keep`.
     #[serde(default)]
     pub(super) on_exit: Option<OnExit>,
-    /// Flows that one client may have at once; four times as many for an IPv6 /64. Default 16384.
+    /// Concurrent flows per client; four times as many for an IPv6 /64. Default 16384.
     #[serde(default)]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub(super) flows_per_client: Option<u32>,
@@ -421,6 +421,8 @@ pub(super) enum Sni {
     Same,
     /// The SNI is allowed by itself for the same client and port.
     AnyListed,
+    /// They are equal, or the hello shows none and the name given in CONNECT or SOCKS stands alone.
+    Optional,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -483,8 +485,8 @@ pub(super) struct Limits {
     pub(super) drain: Option<String>,
     /// Connections at once; `auto` is what descriptors and memory allow. Default `auto`.
     pub(super) connections: Option<Count>,
-    /// Connections at once from one client; `auto` is a quarter of `connections`, where clients have addresses of their
-    /// own. A number, `auto` or `unlimited`. Default `auto`.
+    /// Connections at once from one client: a number, `unlimited`, or `auto`, which is a quarter of `connections`, and no
+    /// limit on loopback and redirect listeners. Default `auto`.
     pub(super) connections_per_client: Option<Count>,
     /// Memory that all peeks together may hold. Default `256MiB`.
     pub(super) peek_memory: Option<String>,
@@ -577,8 +579,8 @@ pub(super) struct Bind {
 pub(super) struct Health {
     /// Address and port.
     pub(super) bind: String,
-    /// Who may ask, as CIDRs, besides this machine itself. Default: with `netfilter.clients` Azure's probes
-    /// (168.63.129.16), else everyone.
+    /// Sources allowed besides this machine, as CIDRs. Default: with `netfilter.clients` Azure's probes (168.63.129.16),
+    /// else everyone.
     #[serde(default)]
     pub(super) from: Option<Vec<String>>,
 }

@@ -108,7 +108,11 @@ fn application_rule(out: &mut Findings<'_>, path: &str, written: &file::Applicat
         protocols,
         alpn,
         ech: if written.ech == Some(file::Ech::Deny) { Ech::Deny } else { Ech::Outer },
-        inner: if written.sni == Some(file::Sni::AnyListed) { InnerName::AnyListed } else { InnerName::Same },
+        inner: match written.sni {
+            Some(file::Sni::AnyListed) => InnerName::AnyListed,
+            Some(file::Sni::Optional) => InnerName::Optional,
+            None | Some(file::Sni::Same) => InnerName::Same,
+        },
         methods,
         paths,
         websocket: written.upgrade.contains(&file::Upgrade::WebSocket),

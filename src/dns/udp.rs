@@ -20,7 +20,7 @@ const LARGEST: usize = 4096;
 ///
 /// # Errors
 /// The network's; [`NetError::Timeout`] after `until`; [`NetError::Truncated`] where the answer is to be had over TCP;
-/// [`NetError::Dns`] for an answer that says no.
+/// [`NetError::Dns`] for a negative answer.
 pub(super) async fn ask(server: SocketAddr, query: Query, until: Instant) -> Result<DnsResponse, NetError> {
     let mut options = DnsRequestOptions::default();
     options.case_randomization = true;

@@ -1,8 +1,8 @@
-//! Who is served next where work is dear: checks of passwords, and TLS handshakes.
+//! Fair queueing for expensive work: password checks and TLS handshakes.
 //!
-//! One client waits behind itself and not before others ([`PerClient`]). Of clients that wait for the same thing
-//! ([`Turns`]), those that have failed lately come last, and of equals the newest first: a crowd of wrong passwords is
-//! older than the honest client that comes to it, or has failed before.
+//! Each client has a queue of its own ([`ClientQueues`]). Of clients that wait for the same thing ([`FairSemaphore`]),
+//! those with recent failures are served last, and otherwise the newest first: a crowd of wrong passwords is older than
+//! the honest client that joins it, or has failed before.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -22,36 +22,37 @@ const MAX_FAILED: u64 = 65_536;
 
 /// So many at once of each client. IPv6 clients of one /64 are one client.
 #[derive(Debug)]
-pub struct PerClient {
+pub struct ClientQueues {
     most: usize,
     queues: Mutex<HashMap<IpAddr, Arc<Semaphore>, RandomState>>,
 }
 
 /// A client's place; its queue goes with the last one.
 #[derive(Debug)]
-pub struct Place {
-    of: Arc<PerClient>,
+pub struct ClientPermit {
+    of: Arc<ClientQueues>,
     client: IpAddr,
-    queue: Arc<Semaphore>,
+    queue: Option<Arc<Semaphore>>,
     permit: Option<OwnedSemaphorePermit>,
 }
 
-impl PerClient {
+impl ClientQueues {
     #[must_use]
     pub fn new(most: usize) -> Arc<Self> {
         Arc::new(Self { most, queues: Mutex::default() })
     }
 
     /// Waits until the client has fewer than that many places.
-    pub async fn enter(self: &Arc<Self>, client: IpAddr) -> Place {
+    pub async fn enter(self: &Arc<Self>, client: IpAddr) -> ClientPermit {
         let client = network_of(client);
         let queue = {
             let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(queues.entry(client).or_insert_with(|| Arc::new(Semaphore::new(self.most))))
         };
-        let mut place = Place { of: Arc::clone(self), client, queue, permit: None };
+        // There while it waits, so that the queue goes with the last one however that ends.
+        let mut place = ClientPermit { of: Arc::clone(self), client, queue: Some(Arc::clone(&queue)), permit: None };
         // A queue is never closed.
-        place.permit = Arc::clone(&place.queue).acquire_owned().await.ok();
+        place.permit = queue.acquire_owned().await.ok();
         place
     }
 
@@ -61,12 +62,13 @@ impl PerClient {
     }
 }
 
-impl Drop for Place {
+impl Drop for ClientPermit {
     fn drop(&mut self) {
         drop(self.permit.take());
         let mut queues = self.of.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        // The map's own, and this one.
-        if Arc::strong_count(&self.queue) <= 2 {
+        drop(self.queue.take());
+        // Only the map's own is left.
+        if queues.get(&self.client).is_some_and(|queue| Arc::strong_count(queue) == 1) {
             queues.remove(&self.client);
         }
     }
@@ -74,7 +76,7 @@ impl Drop for Place {
 
 /// A bounded number of turns for all clients.
 #[derive(Debug)]
-pub(super) struct Turns {
+pub(super) struct FairSemaphore {
     state: Mutex<State>,
     /// Failures of late, by client.
     failed: Cache<IpAddr, u32, RandomState>,
@@ -84,14 +86,14 @@ pub(super) struct Turns {
 struct State {
     free: usize,
     next: u64,
-    waiting: BTreeMap<(u32, Reverse<u64>), oneshot::Sender<Turn>>,
+    waiting: BTreeMap<(u32, Reverse<u64>), oneshot::Sender<Permit>>,
 }
 
-/// Leave to work; passed on when dropped.
+/// A permit; passed to the next waiter when dropped.
 #[derive(Debug)]
-pub(super) struct Turn(Option<Arc<Turns>>);
+pub(super) struct Permit(Option<Arc<FairSemaphore>>);
 
-impl Turns {
+impl FairSemaphore {
     pub(super) fn new(at_once: usize) -> Arc<Self> {
         let failed = Cache::builder().max_capacity(MAX_FAILED).time_to_live(FAILURE);
         let state = State { free: at_once, next: 0, waiting: BTreeMap::new() };
@@ -99,12 +101,12 @@ impl Turns {
     }
 
     /// Waits for a turn.
-    pub(super) async fn next(self: &Arc<Self>, client: IpAddr) -> Turn {
+    pub(super) async fn next(self: &Arc<Self>, client: IpAddr) -> Permit {
         let waiting = {
             let mut state = self.state();
             if state.free > 0 {
                 state.free -= 1;
-                return Turn(Some(Arc::clone(self)));
+                return Permit(Some(Arc::clone(self)));
             }
             let (gives, takes) = oneshot::channel();
             state.next += 1;
@@ -113,7 +115,7 @@ impl Turns {
             takes
         };
         // A sender stays on the list until it gives, or until its receiver is gone.
-        waiting.await.unwrap_or(Turn(None))
+        waiting.await.unwrap_or(Permit(None))
     }
 
     /// The client has failed.
@@ -127,7 +129,7 @@ impl Turns {
     }
 }
 
-impl Drop for Turn {
+impl Drop for Permit {
     fn drop(&mut self) {
         let Some(turns) = self.0.take() else { return };
         let mut state = turns.state();
@@ -154,7 +156,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_newest_that_has_not_failed_comes_first() {
-        let turns = Turns::new(1);
+        let turns = FairSemaphore::new(1);
         turns.failed(ip(4));
         let first = turns.next(ip(0)).await;
         let order: Arc<Mutex<Vec<u8>>> = Arc::default();
@@ -180,7 +182,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_client_waits_behind_itself() {
-        let places = PerClient::new(1);
+        let places = ClientQueues::new(1);
         let first = places.enter(ip(1)).await;
         let second = places.enter(ip(2)).await;
         let behind = tokio::spawn({

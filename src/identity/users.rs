@@ -10,7 +10,7 @@ use argon2::{Argon2, PasswordHash, PasswordVerifier as _};
 use ring::hmac;
 
 use super::refreshed::{FileFault, Files};
-use super::turns::{PerClient, Turns};
+use super::turns::{ClientQueues, FairSemaphore};
 use crate::files::read_regular;
 
 /// RFC 1929 §2: a name's length is one byte.
@@ -23,12 +23,12 @@ const MAX_ARGON2_KIB: u32 = 64 << 10;
 const MAX_ARGON2_WORK: u64 = 1 << 20;
 
 /// Checks at once: a flood of wrong passwords takes half the machine at most, and nothing from those who are known.
-static TURNS: LazyLock<Arc<Turns>> = LazyLock::new(|| {
+static CHECKS: LazyLock<Arc<FairSemaphore>> = LazyLock::new(|| {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    Turns::new(cores.div_ceil(2).min(4))
+    FairSemaphore::new(cores.div_ceil(2).min(4))
 });
 /// One check at a time for a client's address, so that a flood from one waits behind itself and not before others.
-static QUEUES: LazyLock<Arc<PerClient>> = LazyLock::new(|| PerClient::new(1));
+static QUEUES: LazyLock<Arc<ClientQueues>> = LazyLock::new(|| ClientQueues::new(1));
 
 /// The file of users: `name:hash` a line, as `htpasswd -B` and `argon2 -e` write hashes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -198,7 +198,7 @@ impl Users {
             return Some(pass);
         }
         let place = QUEUES.enter(from).await;
-        let turn = TURNS.next(from).await;
+        let turn = CHECKS.next(from).await;
         // Many may have waited to show the same.
         if let Some(pass) = self.known(&user, &message) {
             return Some(pass);
@@ -212,7 +212,7 @@ impl Users {
                 self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(user, tag);
             }
             if pass.is_none() {
-                TURNS.failed(from);
+                CHECKS.failed(from);
             }
             // Whoever asked may be gone; the next of its address begins when this one has ended.
             drop((turn, place));

@@ -13,7 +13,7 @@ use super::client::linger;
 use super::entrance::Entrance;
 use crate::claim::{ClientAddr, Identity, OriginalDst};
 use crate::ending::{Hint, Reason, Refusal, Stage};
-use crate::identity::{self, PerClient, ProxyTls};
+use crate::identity::{self, ClientQueues, ProxyTls};
 use crate::peek::proxy_header::{self, Origin};
 use crate::relay::Link;
 use crate::stream::{ClientStream, Wire};
@@ -21,7 +21,7 @@ use crate::stream::{ClientStream, Wire};
 /// TLS handshakes of one client at once: at some hundred microseconds of a core each, what one client has under way
 /// delays another by some tens of milliseconds.
 const HANDSHAKES_OF_ONE: usize = 64;
-static HANDSHAKES: LazyLock<Arc<PerClient>> = LazyLock::new(|| PerClient::new(HANDSHAKES_OF_ONE));
+static HANDSHAKES: LazyLock<Arc<ClientQueues>> = LazyLock::new(|| ClientQueues::new(HANDSHAKES_OF_ONE));
 
 /// A client that may speak.
 #[derive(Debug)]
@@ -30,20 +30,20 @@ pub struct Arrived {
     pub address: ClientAddr,
     pub identity: Identity,
     /// The certificates that the client showed, and what let it in.
-    pub shown: Option<Shown>,
+    pub shown: Option<ClientCertificates>,
     /// Where the client wanted to go, on a listener that the kernel hands connections to.
     pub original_dst: Option<OriginalDst>,
 }
 
 /// What a client with a certificate was let in by.
 #[derive(Debug)]
-pub struct Shown {
+pub struct ClientCertificates {
     certificates: Vec<CertificateDer<'static>>,
     tls: Arc<ProxyTls>,
     checked: Instant,
 }
 
-impl Shown {
+impl ClientCertificates {
     /// Whether it would be let in now, by the files as they are. Its answer holds for a second.
     #[must_use]
     pub fn stands(&mut self, now: &Arc<ProxyTls>) -> bool {
@@ -108,7 +108,7 @@ pub async fn welcome(
     let accepting = TlsAcceptor::from(Arc::clone(&tls.config)).accept(wire);
     let handshake = async {
         // A handshake is dear: those of one client wait for each other.
-        let _place = match entrance.shares_one_address() {
+        let _place = match entrance.has_shared_address() {
             true => None,
             false => Some(HANDSHAKES.enter(address.ip()).await),
         };
@@ -119,7 +119,8 @@ pub async fn welcome(
             let certificates = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec);
             let certificate = certificates.as_deref().and_then(<[_]>::first);
             let identity = Identity::new(certificate.map(identity::names).unwrap_or_default());
-            let shown = certificates.map(|certificates| Shown { certificates, tls, checked: Instant::now() });
+            let shown =
+                certificates.map(|certificates| ClientCertificates { certificates, tls, checked: Instant::now() });
             let link = Link::new(ClientStream::Tls(Box::new(stream)));
             Ok(Arrived { link, address, identity, shown, original_dst: None })
         }
@@ -151,11 +152,11 @@ fn why(error: &std::io::Error) -> String {
         }
         Some(Error::InvalidCertificate(Certificate::Revoked)) => "the client's certificate is revoked".to_owned(),
         Some(Error::InvalidCertificate(Certificate::UnknownRevocationStatus)) => {
-            "tls.crl has no list of the authority that signed the client's certificate".to_owned()
+            "tls.crl has no CRL for the issuer of the client's certificate".to_owned()
         }
         Some(Error::InvalidCertificate(
             Certificate::ExpiredRevocationList | Certificate::ExpiredRevocationListContext { .. },
-        )) => "the list in tls.crl is past its next update".to_owned(),
+        )) => "a CRL in tls.crl has expired (nextUpdate)".to_owned(),
         Some(Error::AlertReceived(Alert::UnknownCA | Alert::BadCertificate | Alert::CertificateUnknown)) => {
             "the client does not trust the proxy's certificate".to_owned()
         }

@@ -36,7 +36,7 @@ pub struct Client {
     pub window: Window,
     pub address: ClientAddr,
     identity: Identity,
-    certificates: Option<arrival::Shown>,
+    certificates: Option<arrival::ClientCertificates>,
     original_dst: Option<OriginalDst>,
     entrance: Arc<Entrance>,
     shown: Shown,
@@ -135,6 +135,11 @@ impl Client {
                     skipped = true;
                 }
                 [] | [b'\r'] => {
+                    // Memory is charged when there is something to read.
+                    let ready = self.link.stream.ready_to_read();
+                    if tokio::time::timeout_at(until, ready).await.is_err() {
+                        return false;
+                    }
                     let fill = self.window.fill(&mut self.link.stream);
                     if !matches!(tokio::time::timeout_at(until, fill).await, Ok(Ok(Fill::More))) {
                         return false;

@@ -60,15 +60,15 @@ impl Entrance {
     /// Whether one address is that of every client: on loopback, and where the kernel redirects this machine's own
     /// connections.
     #[must_use]
-    pub fn shares_one_address(&self) -> bool {
+    pub fn has_shared_address(&self) -> bool {
         self.proxies.is_none() && (self.bind.ip().is_loopback() || self.kind.captures(Capture::Redirect))
     }
 
-    /// A place for a connection, if there is one for it. Behind the PROXY protocol, whose it is is not known yet.
+    /// A slot for a connection, if there is one. With the PROXY protocol, the client is not known yet.
     #[must_use]
     pub fn admit(&self, limit: &Arc<ConnectionLimit>, peer: SocketAddr) -> Option<ConnectionSlot> {
         let client = ClientAddr(peer).ip();
-        let counted = limit.counts(client, self.shares_one_address()).filter(|_| self.proxies.is_none());
+        let counted = limit.counts(client, self.has_shared_address()).filter(|_| self.proxies.is_none());
         limit.enter(counted)
     }
 

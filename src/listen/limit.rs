@@ -32,10 +32,10 @@ struct State {
     by_client: HashMap<Counted, usize, RandomState>,
     /// Connections that wait for a request, the longest waiting first.
     waiting: BTreeMap<u64, Waiting>,
-    waiting_of: BTreeSet<(IpAddr, u64)>,
+    waiting_of: BTreeSet<(Counted, u64)>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Counted {
     Address(IpAddr),
     Network(IpAddr),
@@ -110,7 +110,7 @@ impl ConnectionLimit {
             if state.open_of(counted) < most {
                 return true;
             }
-            let own = state.waiting_of.range((client, 0)..=(client, u64::MAX)).next().map(|(_, number)| *number);
+            let own = state.waiting_of.range((counted, 0)..=(counted, u64::MAX)).next().map(|(_, number)| *number);
             own.is_some_and(|own| {
                 state.evict(own);
                 true
@@ -121,9 +121,9 @@ impl ConnectionLimit {
     /// The client that a connection is counted for; `None` where its address stands for every client of its listener,
     /// and the configuration has no number for that.
     #[must_use]
-    pub fn counts(&self, client: IpAddr, stands_for_all: bool) -> Option<IpAddr> {
+    pub fn counts(&self, client: IpAddr, is_shared: bool) -> Option<IpAddr> {
         let is_counted = match self.per_client {
-            PerClient::Auto => !stands_for_all,
+            PerClient::Auto => !is_shared,
             PerClient::Unlimited => false,
             PerClient::Most(_) => true,
         };
@@ -138,11 +138,11 @@ impl ConnectionLimit {
 impl State {
     fn evict(&mut self, number: u64) {
         let Some(Waiting { client, eviction }) = self.waiting.remove(&number) else { return };
-        if let Some(client) = client {
-            self.waiting_of.remove(&(client, number));
+        for counted in client.into_iter().flat_map(counted) {
+            self.waiting_of.remove(&(counted, number));
         }
         self.leave(client);
-        eviction.come();
+        eviction.evict();
     }
 
     fn leave(&mut self, client: Option<IpAddr>) {
@@ -171,9 +171,9 @@ fn counted(client: IpAddr) -> impl Iterator<Item = Counted> {
 }
 
 impl ConnectionSlot {
-    /// Says whose the connection is that was let in before that was known; whether this client may have another one.
+    /// Assigns the connection to a client that was not known before; false if the client is at its limit.
     #[must_use]
-    pub fn is_for(&mut self, client: Option<IpAddr>) -> bool {
+    pub fn assign(&mut self, client: Option<IpAddr>) -> bool {
         let Some(client) = client else { return true };
         let limit = Arc::clone(&self.limit);
         let mut state = limit.state();
@@ -192,9 +192,7 @@ impl ConnectionSlot {
         state.next += 1;
         let number = state.next;
         state.waiting.insert(number, Waiting { client: self.client, eviction: Arc::clone(&self.eviction) });
-        if let Some(client) = self.client {
-            state.waiting_of.insert((client, number));
-        }
+        state.waiting_of.extend(self.client.into_iter().flat_map(counted).map(|counted| (counted, number)));
         BetweenRequests { slot: self, number }
     }
 }
@@ -205,12 +203,12 @@ impl BetweenRequests<'_> {
     pub fn end(self) -> bool {
         let slot = self.slot;
         drop(self);
-        !slot.eviction.has_come()
+        !slot.eviction.is_evicted()
     }
 
     /// Returns once the connection must make room.
     pub async fn evicted(&self) {
-        self.slot.eviction.comes().await;
+        self.slot.eviction.evicted().await;
     }
 }
 
@@ -218,8 +216,8 @@ impl Drop for BetweenRequests<'_> {
     fn drop(&mut self) {
         let mut state = self.slot.limit.state();
         state.waiting.remove(&self.number);
-        if let Some(client) = self.slot.client {
-            state.waiting_of.remove(&(client, self.number));
+        for counted in self.slot.client.into_iter().flat_map(counted) {
+            state.waiting_of.remove(&(counted, self.number));
         }
     }
 }
@@ -228,7 +226,7 @@ impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let mut state = self.limit.state();
         // An evicted one has been given to another connection.
-        if !self.eviction.has_come() {
+        if !self.eviction.is_evicted() {
             state.leave(self.client);
         }
     }
@@ -277,7 +275,7 @@ mod tests {
         let (waits, waits_too) = (old.between_requests(), new.between_requests());
         let third = enter(&limit, "192.0.2.2").unwrap();
         waits.evicted().await;
-        assert!(!new.eviction.has_come());
+        assert!(!new.eviction.is_evicted());
         drop(waits_too);
         assert!(enter(&limit, "192.0.2.2").is_none(), "a request is under way on the other one");
         drop(waits);
@@ -295,10 +293,10 @@ mod tests {
         assert!(enter(&limit, "192.0.2.1").is_none());
         let waits = first.between_requests();
         let third = enter(&limit, "192.0.2.1");
-        assert!(third.is_some() && first.eviction.has_come());
+        assert!(third.is_some() && first.eviction.is_evicted());
         assert_eq!(limit.counts(ip("192.0.2.1"), true), None, "where it stands for all, it has no limit");
         let mut fourth = limit.enter(None).unwrap();
-        assert!(!fourth.is_for(Some(ip("192.0.2.1"))) && fourth.is_for(Some(ip("192.0.2.9"))));
+        assert!(!fourth.assign(Some(ip("192.0.2.1"))) && fourth.assign(Some(ip("192.0.2.9"))));
         drop(waits);
         drop((first, second, third, fourth));
         is_empty(&limit);
@@ -310,8 +308,8 @@ mod tests {
         let others = [enter(&limit, "192.0.2.2").unwrap(), enter(&limit, "192.0.2.2").unwrap()];
         let own = [enter(&limit, "192.0.2.1").unwrap(), enter(&limit, "192.0.2.1").unwrap()];
         let waits = others[0].between_requests();
-        assert!(enter(&limit, "192.0.2.1").is_none() && !others[0].eviction.has_come());
-        assert!(enter(&limit, "192.0.2.3").is_some() && others[0].eviction.has_come());
+        assert!(enter(&limit, "192.0.2.1").is_none() && !others[0].eviction.is_evicted());
+        assert!(enter(&limit, "192.0.2.3").is_some() && others[0].eviction.is_evicted());
         drop(waits);
         drop((others, own));
         is_empty(&limit);
@@ -323,6 +321,9 @@ mod tests {
         let of = |n: u32| enter(&limit, &format!("2001:db8::{n}"));
         let inside: Vec<_> = (0..6).map(|n| of(n / 2).unwrap()).collect();
         assert!(of(0).is_none() && of(9).is_none());
+        let waits = inside[5].between_requests();
+        assert!(of(9).is_some() && inside[5].eviction.is_evicted(), "one of the /64's own makes room");
+        drop(waits);
         assert!(enter(&limit, "2001:db8:0:1::9").is_some());
         drop(inside);
         is_empty(&limit);

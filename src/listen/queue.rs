@@ -1,7 +1,6 @@
-//! Connections that were accepted and wait for their start, each client's behind its own.
+//! Accepted connections that wait to be started, in one queue per client.
 //!
-//! What begins at once is bounded by what the machine does at once: without this, all that one client opens would stand
-//! before the one connection of another.
+//! Without this, one client's burst would delay another client's connection.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;

@@ -16,9 +16,9 @@ use crate::policy::rule::NetPort;
 /// Refused packets that have a line each second; the others are only counted.
 const LINES_PER_SECOND: u32 = 100;
 /// Of these, the ones of one client, so that no client turns another one's into a count.
-const LINES_OF_ONE: u32 = 20;
+const LINES_PER_CLIENT: u32 = 20;
 /// Clients whose share of the lines is known at once, in each family. What finds no room has no line.
-const TALKERS: u32 = 65_536;
+const LOGGED_CLIENTS: u32 = 65_536;
 /// Clients whose flows are counted, in each family. A new one that finds no room is refused.
 const COUNTED_CLIENTS: u32 = 262_144;
 /// Flows that are counted under one key, and the most keys of one client.
@@ -160,11 +160,14 @@ impl Table {
         table.addresses("bypass", &plan.bypass);
         table.addresses("own", &plan.own);
         table.addresses("probes", &plan.probes);
-        for (name, kind, size, flags) in [
-            ("talkers4", "ipv4_addr", TALKERS, "dynamic, timeout; timeout 10s"),
-            ("talkers6", "ipv6_addr", TALKERS, "dynamic, timeout; timeout 10s"),
+        for (name, kind) in [
+            ("log_limit4", "ipv4_addr"),
+            ("log_limit6", "ipv6_addr"),
+            ("log_limit_strangers4", "ipv4_addr"),
+            ("log_limit_strangers6", "ipv6_addr"),
         ] {
-            let _ = writeln!(table.text, "  set {name} {{ type {kind}; size {size}; flags {flags}; }}");
+            let kept = "flags dynamic, timeout; timeout 10s";
+            let _ = writeln!(table.text, "  set {name} {{ type {kind}; size {LOGGED_CLIENTS}; {kept}; }}");
         }
         for part in 0..parts(plan.flows_per_client) {
             for (family, kind) in [("4", "ipv4_addr"), ("6", "ipv6_addr"), ("6net", "ipv6_addr")] {
@@ -229,11 +232,14 @@ impl Table {
             // A flow begins with this, whatever is still known of an older one between the same ports: its rule may be
             // gone. It is judged anew.
             chain.rule(format_args!(
-                "ct mark & {STATE:#x} == {FORWARDED:#x} ct direction original tcp flags & (fin | syn | rst | ack) == syn goto begins_again"
+                "ct mark & {STATE:#x} == {FORWARDED:#x} ct direction original tcp flags & (fin | syn | rst | ack) == syn goto reused_tuple"
             ));
             // What was decided holds in both directions, for as long as the flow is known.
             chain.rule(format_args!("ct mark & {STATE:#x} == {FORWARDED:#x} meta mark set ct mark accept"));
             chain.rule(format_args!("ct mark & {STATE:#x} == {CAPTURED:#x} goto to_egret"));
+            // Replies to this machine's own traffic come in on the interface that routes to the sender; other interfaces
+            // are not trusted for them.
+            chain.rule("ct direction reply ct state established fib saddr . iif oif missing goto drop_source_not_allowed");
             if plan.preserves_source {
                 // Answers to what egret itself dialled from a client's address.
                 chain.rule(format_args!(
@@ -243,9 +249,7 @@ impl Table {
                     "ct state related meta l4proto {{ {ICMP}, {ICMPV6} }} socket transparent 1 meta mark set {CAPTURED:#x} accept"
                 ));
             }
-            // Answers to what this machine itself has asked come in where the way to them goes out: nobody elsewhere
-            // speaks for them.
-            chain.rule("ct direction reply ct state established fib saddr . iif oif missing goto drop_source_not_allowed");
+            // What this machine itself has asked.
             chain.rule("ct direction reply ct state established accept");
             chain.rule("goto by_source");
         });
@@ -254,8 +258,8 @@ impl Table {
             chain.rule("ip6 saddr @clients6 goto from_client");
             chain.rule("goto from_elsewhere");
         });
-        self.chain("begins_again", None, |chain| {
-            // Ingress is no client's.
+        self.chain("reused_tuple", None, |chain| {
+            // Ingress flows do not belong to a client.
             chain.rule(format_args!("ct mark {{ {INGRESS:#x}, {INGRESS_PLAIN:#x} }} meta mark set ct mark accept"));
             chain.rule("goto by_source");
         });
@@ -439,8 +443,8 @@ impl Table {
                 chain.rule("icmpv6 type nd-router-advert drop");
             }
             chain.rule("icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, nd-router-advert, mld-listener-query } accept");
-            // A DHCP server on the link, which answers from there (RFC 8415 §18.3). What a client says as a server of
-            // IPv4 comes as an answer to a question of this machine's, or not at all.
+            // A DHCPv6 server answers from a link-local address (RFC 8415 §18.3). DHCPv4 from a client passes only as a
+            // reply to this machine's own request.
             chain.rule("ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept");
             for door in &plan.doors {
                 chain.rule(format_args!("{} accept", at_door(*door)));
@@ -457,7 +461,7 @@ impl Table {
     /// Counts a flow that begins for its client, or refuses it. What is captured is not counted here: egret counts it.
     ///
     /// The kernel looks through all that it counts under one key for what has ended, so that the cost of a flow grows
-    /// with their number: it is kept small by parts, told apart by the source port. A count that finds no room does not
+    /// with their number: it is kept small by parts, told apart by destination and ports. A count that finds no room does not
     /// match, and the flow is refused.
     fn count_flows(&mut self, flows_per_client: u32) {
         let parts = parts(flows_per_client);
@@ -465,7 +469,12 @@ impl Table {
             let all: Vec<String> = (0..parts).map(|part| format!("{part} : goto count_flow{part}")).collect();
             match parts {
                 1 => chain.rule("goto count_flow0"),
-                _ => chain.rule(format_args!("jhash @th,0,16 mod {parts} vmap {{ {} }}", all.join(", "))),
+                _ => {
+                    for ip in ["ip", "ip6"] {
+                        let part = format!("jhash {ip} daddr . th sport . th dport mod {parts}");
+                        chain.rule(format_args!("{part} vmap {{ {} }}", all.join(", ")));
+                    }
+                }
             }
             chain.rule("goto refuse_rate_limited");
         });
@@ -475,19 +484,19 @@ impl Table {
             self.chain(&format!("count_flow{part}"), None, |chain| {
                 chain.rule(format_args!("add @flows{part}_4 {{ ip saddr ct count {most} }} return"));
                 chain.rule(format_args!(
-                    "add @flows{part}_6 {{ ip6 saddr ct count {most} }} add @flows{part}_6net {{ ip6 saddr & ffff:ffff:ffff:ffff:: ct count {of_net} }} return"
+                    "add @flows{part}_6net {{ ip6 saddr & ffff:ffff:ffff:ffff:: ct count {of_net} }} add @flows{part}_6 {{ ip6 saddr ct count {most} }} return"
                 ));
                 chain.rule("goto refuse_rate_limited");
             });
         }
     }
 
-    /// The platform's own address, which anybody may forge: it probes and offers leases, and asks for nothing else.
+    /// The platform's own address, which can be forged: it probes and offers leases, and may do nothing else.
     fn platform(&mut self, plan: &Plan) {
         self.chain("platform", None, |chain| {
             chain.rule("udp sport 67 udp dport 68 accept");
             if let Some(health) = plan.health {
-                chain.rule(format_args!("{} accept", at_door(health)));
+                chain.rule(format_args!("ip saddr @probes4 {} accept", at_door(health)));
             }
             chain.rule("goto drop_source_not_allowed");
         });
@@ -538,13 +547,15 @@ impl Table {
             let line = format!(
                 "limit rate {LINES_PER_SECOND}/second burst {LINES_PER_SECOND} packets log prefix \"{reason}\" group {LOG_GROUP} snaplen 128"
             );
-            let of_one = format!("limit rate {LINES_OF_ONE}/second burst {LINES_OF_ONE} packets");
+            let of_one = format!("limit rate {LINES_PER_CLIENT}/second burst {LINES_PER_CLIENT} packets");
             let is_silent = *reason == Reason::SourceNotAllowed;
             let name = if is_silent { format!("drop_{reason}") } else { format!("refuse_{reason}") };
             self.chain(&name, None, |chain| {
                 chain.rule(format_args!("counter name {reason}"));
-                for (talkers, saddr) in [("talkers4", "ip saddr"), ("talkers6", "ip6 saddr & ffff:ffff:ffff:ffff::")] {
-                    chain.rule(format_args!("update @{talkers} {{ {saddr} {of_one} }} {line}"));
+                // Sources that are not clients may be forged, and must not use up what clients have.
+                let set = if is_silent { "log_limit_strangers" } else { "log_limit" };
+                for (family, saddr) in [("4", "ip saddr"), ("6", "ip6 saddr & ffff:ffff:ffff:ffff::")] {
+                    chain.rule(format_args!("update @{set}{family} {{ {saddr} {of_one} }} {line}"));
                 }
                 if is_silent {
                     chain.rule("drop");

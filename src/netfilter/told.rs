@@ -71,7 +71,7 @@ fn refusal(house: &House, refused: &Refused) -> Refusal {
         _ => return plain,
     };
     if *reason == Reason::RateLimited {
-        let nearest = "the client has as many flows at once as netfilter.flows_per_client lets it have";
+        let nearest = "the client has reached netfilter.flows_per_client";
         return plain.with(Hint { nearest: Some(nearest.into()), ..Hint::default() });
     }
     if !matches!(reason, Reason::NoRule | Reason::RuleDenied) {

@@ -186,42 +186,35 @@ impl RequestHead {
         if matches!(target, RequestTarget::Authority(_)) && body != BodyLength::Exactly(0) {
             return Err(Reason::AmbiguousRequest);
         }
-        // RFC 6455 §4.1: a GET of HTTP/1.1 without a body.
-        let may_upgrade = method == "GET" && !is_http_10 && body == BodyLength::Exactly(0);
-        if seen.upgrade.is_some() && !may_upgrade {
-            return Err(Reason::UpgradeDenied);
-        }
-        if seen.host == HostField::Absent && !is_http_10 {
+        // RFC 9112 §3.2 asks for a Host here too. CONNECT's decides nothing, and several clients send none.
+        let is_connect = matches!(target, RequestTarget::Authority(_));
+        if seen.host == HostField::Absent && !is_http_10 && !is_connect {
             return Err(Reason::NoHost);
         }
         // HTTP/1.0 stays only where both sides know a word that proxies were never good with.
         let closes = is_http_10 || seen.closes;
-        let Fields { host, upgrade, overrides, expects, .. } = seen;
+        // RFC 6455 §4.1: a GET of HTTP/1.1 without a body. Elsewhere, and for any other protocol, it is an offer that a
+        // server may ignore (RFC 9110 §7.8), and so may a proxy.
+        let may_upgrade = method == "GET" && !is_http_10 && body == BodyLength::Exactly(0);
+        let upgrade = seen.one_upgrade().filter(|_| may_upgrade);
+        let Fields { host, overrides, expects, .. } = seen;
         let (method, len) = (method.into(), head.len());
         Ok(Self { method, target, host, body, upgrade, len, overrides, is_http_10, closes, expects })
     }
 
-    /// The one authority this request is for: the target's where it has one, and then Host must agree
-    /// (RFC 9112 §3.2.2); Host's otherwise.
+    /// The one authority this request is for: the target's where it has one, whatever Host says (RFC 9112 §3.2.2);
+    /// Host's otherwise.
     ///
     /// # Errors
-    /// [`Reason::NoHost`], [`Reason::BadHost`], or [`Reason::AmbiguousRequest`] where the two differ.
+    /// [`Reason::NoHost`], [`Reason::BadHost`].
     pub fn authority(&self) -> Result<&Authority, Reason> {
-        let given = match &self.host {
-            HostField::Given(authority) => Some(authority),
-            HostField::Absent => None,
-            HostField::Malformed { .. } => return Err(Reason::BadHost),
-        };
-        let named = match &self.target {
-            RequestTarget::Absolute { authority, .. } | RequestTarget::Authority(authority) => authority,
-            RequestTarget::Origin(_) => return given.ok_or(Reason::NoHost),
-        };
-        // CONNECT to a port other than the scheme's: some clients leave it out of Host, none changes it.
-        let default = if matches!(self.target, RequestTarget::Absolute { .. }) { Some(80) } else { named.port };
-        match given {
-            Some(given) if given.host != named.host => Err(Reason::AmbiguousRequest),
-            Some(given) if given.port.or(default) != named.port.or(default) => Err(Reason::AmbiguousRequest),
-            _ => Ok(named),
+        match (&self.target, &self.host) {
+            (RequestTarget::Absolute { authority, .. } | RequestTarget::Authority(authority), _) => Ok(authority),
+            (RequestTarget::Origin(_), HostField::Given(authority)) => Ok(authority),
+            (RequestTarget::Origin(_), HostField::Absent | HostField::Malformed { fault: NameFault::Empty, .. }) => {
+                Err(Reason::NoHost)
+            }
+            (RequestTarget::Origin(_), HostField::Malformed { .. }) => Err(Reason::BadHost),
         }
     }
 
@@ -264,10 +257,10 @@ impl RequestHead {
         matches!(&*self.method, "GET" | "HEAD" | "OPTIONS") && self.body == BodyLength::Exactly(0)
     }
 
-    /// Whether an upstream connection must carry this request and no other. A server that does not read a body takes
-    /// it for the next request; one that reads a body where there is none takes the next request for it.
+    /// Whether an upstream connection must carry this request and no other. A server that ignores a body parses it as
+    /// the next request; one that expects a body consumes the next request as it.
     #[must_use]
-    pub fn is_alone(&self) -> bool {
+    pub fn needs_own_connection(&self) -> bool {
         let may_have_body = !matches!(&*self.method, "GET" | "HEAD" | "OPTIONS" | "TRACE");
         may_have_body || self.expects || self.body != BodyLength::Exactly(0)
     }
@@ -420,7 +413,7 @@ impl ResponseHead {
     /// Whether a body is announced that must not come. Some servers send it all the same, and what would come of it
     /// after the head cannot be known.
     #[must_use]
-    pub fn is_treacherous(&self, method: &str) -> bool {
+    pub fn announces_forbidden_body(&self, method: &str) -> bool {
         let is_silent = matches!(self.says, Ok(AnswerLength::ToTheEnd | AnswerLength::Framed(BodyLength::Exactly(0))));
         !self.has_body(method) && !is_silent
     }
@@ -516,8 +509,15 @@ fn field_lines(head: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// Field lines, each with its CRLF, without those that concern one hop only.
 fn kept_fields(head: &[u8]) -> impl Iterator<Item = &[u8]> {
-    const HOP: [&str; 6] =
-        ["connection", "keep-alive", "proxy-connection", "proxy-authorization", "proxy-authenticate", "upgrade"];
+    const HOP: [&str; 7] = [
+        "connection",
+        "keep-alive",
+        "proxy-connection",
+        "proxy-authorization",
+        "proxy-authenticate",
+        "upgrade",
+        "http2-settings",
+    ];
     let lines = || field_lines(head);
     let listed: Vec<Vec<u8>> = lines()
         .filter_map(|line| split_field(line).filter(|(name, _)| name.eq_ignore_ascii_case(b"connection")))
@@ -545,7 +545,7 @@ fn read_target(method: &str, target: &str) -> Result<RequestTarget, Reason> {
         return Err(Reason::BadRequest);
     }
     if method == "CONNECT" {
-        let authority = read_authority(target.as_bytes()).map_err(|_| Reason::BadRequest)?;
+        let authority = read_authority(target.as_bytes()).map_err(|_| Reason::BadHost)?;
         return match authority.port {
             Some(_) => Ok(RequestTarget::Authority(authority)),
             None => Err(Reason::BadRequest),
@@ -560,9 +560,12 @@ fn read_target(method: &str, target: &str) -> Result<RequestTarget, Reason> {
     }
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at_checked(end).unwrap_or((rest, ""));
-    if authority.contains('@') {
-        return Err(Reason::AmbiguousRequest);
-    }
+    let authority = match authority.split_once('@') {
+        // RFC 9110 §4.2.4: it is dropped. What two readers could end elsewhere is refused.
+        Some((userinfo, host)) if is_userinfo(userinfo) && !host.contains('@') => host,
+        Some(_) => return Err(Reason::AmbiguousRequest),
+        None => authority,
+    };
     let authority = read_authority(authority.as_bytes()).map_err(|_| Reason::BadHost)?;
     let path = match path {
         // RFC 9112 §3.2.4.
@@ -571,6 +574,11 @@ fn read_target(method: &str, target: &str) -> Result<RequestTarget, Reason> {
         query => format!("/{query}").into(),
     };
     Ok(RequestTarget::Absolute { authority, path })
+}
+
+/// RFC 3986 §3.2.1.
+fn is_userinfo(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:".contains(&byte))
 }
 
 /// `host`, `host:port`, `[v6]`, `[v6]:port`.
@@ -601,7 +609,8 @@ struct Fields {
     host: HostField,
     lengths: Vec<u64>,
     codings: usize,
-    upgrade: Option<Upgrade>,
+    /// What each Upgrade field offers.
+    upgrades: Vec<Option<Upgrade>>,
     overrides: Overrides,
     closes: bool,
     expects: bool,
@@ -613,7 +622,7 @@ impl Fields {
             host: HostField::Absent,
             lengths: Vec::new(),
             codings: 0,
-            upgrade: None,
+            upgrades: Vec::new(),
             overrides: Overrides::default(),
             closes: closes(headers),
             expects: false,
@@ -625,7 +634,6 @@ impl Fields {
                 "host" => {
                     seen.host = match read_authority(value) {
                         Ok(authority) => HostField::Given(authority),
-                        Err(NameFault::Empty) => return Err(Reason::NoHost),
                         Err(fault) => HostField::Malformed { raw: value.into(), fault },
                     };
                 }
@@ -636,10 +644,7 @@ impl Fields {
                 "content_length" | "transfer_encoding" => return Err(Reason::AmbiguousRequest),
                 // What is taken away at this hop must not be what the request is judged or framed by.
                 "connection" if names_framing(value) => return Err(Reason::AmbiguousRequest),
-                "upgrade" => match upgrade(value) {
-                    Some(known) if seen.upgrade.is_none() => seen.upgrade = Some(known),
-                    _ => return Err(Reason::UpgradeDenied),
-                },
+                "upgrade" => seen.upgrades.push(upgrade(value)),
                 "expect" => seen.expects = true,
                 // Gateways turn `_` into `-`, for these too.
                 name => match name.replace('_', "-").as_str() {
@@ -650,6 +655,14 @@ impl Fields {
             }
         }
         Ok(seen)
+    }
+
+    /// The one protocol that the client would change to, where it names no other.
+    fn one_upgrade(&self) -> Option<Upgrade> {
+        match self.upgrades.as_slice() {
+            [one] => *one,
+            _ => None,
+        }
     }
 
     /// RFC 9112 §6.1 and §6.3, without its allowances for the undecided.
@@ -710,14 +723,50 @@ mod tests {
     }
 
     #[test]
+    fn a_target_with_a_host_needs_no_other() {
+        for host in ["", "Host:\r\n", "Host: b\r\n", "Host: a:444\r\n", "Host: a b\r\n"] {
+            allowed(&format!("CONNECT a:443 HTTP/1.1\r\n{host}\r\n"), "a:443");
+        }
+        for host in ["Host:\r\n", "Host: b\r\n", "Host: a:81\r\n", "Host: u:p@a\r\n"] {
+            for userinfo in ["", "u@", "u:p%40@", ":@"] {
+                let raw = format!("GET http://{userinfo}a/x HTTP/1.1\r\n{host}Authorization: y\r\n\r\n");
+                let head = allowed(&raw, "a");
+                let sent = head.for_origin(raw.as_bytes(), b"", Onward::Stay);
+                assert_eq!(sent, b"GET /x HTTP/1.1\r\nHost: a\r\nAuthorization: y\r\n\r\n", "{raw}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_upgrade_is_an_offer() {
+        let with = |method: &str, fields: &str| {
+            let raw = format!("{method} / HTTP/1.1\r\nHost: a\r\n{fields}A: b\r\n\r\n");
+            let head = look(&raw).unwrap().unwrap();
+            (head.upgrade, String::from_utf8(head.for_origin(raw.as_bytes(), b"", Onward::Stay)).unwrap())
+        };
+        let plain = |method: &str| format!("{method} / HTTP/1.1\r\nHost: a\r\nA: b\r\n\r\n");
+        for fields in [
+            "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+            "Connection: Upgrade\r\nUpgrade: TLS/1.2\r\n",
+            "Upgrade: websocket, h2c\r\n",
+            "Upgrade: websocket\r\nUpgrade: websocket\r\n",
+            "Upgrade:\r\n",
+        ] {
+            assert_eq!(with("GET", fields), (None, plain("GET")), "{fields}");
+        }
+        let websocket = "Connection: Upgrade\r\nUpgrade: WebSocket\r\n";
+        assert_eq!(with("GET", websocket), (Some(Upgrade::WebSocket), plain("GET")));
+        assert_eq!(with("POST", websocket), (None, plain("POST")));
+    }
+
+    #[test]
     fn two_readings_are_a_refusal() {
         use Reason::AmbiguousRequest;
         refused("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", AmbiguousRequest);
-        refused("GET http://a/ HTTP/1.1\r\nHost: b\r\n\r\n", AmbiguousRequest);
-        refused("GET http://a/ HTTP/1.1\r\nHost: a:81\r\n\r\n", AmbiguousRequest);
-        refused("GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n", AmbiguousRequest);
-        refused("CONNECT a:443 HTTP/1.1\r\nHost: b:443\r\n\r\n", AmbiguousRequest);
-        refused("CONNECT a:443 HTTP/1.1\r\nHost: a:444\r\n\r\n", AmbiguousRequest);
+        refused("GET http://a/ HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", AmbiguousRequest);
+        refused("GET http://u@b@a/ HTTP/1.1\r\nHost: a\r\n\r\n", AmbiguousRequest);
+        refused("GET http://b\\@a/ HTTP/1.1\r\nHost: a\r\n\r\n", AmbiguousRequest);
+        refused("CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\nHost: a:443\r\n\r\n", AmbiguousRequest);
         refused("GET / HTTP/1.1\r\nHost: a\r\nConnection: close, Host\r\n\r\n", AmbiguousRequest);
 
         refused("GET / HTTP/1.1\nHost: a\r\n\r\n", AmbiguousRequest);
@@ -757,11 +806,6 @@ mod tests {
         refused("GET / HTTP/1.1\r\nX: a\r\n\r\n", NoHost);
         refused("GET / HTTP/1.1\r\nHost:\r\n\r\n", NoHost);
         refused("GET / HTTP/1.0\r\n\r\n", NoHost);
-        for upgrade in ["h2c", "websocket, h2c", "websocket\r\nUpgrade: websocket", "TLS/1.0", ""] {
-            refused(&format!("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: {upgrade}\r\n\r\n"), UpgradeDenied);
-        }
-        refused("POST / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n", UpgradeDenied);
-        refused("GET / HTTP/1.0\r\nHost: a\r\nUpgrade: websocket\r\n\r\n", UpgradeDenied);
         let long = format!("GET / HTTP/1.1\r\nX: {}", "a".repeat(1 << 16));
         assert_eq!(look(&long), Err(Reason::HeadTooLarge));
     }
@@ -873,7 +917,7 @@ mod tests {
         let head = |raw: &str| read(raw).unwrap();
         assert_eq!(head("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").body("GET"), Err(Reason::BadAnswer));
         // A body that is announced where none may come is not waited for, and the connection is not used again.
-        for (method, raw, is_treacherous) in [
+        for (method, raw, announces_forbidden_body) in [
             ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n", true),
             ("HEAD", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", true),
             ("HEAD", "HTTP/1.1 200 OK\r\n\r\n", false),
@@ -882,23 +926,29 @@ mod tests {
         ] {
             let head = head(raw);
             assert_eq!(head.body(method), Ok(AnswerLength::Framed(BodyLength::Exactly(0))), "{method} {raw}");
-            assert_eq!(head.is_treacherous(method), is_treacherous, "{method} {raw}");
+            assert_eq!(head.announces_forbidden_body(method), announces_forbidden_body, "{method} {raw}");
         }
-        assert!(!head("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n").is_treacherous("GET"));
+        assert!(!head("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n").announces_forbidden_body("GET"));
     }
 
     #[test]
     fn only_requests_without_a_body_share_a_connection() {
-        let is_alone = |raw: &str| look(raw).unwrap().unwrap().is_alone();
+        let needs_own_connection = |raw: &str| look(raw).unwrap().unwrap().needs_own_connection();
         for method in ["GET", "HEAD", "OPTIONS", "TRACE"] {
-            assert!(!is_alone(&format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n")), "{method}");
-            assert!(!is_alone(&format!("{method} / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")), "{method}");
+            assert!(!needs_own_connection(&format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n")), "{method}");
+            assert!(
+                !needs_own_connection(&format!("{method} / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")),
+                "{method}"
+            );
             for fields in ["Content-Length: 1\r\n", "Transfer-Encoding: chunked\r\n", "Expect: 100-continue\r\n"] {
-                assert!(is_alone(&format!("{method} / HTTP/1.1\r\nHost: a\r\n{fields}\r\n")), "{method} {fields}");
+                assert!(
+                    needs_own_connection(&format!("{method} / HTTP/1.1\r\nHost: a\r\n{fields}\r\n")),
+                    "{method} {fields}"
+                );
             }
         }
         for method in ["POST", "PUT", "DELETE", "PATCH", "get", "PROPFIND", "X"] {
-            assert!(is_alone(&format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n")), "{method}");
+            assert!(needs_own_connection(&format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n")), "{method}");
         }
     }
 

@@ -143,10 +143,10 @@ impl Policy {
                 format!("rule {name} allows it, with no ALPN beyond {}", join(alpn))
             }
             Progress::Method if overrides.method => {
-                format!("rule {name} allows no field that names another method, such as X-HTTP-Method-Override")
+                format!("rule {name} does not allow headers that override the method, such as X-HTTP-Method-Override")
             }
             Progress::Path if overrides.path => {
-                format!("rule {name} allows no field that names another path, such as X-Original-URL")
+                format!("rule {name} does not allow headers that override the path, such as X-Original-URL")
             }
             Progress::Method => {
                 let methods = rule.methods.iter().flatten().map(ToString::to_string).collect();

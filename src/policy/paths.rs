@@ -96,10 +96,17 @@ fn is_dots_with_parameters(segment: &str) -> bool {
 
 /// Whether a server may take a character for a slash, a backslash or a dot: those that Unicode's compatibility
 /// mapping (UAX #15, NFKC) or the best-fit tables of Windows lead there, and what does not print.
-fn is_deceptive(c: char) -> bool {
-    matches!(c, '\u{2024}'..='\u{2026}' | '\u{2044}' | '\u{2215}' | '\u{2216}' | '\u{29f8}' | '\u{29f9}' | '\u{3002}')
-        || matches!(c, '\u{fe52}' | '\u{fe68}' | '\u{ff0e}' | '\u{ff0f}' | '\u{ff3c}' | '\u{ff61}')
-        || c.is_control()
+fn is_confusable(c: char) -> bool {
+    // Every character whose NFKC form holds one of `./\\%;`: leaders, account-of signs, numbers with a full stop,
+    // abbreviations, and full-width and small forms.
+    let by_mapping =
+        matches!(c, '\u{37e}' | '\u{2024}'..='\u{2026}' | '\u{2100}' | '\u{2101}' | '\u{2105}' | '\u{2106}')
+            || matches!(c, '\u{2488}'..='\u{249b}' | '\u{33c2}' | '\u{33c7}' | '\u{33d8}' | '\u{1f100}')
+            || matches!(c, '\u{fe14}' | '\u{fe19}' | '\u{fe30}' | '\u{fe52}' | '\u{fe54}' | '\u{fe68}' | '\u{fe6a}')
+            || matches!(c, '\u{ff05}' | '\u{ff0e}' | '\u{ff0f}' | '\u{ff1b}' | '\u{ff3c}');
+    let by_likeness =
+        matches!(c, '\u{2044}' | '\u{2215}' | '\u{2216}' | '\u{29f8}' | '\u{29f9}' | '\u{3002}' | '\u{ff61}');
+    by_mapping || by_likeness || c.is_control()
 }
 
 /// Unreserved characters as themselves, everything else encoded in capitals.
@@ -119,10 +126,8 @@ fn decode(path: &[u8]) -> Option<String> {
                 }
                 rest = after;
                 bytes.push(byte);
-                let twice = byte == b'%' && rest.get(..2).is_some_and(|two| two.iter().all(u8::is_ascii_hexdigit));
                 match byte {
                     b'/' | b'\\' => return None,
-                    _ if twice => return None,
                     b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
                     byte if byte.is_ascii_alphanumeric() => out.push(char::from(byte)),
                     byte => out.push_str(&format!("%{byte:02X}")),
@@ -134,8 +139,13 @@ fn decode(path: &[u8]) -> Option<String> {
             }
         }
     }
+    // Encoded twice: some servers decode twice.
+    let is_encoded = |three: &[u8]| matches!(three, [b'%', a, b] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit());
+    if bytes.windows(3).any(is_encoded) {
+        return None;
+    }
     let meant = std::str::from_utf8(&bytes).ok()?;
-    (!meant.contains(is_deceptive)).then_some(out)
+    (!meant.contains(is_confusable)).then_some(out)
 }
 
 #[cfg(test)]
@@ -196,6 +206,11 @@ mod tests {
             "/a%ef%bc%bcb",
             "/%e2%80%a5/b",
             "/a%e2%88%95b",
+            "/a/%25%32%65%25%32%65/b",
+            "/a/%252%65/b",
+            "/a/%EF%B8%B0/b",
+            "/a/%e2%84%85b",
+            "/a%ef%bc%85b",
         ] {
             assert_eq!(normal(written), None, "{written}");
         }

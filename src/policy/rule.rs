@@ -142,6 +142,8 @@ pub enum InnerName {
     Same,
     /// Any name that is allowed by itself for the same client and port.
     AnyListed,
+    /// The same, or none: then the claimed name stands alone.
+    Optional,
 }
 
 /// Sources × FQDN patterns × protocols; judged by the name in the bytes.

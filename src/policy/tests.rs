@@ -15,6 +15,7 @@ policy:
     - { name: konn, fqdns: ["k.example"], protocols: ["https:443"], alpn: [konnectivity, h2] }
     - { name: noech, fqdns: ["e.example"], protocols: ["https:443"], ech: deny }
     - { name: shared, fqdns: ["front.example"], protocols: ["https:443"], sni: any_listed }
+    - { name: nosni, fqdns: ["under_score.example"], protocols: ["https:443"], sni: optional }
     - { name: private, fqdns: ["p.example"], protocols: ["https:443"], addresses: ["10.1.0.0/16"] }
     - { name: both, fqdns: ["b.example"], protocols: ["https:443"], addresses: [public, "10.1.0.0/16"] }
     - { name: here, fqdns: ["h.example"], protocols: ["https:443"], addresses: ["198.18.0.7/32", "198.18.0.9/32", "127.0.0.0/8"] }
@@ -122,6 +123,14 @@ fn the_inner_name_must_be_the_claimed_one() {
     refused(tls("front.example", "z.example", PUBLIC), Reason::NoRule);
     refused(tls("front.example", "team.example", PUBLIC), Reason::SourceNotAllowed);
     refused(tls("a.example", "front.example", PUBLIC), Reason::NameMismatch);
+    // Where a rule says so, a hello without a name is for the claimed one, and only that.
+    allowed(tls("under_score.example", "", PUBLIC), "nosni");
+    allowed(tls("under_score.example", "under_score.example", PUBLIC), "nosni");
+    refused(tls("under_score.example", "a.example", PUBLIC), Reason::NameMismatch);
+    refused(tls("front.example", "", PUBLIC), Reason::NoSni);
+    refused(tls("", "", PUBLIC), Reason::NoSni);
+    refused(tls("8.8.8.8", "", PUBLIC), Reason::NoSni);
+    refused(tls("a.example", "", PUBLIC), Reason::NoSni);
 }
 
 #[test]

@@ -22,7 +22,7 @@ use crate::metrics::{Fault, Metrics};
 /// Bytes of lines that may wait in a lane: some seconds of a busy hop.
 const LANE: usize = 16 << 20;
 /// Of these, lines of one client that may wait where none may be lost: the others' connections must not wait for it.
-const LANE_OF_ONE: usize = LANE / 4;
+const LANE_PER_CLIENT: usize = LANE / 4;
 /// Bytes of one write.
 const BATCH: usize = 64 << 10;
 /// How long the writer lets lines gather: waking it for each would cost more than the line.
@@ -205,6 +205,19 @@ impl Scribe {
         self.write(line);
     }
 
+    /// Writes the line of a connection that has not waited for the log, unless its client has too many on the way.
+    pub(super) fn write_if_admissible(&self, line: Box<Line>) {
+        if self.charged(&line).is_some_and(|client| self.of_clients.of(client) > LANE_PER_CLIENT) {
+            return self.metrics.lines_lost(self.refused.name, 1);
+        }
+        self.write(line);
+    }
+
+    /// The client charged for a line, where none may be lost.
+    fn charged(&self, line: &Line) -> Option<IpAddr> {
+        charged(line, self.overflow)
+    }
+
     pub(super) fn write(&self, line: Box<Line>) {
         let is_refusal = line.reason.is_some();
         let is_wanted = match self.access {
@@ -220,7 +233,7 @@ impl Scribe {
         let waiting = lane.waiting.fetch_add(size, Ordering::Relaxed) + size;
         // Those who are inside already may always say their last line: they are no more than the door lets in.
         let fits = waiting <= LANE || self.overflow == LogOverflow::Block;
-        if let Some(client) = client_of(&line).filter(|_| self.overflow == LogOverflow::Block) {
+        if let Some(client) = self.charged(&line) {
             self.of_clients.add(client, size);
         }
         if !fits || self.queue.send((Arc::clone(lane), line)).is_err() {
@@ -240,7 +253,7 @@ impl Scribe {
     /// Waits for the writer, where a client's lines on the way are as many as one client's may be, and none may be lost.
     pub(super) async fn room_for(&self, client: IpAddr) {
         let client = network_of(client);
-        self.room_while(|| self.of_clients.of(client) > LANE_OF_ONE).await;
+        self.room_while(|| self.of_clients.of(client) > LANE_PER_CLIENT).await;
     }
 
     async fn room_while(&self, is_full: impl Fn() -> bool) {
@@ -254,9 +267,8 @@ impl Scribe {
     }
 }
 
-/// Whom a line is counted for.
-fn client_of(line: &Line) -> Option<IpAddr> {
-    line.client.map(|client| network_of(client.ip()))
+fn charged(line: &Line, overflow: LogOverflow) -> Option<IpAddr> {
+    line.client.filter(|_| overflow == LogOverflow::Block).map(|client| network_of(client.ip()))
 }
 
 impl LogWriter {
@@ -321,7 +333,7 @@ impl Desk {
             LogFormat::Json => line.json(&mut self.batch),
             LogFormat::Text => line.text(&mut self.batch),
         }
-        let client = client_of(&line).filter(|_| self.overflow == LogOverflow::Block);
+        let client = charged(&line, self.overflow);
         self.held.push(Held { client, lane, waiting: line.size(), bytes: self.batch.len() - begin });
     }
 
@@ -445,7 +457,7 @@ mod tests {
     async fn where_no_line_may_be_lost_a_client_waits_for_its_own_lines_alone() {
         let (disk, scribe, writer, metrics) = start(LogOverflow::Block);
         let (noisy, quiet): (IpAddr, IpAddr) = ([192, 0, 2, 1].into(), [192, 0, 2, 2].into());
-        for _ in 0..LANE_OF_ONE / 4096 + 2 {
+        for _ in 0..LANE_PER_CLIENT / 4096 + 2 {
             scribe.write(Box::new(Line { client: Some((noisy, 1).into()), ..*line(Some("no_rule")) }));
         }
         let waits = {
@@ -456,13 +468,19 @@ mod tests {
         scribe.room().await;
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(!waits.is_finished(), "the disk is full, and these lines are its own");
+        // Nor does it get any in by being refused before.
+        let waiting = scribe.refused.waiting.load(Ordering::Relaxed);
+        scribe.write_if_admissible(Box::new(Line { client: Some((noisy, 2).into()), ..*line(Some("no_rule")) }));
+        assert_eq!(scribe.refused.waiting.load(Ordering::Relaxed), waiting);
+        scribe.write_if_admissible(Box::new(Line { client: Some((quiet, 2).into()), ..*line(Some("no_rule")) }));
+        assert!(scribe.refused.waiting.load(Ordering::Relaxed) > waiting);
         disk.0.lock().unwrap().0 = usize::MAX;
         waits.await.unwrap();
         let of_clients = Arc::clone(&scribe.of_clients);
         drop(scribe);
         writer.finish().await;
         assert!(of_clients.0.lock().unwrap().is_empty(), "what is written counts no more");
-        assert!(!metrics.page(0).contains("lines_lost_total{"));
+        assert!(metrics.page(0).contains("lines_lost_total{lane=\"refused\"} 1\n"));
     }
 
     #[tokio::test]

@@ -205,23 +205,6 @@ fn visitors_that_say_nothing_keep_no_probe_from_its_answer() {
 }
 
 #[test]
-fn health_may_be_for_some_alone() {
-    let (own, port) = (own_ip(), 23_042);
-    let run = |health: &str| {
-        let config = format!(
-            "listeners: [{{ kind: forward, bind: \"{own}:3128\" }}]\nadmin: {{ bind: \"{own}:{ADMIN}\" }}\nhealth: {health}\n"
-        );
-        Egret::run(&config, own)
-    };
-    // Every address of 127.0.0.0/8 is this machine's, which may always ask.
-    let egret = run(&format!("{{ bind: \"0.0.0.0:{port}\", from: [\"192.0.2.0/24\"] }}"));
-    let mut probe = from(HONEST.into(), SocketAddr::new(own, port)).unwrap();
-    probe.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    assert!(read_all(&mut probe).starts_with(b"HTTP/1.1 200"));
-    drop(egret);
-}
-
-#[test]
 fn wrong_passwords_from_everywhere_do_not_delay_a_first_login() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let (own, port) = (own_ip(), 23_050);
@@ -250,7 +233,11 @@ fn wrong_passwords_from_everywhere_do_not_delay_a_first_login() {
                 }
             });
         }
-        eventually("a queue", || egret.metrics().contains("egret_connections_active 2"));
+        eventually("a queue", || {
+            let page = egret.metrics();
+            let open = page.lines().find_map(|line| line.strip_prefix("egret_connections_active "));
+            open.is_some_and(|open| open.parse::<u32>().unwrap() > 200)
+        });
         // Each from an address that has not been seen before.
         let mut slowest = Duration::ZERO;
         for n in 0..20 {
@@ -321,7 +308,7 @@ fn a_log_that_takes_no_lines_is_told_and_stops_service_where_none_may_be_lost() 
         assert!(page().starts_with("HTTP/1.1 200"), "for a while");
         if overflow == "block" {
             eventually("not ready", || page().starts_with("HTTP/1.1 503"));
-            assert!(page().contains("the access log takes no lines"), "{}", page());
+            assert!(page().contains("the access log cannot be written"), "{}", page());
         }
     }
 }

@@ -628,7 +628,7 @@ fn a_kept_connection_does_not_outlive_its_certificate() {
         line["nearest"].as_str().is_some_and(|why| why.contains("not trusted any more")) && line["event"] == "http"
     });
     refused(&line, "auth_failed", "claim");
-    // A list past its next update says nothing of today.
+    // A list has expired (nextUpdate) says nothing of today.
     drop(egret);
     std::fs::copy(authority.ca(), &ca).unwrap();
     std::fs::write(&crl, authority.revoke(&[], now - Duration::from_secs(1))).unwrap();
@@ -637,6 +637,6 @@ fn a_kept_connection_does_not_outlive_its_certificate() {
     let _ = write!(late, "GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n");
     assert!(late.read(&mut [0]).is_err());
     egret.record("the late list", |line| {
-        line["nearest"].as_str().is_some_and(|why| why.contains("past its next update"))
+        line["nearest"].as_str().is_some_and(|why| why.contains("has expired (nextUpdate)"))
     });
 }

@@ -547,7 +547,7 @@ fn methods_and_paths_are_judged_on_every_request() {
         let (_, local) = say(egret.plain(), raw.as_bytes());
         let record = egret.record_of(local);
         refused(&record, reason, "http");
-        assert!(record["nearest"].as_str().unwrap().contains("allows no field that names another"), "{record:#}");
+        assert!(record["nearest"].as_str().unwrap().contains("does not allow headers that override"), "{record:#}");
     }
     assert_eq!(origin.count(), 4);
     // The second request of a connection, too.

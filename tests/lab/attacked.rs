@@ -154,6 +154,12 @@ fn the_platforms_address_probes_and_leases_and_does_nothing_else() {
     assert!(!reaches(&world, "fabric", platform, 2222));
     assert!(reaches(&world, "fabric", "10.225.1.1", 2222), "an operator");
     assert!(!reaches(&world, "client", CLIENT, 9902), "a client may not ask for health");
+    let asked = world.at("fabric", || {
+        let mut probe = TcpStream::connect((HOP1, 9902)).unwrap();
+        let _ = std::io::Write::write_all(&mut probe, b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        crate::support::read_all(&mut probe)
+    });
+    assert!(asked.is_empty(), "another source that is not listed");
     let page = world.at("fabric", || {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::new(platform.parse().unwrap(), 0).into()).unwrap();
