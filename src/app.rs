@@ -151,7 +151,8 @@ impl App {
         let room = Room::measure(&settings);
         raise_descriptors();
         let listen = |socket| TcpListener::from_std(socket).map_err(StartError::Runtime);
-        let entrances = settings.listeners.iter().map(|settings| Arc::new(Entrance::new(settings)));
+        let entrances = settings.listeners.iter();
+        let entrances = entrances.map(|listener| Arc::new(Entrance::new(listener, settings.contact.clone())));
         let listeners =
             bound.listeners.into_iter().zip(entrances).map(|(socket, entrance)| Ok((listen(socket)?, entrance)));
         let listeners = listeners.collect::<Result<Vec<_>, StartError>>()?;
@@ -352,7 +353,7 @@ impl Screen {
             most,
             per_client: per_client.filter(|_| {
                 let is_number = settings.limits.connections_per_client != PerClient::Auto;
-                is_number || settings.listeners.iter().any(|l| !Entrance::new(l).has_shared_address())
+                is_number || settings.listeners.iter().any(|l| !Entrance::new(l, None).has_shared_address())
             }),
             forward,
             // The built-in file is what it is meant to be.

@@ -51,6 +51,8 @@ pub struct Settings {
     pub health: Option<SocketAddr>,
     /// Who may ask for health, besides this machine; `None`: everyone.
     pub health_from: Option<Vec<IpNet>>,
+    /// Whom refused clients may ask.
+    pub contact: Option<Arc<str>>,
     /// What is allowed and probably not meant.
     pub warnings: Vec<Fault>,
     /// What is meant and yet worth a word.
@@ -370,6 +372,7 @@ impl Settings {
             ("learn", self.learn != other.learn),
             ("limits", self.limits != other.limits),
             ("log", self.log != other.log),
+            ("messages", self.contact != other.contact),
             ("admin", self.admin != other.admin),
             ("health", self.health != other.health || self.health_from != other.health_from),
         ];

@@ -160,6 +160,8 @@ pub struct Hint {
     pub nearest: Option<String>,
     /// The rule, one line, that would allow it.
     pub fix: Option<String>,
+    /// What the client should have sent. Said to the client too.
+    pub instead: Option<&'static str>,
 }
 
 impl Refusal {

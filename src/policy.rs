@@ -575,7 +575,7 @@ impl Policy {
 
     fn refusal_by(&self, reason: Reason, stage: Stage, grant: Grant) -> Refusal {
         let Because { rule, pattern } = self.because(grant);
-        Refusal::new(reason, stage).with(Hint { rule: Some(rule), pattern, nearest: None, fix: None })
+        Refusal::new(reason, stage).with(Hint { rule: Some(rule), pattern, ..Hint::default() })
     }
 
     fn because(&self, grant: Grant) -> Because {
@@ -785,6 +785,10 @@ fn name_of_request<'a>(head: &'a RequestHead, claim: &Claim) -> Result<&'a HostN
         return Err(refuse(Reason::MethodNotAllowed));
     }
     let authority = head.authority().map_err(refuse)?;
+    // Only a proxy expects a target with a host. Where none is spoken to, two recipients may not agree on which counts.
+    if claim.via != Via::Absolute && !head.host_agrees() {
+        return Err(refuse(Reason::AmbiguousRequest));
+    }
     if authority.port.is_some_and(|port| port != claim.port) {
         return Err(refuse(Reason::AmbiguousRequest));
     }

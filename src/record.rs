@@ -245,6 +245,12 @@ impl Record {
         self.tell(|line| line.name_raw = Some(escape(without_userinfo(raw)).into()));
     }
 
+    /// The name that the client asked for, as the line has it.
+    #[must_use]
+    pub fn name(&self) -> Option<Box<str>> {
+        self.line.as_ref()?.name.clone()
+    }
+
     pub fn sighting(&mut self, sighting: &Sighting) {
         self.tell(|line| match sighting {
             Sighting::Tls(hello) => Self::hello(line, hello),

@@ -316,8 +316,9 @@ async fn tell(
                 before = Some(grounds.claim);
             }
             Err(refusal) => {
+                let name = record.name();
                 record.refuse(&refusal);
-                client.refuse(&refusal).await;
+                client.refuse(&refusal, name.as_deref()).await;
                 return None;
             }
         }

@@ -119,6 +119,7 @@ pub(super) fn settings(text: &str, folder: &Path, depth: Depth) -> Result<Settin
     netfilter::what_goes_together(out, &written, kernel.as_ref(), &listeners);
     let limits = limits(out, &written.limits);
     let log = log(&written.log);
+    let contact = contact(out, written.messages.contact.as_deref());
     one_socket_each(out, &listeners, admin, health);
     let listeners: Vec<ListenerSettings> = listeners.into_iter().map(|(listener, _)| listener).collect();
     if depth == Depth::Lint && out.faults.is_empty() {
@@ -141,6 +142,7 @@ pub(super) fn settings(text: &str, folder: &Path, depth: Depth) -> Result<Settin
             admin,
             health,
             health_from,
+            contact,
             warnings,
             notes,
         }),
@@ -285,6 +287,17 @@ fn loaded<F: Files>(out: &mut Findings<'_>, path: &str, files: F) -> Option<Arc<
         out.fault(&key, fault.message);
     });
     loaded.ok().map(Arc::new)
+}
+
+fn contact(out: &mut Findings<'_>, text: Option<&str>) -> Option<Arc<str>> {
+    /// It goes into every refusal.
+    const MAX_CONTACT: usize = 256;
+    let fits = |text: &str| !text.is_empty() && text.len() <= MAX_CONTACT && !text.chars().any(char::is_control);
+    let read = |text: &str| {
+        let wrong = || format!("write one line of 1 to {MAX_CONTACT} bytes, such as network-team@example.com");
+        fits(text).then(|| text.into()).ok_or_else(wrong)
+    };
+    text.and_then(|text| out.keep("messages.contact", read(text)))
 }
 
 /// Where probes ask, and who may, besides this machine.

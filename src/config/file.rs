@@ -42,6 +42,9 @@ pub(super) struct File {
     /// The access log.
     #[serde(default)]
     pub(super) log: Log,
+    /// What refused clients are told.
+    #[serde(default)]
+    pub(super) messages: Messages,
     /// Metrics and health, for the operator. Keep it private.
     #[serde(default)]
     pub(super) admin: Option<Lenient<Bind>>,
@@ -571,6 +574,14 @@ pub(super) enum LogOverflow {
 pub(super) struct Bind {
     /// Address and port.
     pub(super) bind: String,
+}
+
+/// What refused clients are told.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Messages {
+    /// Whom to ask, such as an address or a page; stands in HTTP refusals. Default: nothing.
+    pub(super) contact: Option<String>,
 }
 
 /// Where probes ask.

@@ -167,6 +167,12 @@ fn why(error: &std::io::Error) -> String {
     }
 }
 
+/// A refusal that says, to the log and to the client, what to send instead.
+pub(super) fn instead(reason: Reason, instead: &'static str) -> Refusal {
+    let nearest = Some(instead.to_owned());
+    Refusal::new(reason, Stage::Claim).with(Hint { nearest, instead: Some(instead), ..Hint::default() })
+}
+
 /// A refusal that says more to the log than to the client.
 pub(super) fn told(reason: Reason, nearest: &str) -> Refusal {
     Refusal::new(reason, Stage::Claim).with(Hint { nearest: Some(nearest.to_owned()), ..Hint::default() })

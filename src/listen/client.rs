@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWriteExt};
 use tokio::time::Instant;
 
-use super::arrival::{self, Arrived, told};
+use super::arrival::{self, Arrived, instead, told};
 use super::entrance::Entrance;
-use super::refusal::Speech;
+use super::refusal::{About, Speech};
 use super::socks5;
 use crate::claim::{Claim, ClientAddr, Identity, OriginalDst, Target, Via};
 use crate::config::{Adds, ListenerKind};
@@ -101,7 +101,7 @@ impl Client {
                 socks5::VERSION => self.claim_socks(limits).await,
                 socks5::VERSION_4 => {
                     self.speech = Speech::Socks4;
-                    Err(Refusal::new(Reason::ProtocolDenied, Stage::Claim))
+                    Err(instead(Reason::ProtocolDenied, "the client speaks SOCKS4; set it to SOCKS5 (socks5h://)"))
                 }
                 first if first.is_ascii_graphic() => self.claim_http(limits).await,
                 TLS_HANDSHAKE => Err(told(Reason::BadRequest, "the client speaks TLS; this listener has no `tls`")),
@@ -161,9 +161,11 @@ impl Client {
         let mut reader = HeadReader::default();
         let look = |bytes: &[u8]| reader.look(bytes, limits.head);
         let cut = |_: &[u8]| Reason::BadRequest;
-        let head = peek::read_until(&mut self.link.stream, &mut self.window, limits.until, look, cut)
-            .await
-            .map_err(at_claim)?;
+        let head = peek::read_until(&mut self.link.stream, &mut self.window, limits.until, look, cut).await;
+        let head = head.map_err(|refusal| match (refusal.reason, other_scheme(self.window.unread())) {
+            (Reason::BadRequest, Some(cure)) => instead(Reason::BadRequest, cure),
+            _ => at_claim(refusal),
+        })?;
         self.speech = Speech::Http;
         let refuse = |reason| Refusal::new(reason, Stage::Claim);
         let shown = head.proxy_authorization(self.window.unread()).map_err(refuse)?;
@@ -313,10 +315,11 @@ impl Client {
         }
     }
 
-    /// Tells the client that it was refused, and waits a bounded time until it has heard. Where nothing may
+    /// Tells the client that it was refused, and for which name, and waits a bounded time until it has heard. Where nothing may
     /// be told, dropping the link resets it.
-    pub async fn refuse(mut self, refusal: &Refusal) {
-        let words = self.speech.words(refusal, self.window.unread());
+    pub async fn refuse(mut self, refusal: &Refusal, name: Option<&str>) {
+        let about = About { name, contact: self.entrance.contact.as_deref() };
+        let words = self.speech.words(refusal, about, self.window.unread());
         if words.is_empty() {
             return;
         }
@@ -370,6 +373,20 @@ fn at_claim(refusal: Refusal) -> Refusal {
         Stage::Peek => Refusal { stage: Stage::Claim, ..refusal },
         _ => refusal,
     }
+}
+
+/// What to do about a request for a URL of another scheme than `http`.
+fn other_scheme(bytes: &[u8]) -> Option<&'static str> {
+    let target = bytes.split(|b| matches!(b, b' ' | b'\r' | b'\n')).nth(1)?;
+    let has =
+        |scheme: &str| target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme.as_bytes()));
+    if has("https://") {
+        return Some(
+            "the client asks for an https:// URL without CONNECT; set it to tunnel (CONNECT HOST:443), or use http://",
+        );
+    }
+    (has("ws://") || has("wss://"))
+        .then_some("the client asks for a WebSocket URL; set it to tunnel (CONNECT HOST:PORT)")
 }
 
 /// The authority of a request line, where it has one that nobody could take for a secret: what stands before an `@`

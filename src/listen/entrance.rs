@@ -26,13 +26,15 @@ pub struct Entrance {
     pub tls: Option<Arc<Refreshed<TlsFiles>>>,
     pub users: Option<Arc<Refreshed<UsersFile>>>,
     pub adds: Adds,
+    /// Whom refused clients may ask.
+    pub contact: Option<Arc<str>>,
 }
 
 impl Entrance {
     #[must_use]
-    pub fn new(settings: &ListenerSettings) -> Self {
+    pub fn new(settings: &ListenerSettings, contact: Option<Arc<str>>) -> Self {
         let ListenerSettings { bind, kind, proxies, tls, users, adds } = settings.clone();
-        Self { name: settings.name().into(), kind, bind, proxies, tls, users, adds }
+        Self { name: settings.name().into(), kind, bind, proxies, tls, users, adds, contact }
     }
 
     /// Where a connection was going before the kernel handed it over; `None` on listeners that clients dial.

@@ -26,11 +26,20 @@ pub(super) enum Speech {
     ByBytes,
 }
 
+/// What is said beside the reason.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct About<'a> {
+    /// What the client asked for.
+    pub(super) name: Option<&'a str>,
+    /// Whom to ask (`messages.contact`).
+    pub(super) contact: Option<&'a str>,
+}
+
 impl Speech {
     /// The words, or none where the connection is to be reset.
-    pub(super) fn words(self, refusal: &Refusal, unread: &[u8]) -> Vec<u8> {
+    pub(super) fn words(self, refusal: &Refusal, about: About<'_>, unread: &[u8]) -> Vec<u8> {
         match self {
-            Self::Http => http(refusal),
+            Self::Http => http(refusal, about),
             Self::Socks4 => SOCKS4_REJECTED.to_vec(),
             Self::Socks5Methods => socks5::NO_METHOD.to_vec(),
             Self::Socks5Password => socks5::PASSWORD_FAILS.to_vec(),
@@ -38,8 +47,8 @@ impl Speech {
             Self::Tls if refusal.stage.is_spoken() => ACCESS_DENIED.to_vec(),
             Self::Tls => Vec::new(),
             Self::ByBytes => match unread.first() {
-                Some(first) if first.is_ascii_graphic() => http(refusal),
-                Some(0x16 | 0x80..) => Self::Tls.words(refusal, unread),
+                Some(first) if first.is_ascii_graphic() => http(refusal, about),
+                Some(0x16 | 0x80..) => Self::Tls.words(refusal, about, unread),
                 _ => Vec::new(),
             },
         }
@@ -55,13 +64,21 @@ fn socks_code(refusal: &Refusal) -> u8 {
     }
 }
 
-fn http(refusal: &Refusal) -> Vec<u8> {
+fn http(refusal: &Refusal, about: About<'_>) -> Vec<u8> {
     let spoken = refusal.stage.is_spoken();
     let status = status(refusal);
     let word = if spoken { refusal.reason.as_str() } else { "unreachable" };
-    let rule = refusal.hint.as_ref().and_then(|hint| hint.rule.as_deref()).filter(|_| spoken);
-    let rule_line = rule.map(|rule| format!("rule: {rule}\n")).unwrap_or_default();
-    let body = format!("egret refused this request\nreason: {word}\n{rule_line}");
+    let hint = refusal.hint.as_ref().filter(|_| spoken);
+    let mut body = "egret refused this request\n".to_owned();
+    for (key, value) in [
+        ("name", about.name.filter(|_| spoken)),
+        ("reason", Some(word)),
+        ("rule", hint.and_then(|hint| hint.rule.as_deref())),
+        ("instead", hint.and_then(|hint| hint.instead)),
+        ("contact", about.contact.filter(|_| spoken)),
+    ] {
+        body.extend(value.map(|value| format!("{key}: {value}\n")));
+    }
     // RFC 9209: the standard field for what a proxy has to say; curl shows it for CONNECT, too.
     let error = if spoken { "http_request_denied" } else { "destination_unavailable" };
     // RFC 7617 §2.1: names and passwords are UTF-8.
@@ -70,7 +87,7 @@ fn http(refusal: &Refusal) -> Vec<u8> {
         _ => "",
     };
     format!(
-        "HTTP/1.1 {status}\r\n{ask}Content-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
+        "HTTP/1.1 {status} ({word})\r\n{ask}Content-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
          Proxy-Status: egret; error={error}; details=\"{word}\"\r\nConnection: close\r\n\r\n{body}",
         body.len()
     )
@@ -96,15 +113,17 @@ mod tests {
 
     fn told(speech: Speech, reason: Reason, stage: Stage, unread: &[u8]) -> String {
         let hint = Hint { rule: Some("secret-rule".into()), ..Hint::default() };
-        let words = speech.words(&Refusal::new(reason, stage).with(hint), unread);
+        let about = About { name: Some("a.test"), contact: Some("help@a.test") };
+        let words = speech.words(&Refusal::new(reason, stage).with(hint), about, unread);
         String::from_utf8_lossy(&words).into_owned()
     }
 
     #[test]
     fn policy_is_told_with_reason_and_rule() {
         let text = told(Speech::Http, Reason::RuleDenied, Stage::Name, b"");
-        assert!(text.starts_with("HTTP/1.1 403 Forbidden\r\n"), "{text}");
-        assert!(text.ends_with("reason: rule_denied\nrule: secret-rule\n"), "{text}");
+        assert!(text.starts_with("HTTP/1.1 403 Forbidden (rule_denied)\r\n"), "{text}");
+        let body = "\nname: a.test\nreason: rule_denied\nrule: secret-rule\ncontact: help@a.test\n";
+        assert!(text.ends_with(body), "{text}");
         assert!(text.contains("details=\"rule_denied\""), "{text}");
         assert_eq!(told(Speech::Socks5, Reason::NoRule, Stage::Name, b"").as_bytes()[1], 2);
         assert_eq!(told(Speech::ByBytes, Reason::NoRule, Stage::Name, &[22, 3]).as_bytes(), ACCESS_DENIED);

@@ -59,8 +59,8 @@ pub enum Onward {
 pub enum RequestTarget {
     /// `/path?query`, or `*`.
     Origin(Box<str>),
-    /// `http://host:port/path`; the path as origin-form.
-    Absolute { authority: Authority, path: Box<str> },
+    /// `http://host:port/path`; the path as origin-form. Userinfo is dropped.
+    Absolute { authority: Authority, path: Box<str>, has_userinfo: bool },
     /// CONNECT only.
     Authority(Authority),
 }
@@ -215,6 +215,19 @@ impl RequestHead {
                 Err(Reason::NoHost)
             }
             (RequestTarget::Origin(_), HostField::Malformed { .. }) => Err(Reason::BadHost),
+        }
+    }
+
+    /// Whether Host says what a target with a host does, or nothing, and the target no more than that.
+    #[must_use]
+    pub fn host_agrees(&self) -> bool {
+        let RequestTarget::Absolute { authority, has_userinfo, .. } = &self.target else { return true };
+        let port = |of: &Authority| of.port.unwrap_or(80);
+        match &self.host {
+            _ if *has_userinfo => false,
+            HostField::Given(given) => given.host == authority.host && port(given) == port(authority),
+            HostField::Absent => true,
+            HostField::Malformed { .. } => false,
         }
     }
 
@@ -560,6 +573,7 @@ fn read_target(method: &str, target: &str) -> Result<RequestTarget, Reason> {
     }
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at_checked(end).unwrap_or((rest, ""));
+    let has_userinfo = authority.contains('@');
     let authority = match authority.split_once('@') {
         // RFC 9110 §4.2.4: it is dropped. What two readers could end elsewhere is refused.
         Some((userinfo, host)) if is_userinfo(userinfo) && !host.contains('@') => host,
@@ -573,7 +587,7 @@ fn read_target(method: &str, target: &str) -> Result<RequestTarget, Reason> {
         path if path.starts_with('/') => path.into(),
         query => format!("/{query}").into(),
     };
-    Ok(RequestTarget::Absolute { authority, path })
+    Ok(RequestTarget::Absolute { authority, path, has_userinfo })
 }
 
 /// RFC 3986 §3.2.1.

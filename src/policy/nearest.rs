@@ -23,7 +23,7 @@ impl Policy {
             let Because { rule, .. } = self.because(Grant::App { rule: self.app_hosts.rule(pattern), pattern });
             format!("rule {rule} allows {}{why}", self.app_hosts.text(pattern))
         });
-        Hint { rule: None, pattern: None, nearest, fix: Some(self.name_fix(name, evidence)) }
+        Hint { nearest, fix: Some(self.name_fix(name, evidence)), ..Hint::default() }
     }
 
     fn hanging_near(&self, name: &HostName) -> Option<(u32, &'static str)> {
@@ -97,7 +97,7 @@ impl Policy {
         let fix = format!(
             "- {{ name: {protocol}-{port}, {sources}destinations: [\"{ip}/{len}\"], protocols: [\"{protocol}:{port}\"] }} # policy.network_rules"
         );
-        Hint { rule: None, pattern: None, nearest, fix: Some(fix) }
+        Hint { nearest, fix: Some(fix), ..Hint::default() }
     }
 
     /// A rule that opens what egret finds for a name, which is known only while it runs.
