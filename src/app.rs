@@ -38,7 +38,7 @@ use crate::session::{self, House};
 const SPARE_DESCRIPTORS: u64 = 128 + 2 * admin::MAX_VISITORS as u64 + 2 * relay::MOST_PIPES as u64;
 /// Names looked up at once, where descriptors allow: at ten milliseconds each, 25,000 a second.
 const MAX_LOOKUPS: usize = 256;
-/// Addresses tried parallel_dials another one of their name, where descriptors allow.
+/// Addresses tried at once beyond the first of their names, where descriptors allow.
 const MAX_PARALLEL_DIALS: usize = 256;
 /// What one relayed connection may cost: two sockets' own buffers, the session, and where clients speak TLS its state
 /// and two copying buffers.
@@ -148,8 +148,8 @@ impl App {
     ) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::default());
         let limits = settings.limits;
-        let room = Room::measure(&settings);
         raise_descriptors();
+        let room = Room::measure(&settings);
         let listen = |socket| TcpListener::from_std(socket).map_err(StartError::Runtime);
         let entrances = settings.listeners.iter();
         let entrances = entrances.map(|listener| Arc::new(Entrance::new(listener, settings.contact.clone())));
@@ -451,31 +451,45 @@ struct Room {
     peek_memory: usize,
     /// Names looked up at once.
     lookups: usize,
-    /// Addresses tried parallel_dials another one.
+    /// Addresses tried at once beyond the first of their names.
     parallel_dials: usize,
 }
 
 impl Room {
     fn measure(settings: &Settings) -> Self {
         let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard);
-        Self::within(memory_limit(), descriptors, &settings.limits, settings.dns.most_servers())
+        let servers = settings.dns.most_servers();
+        let room = Self::within(memory_limit(), descriptors, &settings.limits, servers);
+        let needed = room.descriptors_beside(servers) + 2 * room.connections as u64;
+        if needed > descriptors {
+            tracing::warn!(
+                needed,
+                descriptors,
+                "limits.connections and limits.lookups need more descriptors than there are; raise LimitNOFILE (ulimit -n), or write less"
+            );
+        }
+        room
+    }
+
+    /// Descriptors for all but connections.
+    const fn descriptors_beside(&self, servers: usize) -> u64 {
+        // A look-up asks every server for both families, each over a socket of its own.
+        SPARE_DESCRIPTORS + (2 * servers * self.lookups + self.parallel_dials) as u64
     }
 
     /// Peeking gets an eighth of the memory at most, connections (two descriptors each) half of it.
     fn within(memory: u64, descriptors: u64, limits: &Limits, servers: usize) -> Self {
         let fit = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-        let lookups = limits.lookups.unwrap_or_else(|| fit(descriptors / 64).clamp(8, MAX_LOOKUPS));
-        let parallel_dials = fit(descriptors / 16).clamp(8, MAX_PARALLEL_DIALS);
-        // A look-up asks every server for both families, each over a socket of its own.
-        let others = SPARE_DESCRIPTORS + (2 * servers * lookups + parallel_dials) as u64;
-        let by_descriptors = descriptors.saturating_sub(others) / 2;
-        let by_memory = memory / 2 / BYTES_PER_CONNECTION;
-        Self {
-            connections: limits.connections.unwrap_or_else(|| fit(by_descriptors.min(by_memory)).max(16)),
+        let mut room = Self {
+            connections: 0,
             peek_memory: limits.peek_memory.min(fit(memory / 8)),
-            lookups,
-            parallel_dials,
-        }
+            lookups: limits.lookups.unwrap_or_else(|| fit(descriptors / 64).clamp(8, MAX_LOOKUPS)),
+            parallel_dials: fit(descriptors / 16).clamp(8, MAX_PARALLEL_DIALS),
+        };
+        let by_descriptors = descriptors.saturating_sub(room.descriptors_beside(servers)) / 2;
+        let by_memory = memory / 2 / BYTES_PER_CONNECTION;
+        room.connections = limits.connections.unwrap_or_else(|| fit(by_descriptors.min(by_memory)).max(16));
+        room
     }
 }
 

@@ -207,7 +207,10 @@ async fn send_answer(
             if interim > MAX_INTERIM {
                 return Err(no_answer(Reason::BadAnswer));
             }
-            write(&mut client, &head.for_client(&held, &[], Onward::Stay), Way::Down, meter).await?;
+            // HTTP/1.0 does not know them (RFC 9110 §15.2).
+            if !request.head.is_http_10() {
+                write(&mut client, &head.for_client(&held, &[], Onward::Stay), Way::Down, meter).await?;
+            }
             held.drain(..head.len);
             continue;
         }
@@ -231,6 +234,10 @@ async fn send_answer(
             return Ok(Answered { status: head.status, then: Then::Switch { up } });
         }
         let body = head.body(&request.head.method).map_err(no_answer)?;
+        // Nor does it know chunks, which it was asked in (RFC 9112 §6.1).
+        if request.head.is_http_10() && body == AnswerLength::Framed(BodyLength::Chunked) {
+            return Err(no_answer(Reason::BadAnswer));
+        }
         break (head, body);
     };
     let is_framed = matches!(length, AnswerLength::Framed(_)) && !head.announces_forbidden_body(&request.head.method);

@@ -18,7 +18,7 @@ use crate::budget::Budget;
 use crate::ending::{Reason, Refusal, Stage};
 use crate::policy::Permit;
 
-/// RFC 8305 §5: how long one address has before the next is tried parallel it.
+/// RFC 8305 §5: how long one address has before the next is tried too.
 const HEAD_START: Duration = Duration::from_millis(250);
 /// The bounds of one dial.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +26,7 @@ pub struct DialLimits<'a> {
     pub deadline: Duration,
     /// Addresses that are tried.
     pub addresses: usize,
-    /// How many may be tried parallel another one of their name, of all connections together: each takes a descriptor that
+    /// How many may be tried at once beyond the first of their names, of all connections together: each takes a descriptor that
     /// no connection is counted for.
     pub parallel: &'a Arc<Budget>,
     /// The client charged for them.
@@ -145,7 +145,7 @@ async fn race(
     let mut running = JoinSet::new();
     let mut last = io::Error::from(io::ErrorKind::HostUnreachable);
     loop {
-        // The first is tried by itself; without a place parallel it, another one waits for its end.
+        // The first is tried by itself; without a place in `parallel`, the next waits for its end.
         let mut place = limits.parallel.share(limits.client);
         let may_begin = running.is_empty() || place.grow(1).is_ok();
         let next = if may_begin { waiting.pop_front().map(|address| (address, place)) } else { None };
@@ -162,13 +162,13 @@ async fn race(
                         (address, connected)
                     });
                 }
-                Err(error) if running.is_empty() && waiting.len() == 0 => return Err(error),
+                Err(error) if running.is_empty() && waiting.is_empty() => return Err(error),
                 Err(_) => continue,
             }
         } else if running.is_empty() {
             return Err(last);
         }
-        let ended = if has_begun && waiting.len() > 0 {
+        let ended = if has_begun && !waiting.is_empty() {
             match tokio::time::timeout(HEAD_START, running.join_next()).await {
                 Ok(ended) => ended,
                 Err(_) => continue,

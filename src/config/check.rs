@@ -453,6 +453,12 @@ fn limits(out: &mut Findings<'_>, written: &file::Limits) -> Option<Limits> {
         count_or_auto => count(out, "limits.connections_per_client", count_or_auto, "auto or unlimited")
             .map(|most| most.map_or(PerClient::Auto, PerClient::Most)),
     };
+    if let (Some(Some(most)), Some(PerClient::Most(of_one))) = (connections, per_client)
+        && of_one > most
+    {
+        let message = format!("is larger than `limits.connections`, which is {most}; write less, or unlimited");
+        out.fault("limits.connections_per_client", message);
+    }
     let lookups = count(out, "limits.lookups", written.lookups.as_ref(), "auto");
     if lookups.flatten().is_some_and(|lookups| lookups > MAX_LOOKUPS) {
         let message = format!("each takes descriptors from connections; write {MAX_LOOKUPS} or less, or auto");
@@ -552,7 +558,7 @@ fn size(out: &mut Findings<'_>, path: &str, text: Option<&str>, default: usize, 
 }
 
 /// Names looked up at once: more would leave no descriptors for what the names are for.
-const MAX_LOOKUPS: usize = 10_000;
+const MAX_LOOKUPS: usize = 4096;
 
 /// `Some(None)` is the first of the words.
 #[allow(clippy::option_option, reason = "outer: was it readable; inner: was it a number")]

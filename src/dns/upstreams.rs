@@ -25,6 +25,9 @@ type Pool = NameServerPool<TokioRuntimeProvider>;
 /// How long one server has before the next is asked beside it.
 const HEAD_START: Duration = Duration::from_millis(800);
 
+/// How long before the end the wait for a better answer over UDP than an ill one ends: later nothing would hear of it.
+const LAST_WORD: Duration = Duration::from_millis(50);
+
 /// One server, as it is asked.
 #[derive(Clone)]
 enum Server {
@@ -39,7 +42,7 @@ enum Server {
 impl Server {
     async fn ask(self, query: Query, until: Instant) -> Result<DnsResponse, NetError> {
         let pool = match self {
-            Self::Plain { udp: address, tcp } => match udp::ask(address, query.clone(), until).await {
+            Self::Plain { udp: address, tcp } => match udp::ask(address, query.clone(), last_word(until)).await {
                 Err(NetError::Truncated) => tcp,
                 answer => return answer,
             },
@@ -47,6 +50,11 @@ impl Server {
         };
         pool.lookup(query, DnsRequestOptions::default()).first_answer().await
     }
+}
+
+fn last_word(until: Instant) -> Instant {
+    let left = until.saturating_duration_since(Instant::now());
+    until - LAST_WORD.min(left / 4)
 }
 
 /// Servers that answer for the same names. Each is asked by itself: how they take over from each other is decided
@@ -227,5 +235,31 @@ impl std::fmt::Display for DnsUpstream {
             DnsTransport::Tls { name } => write!(f, "tls://{place}#{name}"),
             DnsTransport::Https { name, path } => write!(f, "https://{place}{path}#{name}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hickory_proto::rr::{Name, RecordType};
+    use tokio::net::UdpSocket;
+
+    #[tokio::test]
+    async fn what_cannot_be_read_says_more_than_silence() {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let SocketAddr::V4(address) = server.local_addr().unwrap() else { unreachable!() };
+        let upstream = DnsUpstream { ip: (*address.ip()).into(), port: address.port(), transport: DnsTransport::Plain };
+        let tls = tls_config(None).unwrap();
+        let group = Group::new(&[upstream], &tls, Duration::from_secs(5));
+        tokio::spawn(async move {
+            let mut buffer = [0; 1500];
+            let (_, from) = server.recv_from(&mut buffer).await.unwrap();
+            let broken = [&buffer[..2], &[0xff; 40]].concat();
+            server.send_to(&broken, from).await.unwrap();
+            std::future::pending::<()>().await;
+        });
+        let query = Query::query(Name::from_ascii("a.example.").unwrap(), RecordType::A);
+        let failed = group.lookup(query, Instant::now() + Duration::from_millis(600)).await.unwrap_err();
+        assert!(!matches!(failed, NetError::Timeout | NetError::NoConnections), "{failed:?}");
     }
 }

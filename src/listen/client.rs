@@ -318,7 +318,8 @@ impl Client {
     /// Tells the client that it was refused, and for which name, and waits a bounded time until it has heard. Where nothing may
     /// be told, dropping the link resets it.
     pub async fn refuse(mut self, refusal: &Refusal, name: Option<&str>) {
-        let about = About { name, contact: self.entrance.contact.as_deref() };
+        let about =
+            About { name, contact: self.entrance.contact.as_deref(), asks_for_user: self.entrance.users.is_some() };
         let words = self.speech.words(refusal, about, self.window.unread());
         if words.is_empty() {
             return;

@@ -33,6 +33,8 @@ pub(super) struct About<'a> {
     pub(super) name: Option<&'a str>,
     /// Whom to ask (`messages.contact`).
     pub(super) contact: Option<&'a str>,
+    /// Whether the listener asks for a user.
+    pub(super) asks_for_user: bool,
 }
 
 impl Speech {
@@ -66,7 +68,7 @@ fn socks_code(refusal: &Refusal) -> u8 {
 
 fn http(refusal: &Refusal, about: About<'_>) -> Vec<u8> {
     let spoken = refusal.stage.is_spoken();
-    let status = status(refusal);
+    let status = status(refusal, about.asks_for_user);
     let word = if spoken { refusal.reason.as_str() } else { "unreachable" };
     let hint = refusal.hint.as_ref().filter(|_| spoken);
     let mut body = "egret refused this request\n".to_owned();
@@ -83,7 +85,7 @@ fn http(refusal: &Refusal, about: About<'_>) -> Vec<u8> {
     let error = if spoken { "http_request_denied" } else { "destination_unavailable" };
     // RFC 7617 §2.1: names and passwords are UTF-8.
     let ask = match refusal.reason {
-        Reason::AuthFailed => "Proxy-Authenticate: Basic realm=\"egret\", charset=\"UTF-8\"\r\n",
+        Reason::AuthFailed if about.asks_for_user => "Proxy-Authenticate: Basic realm=\"egret\", charset=\"UTF-8\"\r\n",
         _ => "",
     };
     format!(
@@ -94,11 +96,11 @@ fn http(refusal: &Refusal, about: About<'_>) -> Vec<u8> {
     .into_bytes()
 }
 
-fn status(refusal: &Refusal) -> &'static str {
+fn status(refusal: &Refusal, asks_for_user: bool) -> &'static str {
     match (refusal.reason, refusal.stage) {
         (_, stage) if !stage.is_spoken() => "502 Bad Gateway",
         (_, Stage::Limit) => "503 Service Unavailable",
-        (Reason::AuthFailed, _) => "407 Proxy Authentication Required",
+        (Reason::AuthFailed, _) if asks_for_user => "407 Proxy Authentication Required",
         (Reason::PeekTimeout, _) => "408 Request Timeout",
         (Reason::HeadTooLarge, _) => "431 Request Header Fields Too Large",
         (Reason::BadRequest | Reason::AmbiguousRequest | Reason::NoHost | Reason::BadHost, _) => "400 Bad Request",
@@ -113,7 +115,7 @@ mod tests {
 
     fn told(speech: Speech, reason: Reason, stage: Stage, unread: &[u8]) -> String {
         let hint = Hint { rule: Some("secret-rule".into()), ..Hint::default() };
-        let about = About { name: Some("a.test"), contact: Some("help@a.test") };
+        let about = About { name: Some("a.test"), contact: Some("help@a.test"), asks_for_user: false };
         let words = speech.words(&Refusal::new(reason, stage).with(hint), about, unread);
         String::from_utf8_lossy(&words).into_owned()
     }

@@ -118,7 +118,9 @@ impl World {
             honest.join().unwrap()
         });
         println!("{seen:?}");
-        assert!(seen.slowest < Duration::from_secs(1) && seen.slowest_probe < Duration::from_secs(1), "{seen:?}");
+        // Held up is held up for good; how long a moment is, `benches/attacked.rs` measures.
+        let moment = Duration::from_secs(5);
+        assert!(seen.slowest < moment && seen.slowest_probe < moment, "{seen:?}");
         assert!(seen.descriptors < usize::try_from(DESCRIPTORS).unwrap(), "{seen:?}");
         assert!(!self.egret.errors().contains("cannot accept"), "{}", self.egret.errors());
         let of_honest = format!("{HONEST}:");

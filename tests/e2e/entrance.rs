@@ -611,10 +611,10 @@ fn a_kept_connection_does_not_outlive_its_certificate() {
     }
     // One that runs out.
     eventually("the certificate has expired", || SystemTime::now() > now + Duration::from_secs(7));
-    assert_eq!(status(&mut expires, &host), "407");
+    assert_eq!(status(&mut expires, &host), "403");
     // One that is revoked.
     changes(&|| std::fs::write(&crl, authority.revoke(&[2], now + day)).unwrap());
-    assert_eq!((status(&mut revoked, &host), status(&mut stays, &host)), ("407".into(), "200".into()));
+    assert_eq!((status(&mut revoked, &host), status(&mut stays, &host)), ("403".into(), "200".into()));
     let mut again = certified(&authority, &first, to);
     let _ = write!(again, "GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n");
     assert!(again.read(&mut [0]).is_err(), "nor is it let in again");
@@ -623,7 +623,7 @@ fn a_kept_connection_does_not_outlive_its_certificate() {
     });
     // An authority that is trusted no more; the list is of the one before.
     changes(&|| assert!(std::fs::copy(other.ca(), &ca).is_ok()));
-    assert_eq!(status(&mut stays, &host), "407");
+    assert_eq!(status(&mut stays, &host), "403", "no password would help");
     let line = egret.record("the last", |line| {
         line["nearest"].as_str().is_some_and(|why| why.contains("not trusted any more")) && line["event"] == "http"
     });

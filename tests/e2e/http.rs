@@ -67,6 +67,21 @@ fn a_request_goes_on_in_origin_form_with_its_fields_as_sent() {
     assert!(answer.contains("\r\nConnection: close\r\n"), "{answer}");
 }
 
+#[test]
+fn what_http_1_0_does_not_know_is_not_sent_to_its_clients() {
+    let request = |host: &str| format!("GET / HTTP/1.0\r\nHost: {host}\r\n\r\n");
+    let host = format!("a.web.test:{HTTP}");
+    {
+        let w = world(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi");
+        let (answer, _) = say(w.egret.plain(), request(&host).as_bytes());
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nhi"), "{answer}");
+    }
+    let w = world(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n");
+    let (answer, local) = say(w.egret.plain(), request(&host).as_bytes());
+    assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
+    refused(&w.egret.record_of(local), "bad_answer", "relay");
+}
+
 /// A tunnel by SOCKS5 (RFC 1928).
 fn socks(egret: &Egret, host: &str) -> TcpStream {
     let mut stream = connect(egret.forward());

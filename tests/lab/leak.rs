@@ -231,18 +231,18 @@ fn a_full_conntrack_table_drops_or_forgets_and_opens_nothing() {
         return missing("a conntrack table that a test can fill");
     }
     let mut capture = world.capture();
-    let most = config(POLICY, "").replace("interfaces: [lan]", "interfaces: [lan], flows_per_client: 1000000");
-    let egret = hop(&world, &most);
+    let egret = hop(&world, &config(POLICY, ""));
     let count = || -> u64 {
         let text = world.at("hop1", || std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap());
         text.trim().parse().unwrap()
     };
     let sockets = usize::try_from(max / 250 + 50).unwrap();
-    world.at("client", || {
+    // The hop's own flows fill the table: no limit of one client's holds them up.
+    world.at("hop1", || {
         for _ in 0..sockets {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
             for last in 1..=250 {
-                let _ = socket.send_to(b"x", (format!("20.60.3.{last}").as_str(), 1194));
+                let _ = socket.send_to(b"x", (format!("127.60.3.{last}").as_str(), 1194));
             }
         }
     });
