@@ -81,7 +81,7 @@ pub enum StartError {
     Table(String),
     #[error("cannot hear what the kernel refuses: {0}; does another egret run in this network namespace?")]
     Told(#[source] io::Error),
-    #[error("upstream.sources: {0} is no address of this machine's interfaces; add it to one, or remove it")]
+    #[error("upstream.sources: {0} is not an address of this machine's interfaces; add it to one, or remove it")]
     Source(IpAddr),
     #[error("cannot start the runtime: {0}")]
     Runtime(#[source] io::Error),
@@ -250,7 +250,7 @@ impl App {
             kernel: self.house.kernel.clone(),
             log: self.log,
         };
-        // The pages are no guests: they answer until everybody else has left.
+        // The pages are not guests: they answer until everybody else has left.
         let pages = Drain::new();
         if let Some(listener) = self.admin {
             tokio::spawn(admin::serve(listener, Access::Everyone, admin::admin_pages(&told), pages.guest()));

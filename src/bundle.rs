@@ -251,7 +251,7 @@ impl TryFrom<String> for Date {
             };
             (parts.next().is_none() && (1..=last).contains(&day)).then_some(())
         })();
-        read.map(|()| Self(text.clone())).ok_or_else(|| format!("`{text}` is no date; write it as 2023-06-13"))
+        read.map(|()| Self(text.clone())).ok_or_else(|| format!("`{text}` is not a date; write it as 2023-06-13"))
     }
 }
 

@@ -193,7 +193,7 @@ fn remember(settings: &Settings) {
     }
 }
 
-/// How long work that is no connection may take when everything else has ended.
+/// How long work that is not a connection may take when everything else has ended.
 const LAST_WORK: Duration = Duration::from_secs(2);
 
 fn run(path: Option<&Path>, applies: bool) -> Result<ExitCode, CommandError> {
@@ -394,7 +394,7 @@ fn complain(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-/// A reader that went away (`| head`) is no error.
+/// A reader that went away (`| head`) is not an error.
 fn print(text: &str) -> Result<ExitCode, CommandError> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),

@@ -25,7 +25,7 @@ pub(crate) fn read_bounded(path: &Path) -> Result<String, String> {
 /// A file's text. Pipes and devices, which could be waited for without end, are none.
 pub(crate) fn read_regular(path: &Path) -> Result<String, String> {
     match std::fs::metadata(path) {
-        Ok(meta) if !meta.is_file() => Err(format!("{} is no file; write the name of one", path.display())),
+        Ok(meta) if !meta.is_file() => Err(format!("{} is not a file; write the name of one", path.display())),
         _ => read_bounded(path),
     }
 }

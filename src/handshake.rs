@@ -120,7 +120,7 @@ impl Wait<'_> {
                 return Ok(());
             }
             if self.client_ended {
-                // What is held is no whole hello, and goes nowhere.
+                // What is held is not a whole hello, and goes nowhere.
                 return if self.gate.is_closed() { Err(refused(Reason::BadTls)) } else { Ok(()) };
             }
             if matches!(self.step(limit).await?, Step::UpstreamEnded) {

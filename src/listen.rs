@@ -36,7 +36,7 @@ const BACKLOG: i32 = 4096;
 /// Connections that are taken out of the kernel's queue before one of those at hand begins: a flood waits here, where
 /// clients take turns, and not there.
 const AT_ONCE: usize = 32;
-/// After a failed accept: long enough that a lack of descriptors is no spin, short enough to go unnoticed.
+/// After a failed accept: long enough that a lack of descriptors is not a spin, short enough to go unnoticed.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// Binds a TCP listener. An IPv6 wildcard takes IPv4 too. What it accepts has its options (tcp(7)): no delay for

@@ -1,7 +1,7 @@
 //! Host names as policy knows them: one spelling, settled where the bytes enter.
 //!
 //! Owns the difference between a name and an address. Does not own patterns (`policy::pattern`) or
-//! IDNA, which is for configuration only: on the wire a name is ASCII or it is no name.
+//! IDNA, which is for configuration only: on the wire a name is ASCII or it is not a name.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -173,7 +173,7 @@ fn number(part: &str) -> Option<u64> {
     }
     match lower.strip_prefix('0') {
         Some(octal) if !octal.is_empty() => {
-            // An `09` is no octal number; some parsers then read it as decimal, so it is an address too.
+            // An `09` is not an octal number; some parsers then read it as decimal, so it is an address too.
             all_digits(octal, 8).or_else(|| all_digits(octal, 10))
         }
         _ => all_digits(&lower, 10),
@@ -181,7 +181,7 @@ fn number(part: &str) -> Option<u64> {
 }
 
 fn all_digits(text: &str, radix: u32) -> Option<u64> {
-    // `from_str_radix` takes a leading `+`, which is no digit.
+    // `from_str_radix` takes a leading `+`, which is not a digit.
     text.chars().all(|c| c.is_digit(radix)).then(|| u64::from_str_radix(text, radix).ok())?
 }
 

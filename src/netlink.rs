@@ -201,7 +201,7 @@ impl Socket {
     /// The first of the kernel's.
     pub fn ask(&self, messages: &Messages) -> io::Result<()> {
         let mut buffer = vec![0; 8 << 10];
-        // What an earlier question left behind is no answer to this one.
+        // What an earlier question left behind is not an answer to this one.
         while self.receive(&mut buffer, MsgFlags::MSG_DONTWAIT).is_ok() {}
         self.send(messages)?;
         let (mut acknowledged, mut outcome) = (0, Ok(()));

@@ -92,7 +92,7 @@ const FORBIDDEN: &[libc::c_long] = &[
 /// Gives up everything but what is needed. Must run before other threads do.
 ///
 /// # Errors
-/// [`PrivilegeError`], where the kernel refuses; Landlock or seccomp that it does not have is no error, and told.
+/// [`PrivilegeError`], where the kernel refuses; Landlock or seccomp that it does not have is not an error, and told.
 pub fn give_up(needs: &Needs) -> Result<Kept, PrivilegeError> {
     let rights = rights(needs)?;
     nix::sys::prctl::set_no_new_privs().map_err(failed("new privileges"))?;

@@ -413,7 +413,7 @@ const fn source(via: Via) -> &'static str {
     }
 }
 
-/// What is no name and stands where one belongs: before an `@` it may be a password.
+/// What is not a name and stands where one belongs: before an `@` it may be a password.
 fn without_userinfo(raw: &[u8]) -> &[u8] {
     raw.rsplit(|b| *b == b'@').next().unwrap_or_default()
 }

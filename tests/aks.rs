@@ -418,7 +418,7 @@ fn walk_name(world: &mut World, row: &Row, cloud: &str, day: &Date, printed: &Pr
     let mut walked = 0;
     for (scheme, host, port) in near {
         let protocol = format!("{scheme}:{port}");
-        // What another row prints is no neighbour.
+        // What another row prints is not a neighbour.
         if open.iter().any(|(r, f)| r.protocols.contains(&protocol) && fits(f, &host)) || !host.contains('.') {
             continue;
         }
@@ -816,13 +816,13 @@ fn bad_parameters_are_told_with_what_would_be_right() {
         ("location: westeurope, features: [teleport]", "there is no feature `teleport`; write application-insights, "),
         (
             "location: westeurope, edition: yesterday",
-            "edition: `yesterday` is no date; write it as 2023-06-13, or latest",
+            "edition: `yesterday` is not a date; write it as 2023-06-13, or latest",
         ),
         ("location: westeurope, edition: 2018-01-01", "the first one is 2019-05-06"),
         ("location: westeurope, os: [ubunto]", "os[0]: there is no operating system `ubunto` (did you mean `ubuntu`?)"),
         (
             "location: westeurope, api_server: localhost",
-            "api_server: `localhost` is no API server; write its FQDN, such as mycluster-1a2b.hcp.westeurope.azmk8s.io",
+            "api_server: `localhost` is not an API server; write its FQDN, such as mycluster-1a2b.hcp.westeurope.azmk8s.io",
         ),
         (
             "location: westeurope, api_server: 0.0.0.0/0",
@@ -831,12 +831,12 @@ fn bad_parameters_are_told_with_what_would_be_right() {
         ("location: westeurope, api_server: 10.0.0.1/8", "has bits set behind its prefix"),
         (
             "location: westeurope, dns_servers: [dns.example]",
-            "dns_servers[0]: `dns.example` is no address; write such as 10.1.0.53",
+            "dns_servers[0]: `dns.example` is not an address; write such as 10.1.0.53",
         ),
         ("location: westeurope, region_cidrs: [20.0.0.0/33]", "region_cidrs[0]: "),
         (
             "location: westeurope, registries: [a.b/c]",
-            "registries[0]: `a.b/c` is no name of one; write myregistry or registry.example.com",
+            "registries[0]: `a.b/c` is not the name of one; write myregistry or registry.example.com",
         ),
         ("location: westeurope, key_vaults: [x]", "key_vaults[0]: "),
         (
@@ -957,9 +957,9 @@ fn a_broken_file_of_tags_is_told_and_nothing_of_it_is_used() {
         fault(text, here)
     };
     assert!(told(&good.as_bytes()[..good.len() - 20]).contains("ends before its end"));
-    assert!(told(b"<html>").contains("is no JSON"));
+    assert!(told(b"<html>").contains("is not JSON"));
     assert!(told(b"").contains("ends before its end"));
-    assert!(told(b"{ \"cloud\": \"Public\" }").contains("is no file of service tags"));
+    assert!(told(b"{ \"cloud\": \"Public\" }").contains("is not a file of service tags"));
     assert!(told(&[0xff, 0xfe]).contains("is not UTF-8"));
     assert!(
         told(good.replace("Public", "AzureGovernment").as_bytes())
@@ -1105,11 +1105,11 @@ fn what_is_given_as_one_s_own_is_no_net_to_catch_everything() {
         ("dns_servers: [0.0.0.0/0]", "write each server's own address, /32 or longer"),
         ("dns_servers: [10.0.0.0/24]", "each server's own address"),
         ("region_cidrs: [0.0.0.0/0], konnectivity: false", "the region's own prefixes, /8 or longer"),
-        ("registries: [azurecr.io]", "is no name of one"),
-        ("registries: [\"*.azurecr.io\"]", "is no name of one"),
-        ("key_vaults: [github.com]", "is no vault of this cloud"),
-        ("key_vaults: [my-vault.vault.azure.cn]", "is no vault of this cloud"),
-        ("api_server: \"*.hcp.westeurope.azmk8s.io\"", "is no API server"),
+        ("registries: [azurecr.io]", "is not the name of one"),
+        ("registries: [\"*.azurecr.io\"]", "is not the name of one"),
+        ("key_vaults: [github.com]", "is not a vault of this cloud"),
+        ("key_vaults: [my-vault.vault.azure.cn]", "is not a vault of this cloud"),
+        ("api_server: \"*.hcp.westeurope.azmk8s.io\"", "is not an API server"),
         (
             "api_server: \"https://a.hcp.westeurope.azmk8s.io:443\"",
             "is more than a name; write a.hcp.westeurope.azmk8s.io",
@@ -1124,9 +1124,9 @@ fn what_is_given_as_one_s_own_is_no_net_to_catch_everything() {
     for (more, says) in [
         (
             "api_server: www.example.com",
-            "`www.example.com` is no API server's name at westeurope in the cloud global; its addresses open TCP 443",
+            "`www.example.com` is not an API server's name at westeurope in the cloud global; its addresses open TCP 443",
         ),
-        ("api_server: a.hcp.northeurope.azmk8s.io", "is no API server's name at westeurope"),
+        ("api_server: a.hcp.northeurope.azmk8s.io", "is not an API server's name at westeurope"),
         ("api_server: 20.8.0.0/24", "connections to 20.8.0.0/24 on port 443 are not judged by name"),
         ("private_cluster: true, api_server: a.b.privatelink.westeurope.azmk8s.io", "write addresses: [public, RANGE]"),
         ("any_destination: [tunnel-udp]", "tunnel-udp stays closed all the same: not needed with konnectivity"),
@@ -1165,13 +1165,13 @@ fn service_tags_open_no_place_that_is_no_cloud_s() {
     {
         tags("Public", bad);
         let told = fault(text, folder.path());
-        assert!(told.contains("which is no cloud's"), "{bad}: {told}");
+        assert!(told.contains("which is not a cloud's"), "{bad}: {told}");
     }
     tags("Public", "");
     assert!(fault(text, folder.path()).contains("has no prefix in this file"));
     std::fs::write(&file, r#"{ "cloud": "Public", "values": [{ "name": "A", "properties": { "addressPrefixes": [] } }, { "name": "a", "properties": { "addressPrefixes": [] } }] }"#).unwrap();
     assert!(fault(text, folder.path()).contains("has the service tag A twice"));
-    // What service tags call a region is no location, though the file has it.
+    // What service tags call a region is not a location, though the file has it.
     let young = |location: &str| format!("service_tags: tags.json, bundles: [{{ bundle: aks, location: {location} }}]");
     std::fs::write(&file, r#"{ "cloud": "Public", "values": [{ "name": "AzureCloud.centralfrance", "properties": { "addressPrefixes": ["20.1.0.0/16"] } }] }"#).unwrap();
     assert!(fault(&young("centralfrance"), folder.path()).contains("did you mean `francecentral`?"));

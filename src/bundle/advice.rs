@@ -54,7 +54,7 @@ impl Choice<'_> {
                 Destination::Kept(name) if !self.is_of_here(name.as_str()) => {
                     let region = self.location.as_deref().unwrap_or("any");
                     let message = format!(
-                        "`{word}` is no API server's name at {region} in the cloud {}; its addresses open TCP 443 for every site behind them",
+                        "`{word}` is not an API server's name at {region} in the cloud {}; its addresses open TCP 443 for every site behind them",
                         self.cloud_name
                     );
                     out.say(Level::Warning, key, message);

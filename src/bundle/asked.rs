@@ -321,7 +321,7 @@ fn location(
     }
     let written: String = word.chars().filter(|c| *c != ' ').map(|c| c.to_ascii_lowercase()).collect();
     let known = cloud.locations().any(|(name, _)| name == written);
-    // What service tags spell differently is no location, though their file knows it.
+    // What service tags spell differently is not a location, though their file knows it.
     let by_tag = cloud.locations().find(|(name, tag)| *tag == written && tag != name).map(|(name, _)| name);
     let is_word = !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let is_young = || by_tag.is_none() && is_word && has_tag(&format!("AzureCloud.{word}"));
@@ -343,7 +343,7 @@ fn location(
 fn nets(out: &mut Remarks<'_>, key: &str, words: &[String], least: (u8, u8), instead: &str) -> Vec<Destination> {
     out.each(key, words, |word| {
         if !word.contains(['.', ':']) || word.bytes().all(|b| b.is_ascii_alphabetic() || b == b'.') {
-            return Err(format!("`{word}` is no address; write such as 10.1.0.53"));
+            return Err(format!("`{word}` is not an address; write such as 10.1.0.53"));
         }
         at_least(prefix(word)?, least, instead).map(Destination::Net)
     })
@@ -362,7 +362,7 @@ fn at_least(net: IpNet, (v4, v6): (u8, u8), instead: &str) -> Result<IpNet, Stri
 fn api_server_of(word: &str, region: &str) -> Result<Destination, String> {
     let wrong = || {
         format!(
-            "`{word}` is no API server; write its FQDN, such as mycluster-1a2b.hcp.{region}.azmk8s.io, its address or a CIDR"
+            "`{word}` is not an API server; write its FQDN, such as mycluster-1a2b.hcp.{region}.azmk8s.io, its address or a CIDR"
         )
     };
     if let Ok(net) = prefix(word) {
@@ -390,7 +390,7 @@ fn registry(word: &str, cloud: &Cloud) -> Result<HostName, String> {
     let short = (5..=50).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_alphanumeric());
     let full = if short { fqdn(&format!("{word}.{}", cloud.registry)) } else { fqdn(word) };
     full.filter(|name| name.as_str() != cloud.registry)
-        .ok_or_else(|| format!("`{word}` is no name of one; write myregistry or registry.example.com"))
+        .ok_or_else(|| format!("`{word}` is not the name of one; write myregistry or registry.example.com"))
 }
 
 /// `NAME`, or `NAME.vault.azure.net`.
@@ -402,5 +402,5 @@ fn vault(word: &str, cloud: &Cloud) -> Result<HostName, String> {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
         && name.starts_with(|c: char| c.is_ascii_alphabetic());
     let full = fqdn(&format!("{name}.{}", cloud.vault)).filter(|_| is_vault);
-    full.ok_or_else(|| format!("`{word}` is no vault of this cloud; write my-vault or my-vault.{}", cloud.vault))
+    full.ok_or_else(|| format!("`{word}` is not a vault of this cloud; write my-vault or my-vault.{}", cloud.vault))
 }

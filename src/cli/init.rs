@@ -133,7 +133,7 @@ impl Aks {
             match net {
                 ipnet::IpNet::V4(net) if net.prefix_len() <= 29 => subnets.push(net),
                 ipnet::IpNet::V4(_) => {
-                    return Err(format!("--subnets: `{text}` is no subnet; write such as 10.224.0.0/16"));
+                    return Err(format!("--subnets: `{text}` is not a subnet; write such as 10.224.0.0/16"));
                 }
                 ipnet::IpNet::V6(_) => return Err(format!("--subnets: `{text}`: these commands are for IPv4 subnets")),
             }

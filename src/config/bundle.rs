@@ -215,7 +215,7 @@ impl Maker<'_> {
         let prefixes = file.prefixes(tag).map_err(|fault| format!("{fault}; {cure}"))?;
         match prefixes.iter().find(|net| net.prefix_len() < 8 || !guard::is_public(net)) {
             Some(net) => {
-                Err(format!("the service tag {tag} holds {net}, which is no cloud's; download the file again"))
+                Err(format!("the service tag {tag} holds {net}, which is not a cloud's; download the file again"))
             }
             None => Ok(prefixes),
         }

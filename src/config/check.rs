@@ -406,7 +406,7 @@ fn upstream(text: &str) -> Result<DnsUpstream, String> {
         ),
         _ => {
             return Err(format!(
-                "`{text}` is no upstream; write 10.0.0.53, 10.0.0.53:5353, tls://ADDRESS#NAME or https://ADDRESS/PATH#NAME"
+                "`{text}` is not an upstream; write 10.0.0.53, 10.0.0.53:5353, tls://ADDRESS#NAME or https://ADDRESS/PATH#NAME"
             ));
         }
     };
@@ -414,8 +414,8 @@ fn upstream(text: &str) -> Result<DnsUpstream, String> {
     let (ip, port) = match (bare.parse::<IpAddr>(), place.parse::<SocketAddr>()) {
         (Ok(ip), _) => (ip, default_port),
         (_, Ok(socket)) if socket.port() > 0 => (socket.ip(), socket.port()),
-        (_, Ok(_)) => return Err("0 is no port; write a number from 1 to 65535".to_owned()),
-        _ => return Err(format!("`{place}` is no address; an upstream is reached by address, not by name")),
+        (_, Ok(_)) => return Err("0 is not a port; write a number from 1 to 65535".to_owned()),
+        _ => return Err(format!("`{place}` is not an address; an upstream is reached by address, not by name")),
     };
     Ok(DnsUpstream { ip, port, transport })
 }
@@ -534,10 +534,10 @@ pub(super) fn duration(
     let read = match humantime::parse_duration(text) {
         Ok(time) if time > LONGEST => Err(format!("`{text}` is longer than a year; write a shorter time")),
         Ok(Duration::ZERO) if bounds == Bounds::Positive => {
-            Err("no time is no limit that works; write 1ms or more".to_owned())
+            Err("a limit of zero lets nothing through; write 1ms or more".to_owned())
         }
         Ok(time) => Ok(time),
-        Err(_) => Err(format!("`{text}` is no time; write a number and its unit, such as 5s, 2m or 4h")),
+        Err(_) => Err(format!("`{text}` is not a duration; write a number and its unit, such as 5s, 2m or 4h")),
     };
     out.keep(path, read).unwrap_or(default)
 }
@@ -552,7 +552,7 @@ fn size(out: &mut Findings<'_>, path: &str, text: Option<&str>, default: usize, 
         }
         Ok(size) if size.as_u64() > MOST => Err(format!("`{text}` is more than a machine has; write less")),
         Ok(size) => usize::try_from(size.as_u64()).map_err(|_| "does not fit this machine".to_owned()),
-        Err(_) => Err(format!("`{text}` is no size; write a number and its unit, such as 64KiB or 256MiB")),
+        Err(_) => Err(format!("`{text}` is not a size; write a number and its unit, such as 64KiB or 256MiB")),
     };
     out.keep(path, read)
 }
@@ -576,8 +576,8 @@ fn count(out: &mut Findings<'_>, path: &str, written: Option<&file::Count>, word
 /// An address and port to listen on.
 fn socket(text: &str) -> Result<SocketAddr, String> {
     match text.parse::<SocketAddr>() {
-        Ok(socket) if socket.port() == 0 => Err("0 is no port; write a number from 1 to 65535".to_owned()),
+        Ok(socket) if socket.port() == 0 => Err("0 is not a port; write a number from 1 to 65535".to_owned()),
         Ok(socket) => Ok(socket),
-        Err(_) => Err(format!("`{text}` is no address with a port; write 127.0.0.1:3128 or [::]:3128")),
+        Err(_) => Err(format!("`{text}` is not an address with a port; write 127.0.0.1:3128 or [::]:3128")),
     }
 }

@@ -41,7 +41,7 @@ pub(super) struct Pair {
 /// Reads a text.
 ///
 /// # Errors
-/// One fault: a text that is no YAML has no second place to speak of. Aliases, depth and size are bounded
+/// One fault: a text that is not YAML has no second place to speak of. Aliases, depth and size are bounded
 /// by the parser's own budget.
 pub(super) fn parse(text: &str) -> Result<Node, Fault> {
     let options = serde_saphyr::options! {

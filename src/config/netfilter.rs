@@ -92,7 +92,7 @@ pub(super) fn netfilter(
         // As ip(8) takes them, less what would need quoting.
         let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@".contains(&b));
         let fits = (1..=15).contains(&name.len()) && plain;
-        fits.then(|| name.clone()).ok_or_else(|| format!("`{name}` is no interface's name; write one such as eth1"))
+        fits.then(|| name.clone()).ok_or_else(|| format!("`{name}` is not an interface name; write one such as eth1"))
     };
     let read = |(at, name): (usize, &String)| out.keep(&format!("netfilter.interfaces[{at}]"), interface(name));
     let interfaces = part.interfaces.iter().enumerate().filter_map(read).collect();
@@ -123,7 +123,7 @@ fn dnat(out: &mut Findings<'_>, at: usize, written: &file::Dnat, clients: &[IpNe
     };
     let port = out.keep(&format!("{path}.protocol"), port);
     let to = written.to.parse::<SocketAddr>();
-    let to = to.map_err(|_| format!("`{}` is no address with a port; write 10.224.0.10:443", written.to));
+    let to = to.map_err(|_| format!("`{}` is not an address with a port; write 10.224.0.10:443", written.to));
     let to = to.and_then(|to| {
         let is_client = clients.iter().any(|net| net.contains(&to.ip()));
         is_client.then_some(to).ok_or_else(|| format!("{} is in none of netfilter.clients; write a client", to.ip()))
@@ -140,7 +140,7 @@ fn dnat(out: &mut Findings<'_>, at: usize, written: &file::Dnat, clients: &[IpNe
 pub(super) fn upstream_sources(out: &mut Findings<'_>, texts: &[String]) -> Vec<IpAddr> {
     let read = |(at, text): (usize, &String)| {
         let ip = text.parse::<IpAddr>().ok().filter(|ip| !ip.is_unspecified() && ip.to_canonical() == *ip);
-        let wrong = || format!("`{text}` is no address of this machine; write one such as 10.0.1.4");
+        let wrong = || format!("`{text}` is not an address of this machine; write one such as 10.0.1.4");
         out.keep(&format!("upstream.sources[{at}]"), ip.ok_or_else(wrong))
     };
     texts.iter().enumerate().filter_map(read).collect()

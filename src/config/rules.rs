@@ -62,7 +62,7 @@ pub(super) fn rules(out: &mut Findings<'_>, policy: &file::Policy) -> Rules {
 fn nat64_prefix(text: &str) -> Result<Ipv6Net, String> {
     match prefix(text) {
         Ok(IpNet::V6(net)) if [32, 40, 48, 56, 64, 96].contains(&net.prefix_len()) => Ok(net),
-        _ => Err(format!("`{text}` is no NAT64 prefix; write an IPv6 prefix of 32, 40, 48, 56, 64 or 96 bits")),
+        _ => Err(format!("`{text}` is not a NAT64 prefix; write an IPv6 prefix of 32, 40, 48, 56, 64 or 96 bits")),
     }
 }
 
@@ -153,7 +153,7 @@ fn requests(
 fn method(word: &str) -> Result<Box<str>, String> {
     let is_token = !word.is_empty() && word.bytes().all(is_token_byte);
     if !is_token || word == "CONNECT" {
-        return Err(format!("`{word}` is no method of a request; write such as GET"));
+        return Err(format!("`{word}` is not an HTTP method; write such as GET"));
     }
     match word.to_ascii_uppercase() {
         upper if upper != word && ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"].contains(&&*upper) => {
@@ -241,7 +241,7 @@ fn destinations(out: &mut Findings<'_>, path: &str, texts: &[String], tags: &Tag
             Some(file) => file.prefixes(text),
             None if tags.is_named => continue,
             None => Err(format!(
-                "`{text}` is no CIDR; a name goes into `fqdns`, and a service tag needs policy.service_tags with Microsoft's file"
+                "`{text}` is not a CIDR; a name goes into `fqdns`, and a service tag needs policy.service_tags with Microsoft's file"
             )),
         };
         nets.extend(out.keep(&format!("{path}[{at}]"), read).unwrap_or_default());
@@ -380,7 +380,7 @@ fn alpn(out: &mut Findings<'_>, path: &str, list: &[String]) -> Vec<Box<[u8]>> {
 }
 
 pub(super) fn app_port(text: &str) -> Result<AppPort, String> {
-    let wrong = || format!("`{text}` is no protocol of an application rule; write https:443 or http:80");
+    let wrong = || format!("`{text}` is not a protocol of an application rule; write https:443 or http:80");
     let (protocol, port) = text.split_once(':').ok_or_else(wrong)?;
     let protocol = match protocol.to_ascii_lowercase().as_str() {
         "https" => AppProtocol::Https,
@@ -397,7 +397,8 @@ pub(super) fn app_port(text: &str) -> Result<AppPort, String> {
 }
 
 pub(super) fn net_port(text: &str) -> Result<NetPort, String> {
-    let wrong = || format!("`{text}` is no protocol of a network rule; write tcp:8443, tcp:9000-9010, udp:123 or icmp");
+    let wrong =
+        || format!("`{text}` is not a protocol of a network rule; write tcp:8443, tcp:9000-9010, udp:123 or icmp");
     if text.eq_ignore_ascii_case("icmp") {
         return Ok(NetPort::Icmp);
     }
@@ -422,7 +423,7 @@ fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
 fn read_port(text: &str) -> Result<u16, String> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let port = text.parse().ok().filter(|port| digits && *port > 0);
-    port.ok_or_else(|| format!("`{text}` is no port; write a number from 1 to 65535"))
+    port.ok_or_else(|| format!("`{text}` is not a port; write a number from 1 to 65535"))
 }
 
 fn rule_name(written: Option<&str>, path: &str) -> Arc<str> {

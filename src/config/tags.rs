@@ -53,9 +53,9 @@ impl ServiceTags {
                     format!("{name} ends before its end ({error}); download it again")
                 }
                 serde_json::error::Category::Data => {
-                    format!("{name} is no file of service tags ({error}); take Microsoft's \"Azure IP Ranges and Service Tags\"")
+                    format!("{name} is not a file of service tags ({error}); take Microsoft's \"Azure IP Ranges and Service Tags\"")
                 }
-                _ => format!("{name} is no JSON ({error}); take Microsoft's \"Azure IP Ranges and Service Tags\""),
+                _ => format!("{name} is not JSON ({error}); take Microsoft's \"Azure IP Ranges and Service Tags\""),
             }
         })?;
         let mut tags: HashMap<String, Tag> = HashMap::with_capacity(written.values.len());

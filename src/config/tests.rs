@@ -60,7 +60,7 @@ fn all_faults_come_at_once_with_their_places() {
             "{BASE}limits: {{ hello: 64 KB ish, peek: 5, idel: 4h }}\npolicy:\n  mode: enforced\n  application_rules:\n    - fqdn: [a.example]\n"
         ),
         &[
-            ("2:18", "limits.hello: `64 KB ish` is no size"),
+            ("2:18", "limits.hello: `64 KB ish` is not a size"),
             ("2:35", "limits.peek: a number stands here; write a text"),
             ("2:38", "unknown key `idel`; did you mean `idle`?"),
             ("4:9", "`enforced` is none of the possible words; did you mean `enforce`?"),
@@ -73,12 +73,12 @@ fn all_faults_come_at_once_with_their_places() {
              policy:\n  application_rules:\n    - {{ fqdns: [\"https://a.example\", \"b.example\"], protocols: [\"https:0\", \"tcp:22\"] }}\n"
         ),
         &[
-            ("2:18", "`much` is no size"),
-            ("2:30", "no time is no limit"),
-            ("2:45", "`4 h o u r s` is no time"),
-            ("3:17", "`10.0.0.0/33` is no CIDR"),
+            ("2:18", "`much` is not a size"),
+            ("2:30", "a limit of zero"),
+            ("2:45", "`4 h o u r s` is not a duration"),
+            ("3:17", "`10.0.0.0/33` is not a CIDR"),
             ("6:17", "application_rules[0].fqdns[0]: a pattern is a name only; write `a.example`"),
-            ("6:64", "`0` is no port"),
+            ("6:64", "`0` is not a port"),
             ("6:75", "write it into a network rule, or write https:22 here"),
         ],
     );
@@ -90,7 +90,7 @@ fn a_fault_of_shape_hides_none_of_meaning() {
         "listeners:\n  - { kind: foward, bind: \"127.0.0.1:1\" }\n  - { kind: forward, bind: nowhere }\nadmin: {}\nlog: { format: xml }\npolicy:\n  application_rules:\n    - { fqdns: [1], protocols: [\"https:443\"] }\n    - { fqdns: [\"**.x\"], protocols: [\"https:443\"], ech: inner }\n",
         &[
             ("2:13", "did you mean `forward`?"),
-            ("3:28", "no address with a port"),
+            ("3:28", "not an address with a port"),
             ("4:8", "the key `bind` is missing"),
             ("5:16", "write `json` or `text` or `auto`"),
             ("8:17", "a number stands here; write a text"),
@@ -151,8 +151,8 @@ fn listeners_are_checked() {
         &[("1:53", "out of range")],
     );
     fault("listeners: []\n", &[("1:12", "there is no listener")]);
-    fault("listeners: [{ kind: forward, bind: \"127.0.0.1:0\" }]\n", &[("1:36", "0 is no port")]);
-    fault("listeners: [{ kind: forward, bind: localhost }]\n", &[("1:36", "no address with a port")]);
+    fault("listeners: [{ kind: forward, bind: \"127.0.0.1:0\" }]\n", &[("1:36", "0 is not a port")]);
+    fault("listeners: [{ kind: forward, bind: localhost }]\n", &[("1:36", "not an address with a port")]);
     fault("listeners: [{ kind: proxy, bind: \"127.0.0.1:1\" }]\n", &[("1:21", "none of the possible words")]);
     fault("listeners: [{ kind: dns, bind: \"127.0.0.1:1\" }]\n", &[("1:21", "not available in this version")]);
     fault("listeners: [{ kind: forward, bind: \"127.0.0.1:1\", port: 443 }]\n", &[("1:57", "remove it")]);
@@ -287,8 +287,8 @@ fn dns_upstreams_are_checked() {
         ("dns.example", "by address, not by name"),
         ("tls://9.9.9.9", "needs the name of its certificate"),
         ("https://dns.example/dns-query#dns.example", "by address, not by name"),
-        ("quic://9.9.9.9", "is no upstream"),
-        ("9.9.9.9:0", "0 is no port"),
+        ("quic://9.9.9.9", "is not an upstream"),
+        ("9.9.9.9:0", "0 is not a port"),
     ] {
         let error = dns(&format!("\"{entry}\"")).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
@@ -341,7 +341,7 @@ fn what_would_mean_nothing_is_a_fault() {
     one("dns: { zones: { corp.example: [\"10.0.0.1\"], Corp.example: [\"10.0.0.1\"] } }", "stands here twice");
     let rule = "fqdns: [a.example], protocols: [\"https:443\"]";
     one(&format!("policy: {{ application_rules: [{{ sources: [], {rule} }}] }}"), "remove the key to mean everyone");
-    // Two sockets that do not overlap are no clash.
+    // Two sockets that do not overlap are not a clash.
     assert!(
         parse("listeners: [{ kind: forward, bind: \"0.0.0.0:1\" }, { kind: forward, bind: \"[::1]:1\" }]\n").is_ok()
     );
@@ -358,7 +358,7 @@ fn the_kernels_part_is_checked() {
     fault(&format!("{HOP}netfilter: {{ clients: [] }}\n"), &[("2:23", "there is no client")]);
     fault(&format!("{HOP}netfilter: {{ clients: [0.0.0.0/0] }}\n"), &[("2:24", "takes the internet for clients")]);
     for name in ["eth 1", "a\\\"b", "x; flush ruleset", "0123456789abcdef", ""] {
-        fault(&kernel(&format!("interfaces: [\"{name}\"]")), &[("2:53", "no interface's name")]);
+        fault(&kernel(&format!("interfaces: [\"{name}\"]")), &[("2:53", "not an interface name")]);
     }
     fault(&kernel("bypass: [\"::/0\"]"), &[("2:49", "lets everything out unjudged")]);
     let routed = "listeners: [{ kind: transparent, bind: \"[::]:3129\", capture: redirect }]\nnetfilter: { clients: [10.0.0.0/8] }\n";
@@ -376,7 +376,7 @@ fn the_kernels_part_is_checked() {
     fault(&format!("{keeps}netfilter: {{ {clients} }}\n"), &[("1:87", "write netfilter.snat: none")]);
     fault(&format!("{keeps}netfilter: {{ {clients}, snat: none }}\nfleet: true\n"), &[("1:87", "another instance")]);
     parse(&format!("{keeps}netfilter: {{ {clients}, snat: none }}\n")).unwrap();
-    fault(&format!("{BASE}upstream: {{ sources: [0.0.0.0] }}\n"), &[("2:23", "no address of this machine")]);
+    fault(&format!("{BASE}upstream: {{ sources: [0.0.0.0] }}\n"), &[("2:23", "not an address of this machine")]);
     fault(&format!("{BASE}learn: {{ remember: 5s }}\n"), &[("2:20", "shorter than `learn.refresh`")]);
     let verify =
         "policy: { application_rules: [{ fqdns: [a.example], protocols: [\"https:443\"], destination: verify }] }";
@@ -675,8 +675,8 @@ fn what_a_rule_says_of_requests_is_checked() {
         ("protocols: [\"https:443\"], methods: [GET]", "no method and no path that could be seen"),
         ("protocols: [\"http:80\", \"https:443\"], upgrade: [websocket]", "a rule of its own for http ports"),
         ("protocols: [\"http:80\"], methods: [get]", "case counts; write GET"),
-        ("protocols: [\"http:80\"], methods: [CONNECT]", "is no method of a request"),
-        ("protocols: [\"http:80\"], methods: [\"G T\"]", "is no method of a request"),
+        ("protocols: [\"http:80\"], methods: [CONNECT]", "is not an HTTP method"),
+        ("protocols: [\"http:80\"], methods: [\"G T\"]", "is not an HTTP method"),
         ("protocols: [\"http:80\"], methods: []", "no request could pass"),
         ("protocols: [\"http:80\"], paths: []", "no request could pass"),
         ("protocols: [\"http:80\"], paths: [dists]", "write it from the root, such as /dists"),
@@ -693,5 +693,16 @@ fn what_a_rule_says_of_requests_is_checked() {
     assert_eq!(
         (rule.methods.as_ref().unwrap().len(), rule.paths.as_ref().unwrap().len(), rule.websocket),
         (2, 2, true)
+    );
+}
+
+#[test]
+fn limits_that_cannot_hold_are_faults() {
+    fault(
+        &format!("{BASE}limits: {{ connections: 10, connections_per_client: 11, lookups: 5000 }}\npolicy: {{}}\n"),
+        &[
+            ("2:52", "is larger than `limits.connections`, which is 10; write less, or unlimited"),
+            ("2:65", "write 4096 or less, or auto"),
+        ],
     );
 }

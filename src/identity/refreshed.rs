@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(now(), "nothing");
         lead_to("good");
         assert_eq!(now(), "good");
-        // A device, or a pipe, is no file, and is not waited for.
+        // A device, or a pipe, is not a file, and is not waited for.
         lead_to("/dev/zero");
         assert_eq!(now(), "nothing");
     }

@@ -52,7 +52,7 @@ impl Files for UsersFile {
         }
     }
 
-    /// Whoever does not stand there any more, whole, is no user any more.
+    /// Whoever does not stand there any more, whole, is not a user any more.
     fn reload(&self, was: &Users) -> (Option<Users>, Option<FileFault>) {
         match self.read() {
             Ok((users, fault)) => (Some(users.remembering(was)), fault),
@@ -248,7 +248,7 @@ impl Users {
 /// One line: a name and its hash. What is wrong is told without either: people put one where the other belongs.
 fn user(line: &str) -> Result<(&str, Hash), String> {
     let (name, hash) =
-        line.split_once(':').ok_or_else(|| "is no user; write NAME:HASH, as `htpasswd -B` does".to_owned())?;
+        line.split_once(':').ok_or_else(|| "is not a user; write NAME:HASH, as `htpasswd -B` does".to_owned())?;
     if name.is_empty() || name.len() > MAX_NAME || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err("has no usable name; write 1 to 255 characters without blanks".to_owned());
     }

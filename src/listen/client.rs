@@ -183,7 +183,7 @@ impl Client {
                 Ok(self.claimed(target, port, Via::Absolute, Some(Sighting::Http(Box::new(head)))))
             }
             RequestTarget::Authority(_) => {
-                // `authority` has one: CONNECT without a port is no request.
+                // `authority` has one: CONNECT without a port is not a request.
                 let port = authority.port.ok_or_else(|| refuse(Reason::BadRequest))?;
                 self.window.consume(head.len);
                 self.go_ahead = Some(ESTABLISHED);
@@ -401,7 +401,7 @@ fn raw_authority(bytes: &[u8]) -> Option<&[u8]> {
     }
     let start = target.windows(3).position(|w| w == b"://").map_or(0, |at| at + 3);
     let authority = target.get(start..)?.split(|b| matches!(b, b'/' | b'?' | b'#')).next()?;
-    // What is no port may be a password.
+    // What is not a port may be a password.
     let mut parts = authority.rsplitn(2, |b| *b == b':');
     let is_port = parts.next()?.iter().all(u8::is_ascii_digit) || parts.next().is_none() || authority.ends_with(b"]");
     (!target.starts_with(b"/") && !authority.is_empty() && is_port).then_some(authority)

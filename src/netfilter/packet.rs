@@ -57,7 +57,7 @@ mod tests {
         let packet = read(&v6).unwrap();
         assert_eq!((packet.from.to_string(), packet.to.to_string()), ("[fd00::1]:53".into(), "[2a01::2]:1194".into()));
         v4[9] = 1;
-        assert_eq!(read(&v4).unwrap().to.port(), 0, "an ICMP checksum is no port");
+        assert_eq!(read(&v4).unwrap().to.port(), 0, "an ICMP checksum is not a port");
     }
 
     proptest! {

@@ -1,4 +1,4 @@
-//! The TLS ClientHello, read as strictly as a filter must: two readings are no reading.
+//! The TLS ClientHello, read as strictly as a filter must: two readings are a refusal.
 //!
 //! The body is taken apart by `tls-parser`; the extension list, where the name lives, by a walker of our
 //! own that leaves no byte unexplained. Pure: bytes in, value out.
@@ -27,7 +27,7 @@ const MAX_PROTOCOLS: usize = 256;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientHello {
     pub sni: Sni,
-    /// In the client's order; bytes, for ALPN is no text (RFC 7301 §3.1).
+    /// In the client's order; bytes, for ALPN is not text (RFC 7301 §3.1).
     pub alpn: Vec<Box<[u8]>>,
     /// The highest version offered, as on the wire.
     pub version: u16,

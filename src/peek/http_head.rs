@@ -147,7 +147,7 @@ impl RequestHead {
     /// Looks at all bytes received so far: the head, or `None` for "need more".
     ///
     /// # Errors
-    /// [`Reason::BadRequest`] for what is no HTTP/1 request, [`Reason::AmbiguousRequest`] for what two
+    /// [`Reason::BadRequest`] for what is not an HTTP/1 request, [`Reason::AmbiguousRequest`] for what two
     /// recipients may read differently, [`Reason::HeadTooLarge`], [`Reason::BadHost`],
     /// [`Reason::NoHost`], [`Reason::UpgradeDenied`].
     pub fn look(raw: &[u8], limit: usize) -> Result<Option<Self>, Reason> {

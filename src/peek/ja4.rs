@@ -64,7 +64,7 @@ fn hex_list(values: &[u16]) -> String {
     out
 }
 
-/// First and last character of the first protocol; in hexadecimal where either is no letter or digit.
+/// First and last character of the first protocol; in hexadecimal where either is not a letter or digit.
 fn alpn_mark(first: Option<&[u8]>) -> String {
     let Some((&a, &z)) = first.and_then(|p| p.first().zip(p.last())) else { return "00".into() };
     if a.is_ascii_alphanumeric() && z.is_ascii_alphanumeric() {

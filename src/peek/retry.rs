@@ -42,7 +42,7 @@ pub fn server_first(raw: &[u8]) -> Option<ServerFirst> {
     while message.len() < NEEDED {
         let mut header = records;
         let (Ok(kind), Ok(_version), Ok(len)) = (header.u8(), header.u16(), header.u16()) else {
-            // The first byte of what is no TLS is enough.
+            // The first byte of what is not TLS is enough.
             return raw.first().filter(|first| !(20..=24).contains(*first)).map(|_| ServerFirst::Other);
         };
         let body = header.take(usize::from(len));
@@ -125,7 +125,7 @@ impl ClientGate {
 /// Compares the second hello with the first, once it is whole. Hiding what was in the clear is a difference.
 ///
 /// # Errors
-/// [`Reason::NameMismatch`] where name or protocols differ, else the reason why it is no hello.
+/// [`Reason::NameMismatch`] where name or protocols differ, else the reason why it is not a hello.
 pub fn second_hello(
     reader: &mut HelloReader,
     raw: &[u8],

@@ -45,13 +45,13 @@ pub enum Subject {
 /// Why a subject could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubjectFault {
-    #[error("`{0}` is no target; write https://host, http://host, tcp://host:port, udp://host:port or dns://name")]
+    #[error("`{0}` is not a target; write https://host, http://host, tcp://host:port, udp://host:port or dns://name")]
     Scheme(String),
     #[error("`{0}` needs a port, as in `{0}:1194`")]
     Port(String),
-    #[error("`{0}` is no port; write a number from 1 to 65535")]
+    #[error("`{0}` is not a port; write a number from 1 to 65535")]
     BadPort(String),
-    #[error("`{0}` is no host: {1}")]
+    #[error("`{0}` is not a host: {1}")]
     Host(String, crate::name::NameFault),
 }
 

@@ -22,14 +22,14 @@ impl PathPattern {
     /// A sentence that says what to write instead.
     pub fn parse(text: &str) -> Result<Self, String> {
         if !text.starts_with('/') {
-            return Err(format!("`{text}` is no path; write it from the root, such as /{text}"));
+            return Err(format!("`{text}` is not a path; write it from the root, such as /{text}"));
         }
         if text.contains(['#', ' ']) || text.bytes().any(|b| !(0x20..0x7f).contains(&b)) {
             return Err(format!("`{text}` holds what no path does; write it percent-encoded"));
         }
         if text.contains(['*', '?', '[', '{']) {
             let glob = GlobBuilder::new(text).literal_separator(true).backslash_escape(false).build();
-            let glob = glob.map_err(|e| format!("`{text}` is no glob: {}", e.kind()))?;
+            let glob = glob.map_err(|e| format!("`{text}` is not a glob: {}", e.kind()))?;
             return Ok(Self(Shape::Glob(Box::new(glob.compile_matcher()))));
         }
         match normal(text) {
@@ -230,7 +230,7 @@ mod tests {
             ("/a#b", "percent-encoded"),
             ("/a/../b", "write /b"),
             ("/a%2fb", "has no plain spelling"),
-            ("/[a", "is no glob"),
+            ("/[a", "is not a glob"),
         ] {
             let fault = PathPattern::parse(bad).unwrap_err();
             assert!(fault.contains(says), "{bad}: {fault}");

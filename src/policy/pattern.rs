@@ -57,7 +57,7 @@ pub(super) struct Piece {
     pub(super) len: u8,
 }
 
-/// Why some text is no pattern, and what to write instead.
+/// Why some text is not a pattern, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatternFault {
     #[error("the pattern is empty; write a host name, or `*` for every name")]

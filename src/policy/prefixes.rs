@@ -127,7 +127,7 @@ pub fn prefix(text: &str) -> Result<IpNet, String> {
         };
     }
     let net: IpNet =
-        text.parse().map_err(|_| format!("`{text}` is no CIDR; write 10.0.0.0/8, 10.1.2.3 or fd00::/8"))?;
+        text.parse().map_err(|_| format!("`{text}` is not a CIDR; write 10.0.0.0/8, 10.1.2.3 or fd00::/8"))?;
     if let (IpAddr::V4(v4), IpNet::V6(_), 96..) = (net.addr().to_canonical(), net, net.prefix_len()) {
         let len = net.prefix_len() - 96;
         return Err(format!("`{text}` is IPv4 in disguise, which matches nothing; write {v4}/{len}"));

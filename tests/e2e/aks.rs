@@ -158,7 +158,11 @@ fn bundles_are_listed_shown_and_compared() {
         2,
         &["no edition as old as 2018-01-01; the first one is 2019-05-06"],
     );
-    exits(&["bundle", "diff", "aks", "june", "latest"], 2, &["`june` is no date; write it as 2023-06-13, or latest"]);
+    exits(
+        &["bundle", "diff", "aks", "june", "latest"],
+        2,
+        &["`june` is not a date; write it as 2023-06-13, or latest"],
+    );
     exits(&["bundle", "show", "ask"], 2, &["there is no bundle `ask` (did you mean `aks`?)"]);
     exits(&["bundle", "show", "aks", "--cloud", "chna"], 2, &["did you mean `china`?"]);
     exits(&["bundle", "show", "aks", "--location", "westeurop"], 2, &["did you mean `westeurope`?"]);
@@ -168,7 +172,7 @@ fn bundles_are_listed_shown_and_compared() {
         &["no location `westeurope` in this cloud"],
     );
     exits(&["bundle", "show", "aks", "--features", "azure-polcy"], 2, &["did you mean `azure-policy`?"]);
-    exits(&["bundle", "show", "aks", "--edition", "2023-02-30"], 2, &["`2023-02-30` is no date"]);
+    exits(&["bundle", "show", "aks", "--edition", "2023-02-30"], 2, &["`2023-02-30` is not a date"]);
 }
 
 #[test]

@@ -39,8 +39,11 @@ fn check_tells_faults_warnings_and_peace() {
     exits(&["check", "--config", &odd], 0, &["warning: ", ":4:", "lets every name out"]);
     exits(&["check", "--config", &odd, "--strict"], 1, &["lets every name out"]);
     let (_folder, bad) = config(&GOOD.replace("sources", "source").replace("https:443", "https:0"));
-    let said =
-        exits(&["check", "--config", &bad], 2, &["error: ", "did you mean `sources`?", "`0` is no port", "2 faults"]);
+    let said = exits(
+        &["check", "--config", &bad],
+        2,
+        &["error: ", "did you mean `sources`?", "`0` is not a port", "2 faults"],
+    );
     assert!(said.contains(&format!("{bad}:4:")), "{said}");
     let json: Value = serde_json::from_slice(&egret(&["check", "--config", &bad, "--json"]).stdout).unwrap();
     assert_eq!((json["faults"].as_array().unwrap().len(), &json["faults"][0]["line"]), (2, &4.into()));
@@ -54,9 +57,9 @@ fn run_refuses_what_check_refuses() {
         ("listeners: [", "YAML"),
         ("listen: []\n", "did you mean"),
         (&GOOD.replace("listeners", "listener"), "did you mean `listeners`?"),
-        (&GOOD.replace("10.0.0.0/8", "10.0.0.0/40"), "is no CIDR"),
+        (&GOOD.replace("10.0.0.0/8", "10.0.0.0/40"), "is not a CIDR"),
         (&GOOD.replace("*.web.test", "**.web.test"), "`**` is not a pattern"),
-        (&GOOD.replace(":3128", ":0"), "0 is no port"),
+        (&GOOD.replace(":3128", ":0"), "0 is not a port"),
         (&format!("{GOOD}  mode: audit\n"), "`audit` is not available"),
         (&format!("{GOOD}admin: {{ bind: \"127.0.0.1:3128\" }}\n"), "is taken by listeners[0].bind"),
     ] {

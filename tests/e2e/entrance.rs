@@ -179,7 +179,7 @@ fn the_users_file_is_read_again_when_it_changes() {
     write(ALICE);
     eventually("bob is gone", || !passes("bob:battery staple"));
     assert!(is_403("alice:correct horse"));
-    // A line that cannot be read is no user, and is told of; the others are as they were.
+    // A line that cannot be read is not a user, and is told of; the others are as they were.
     write(&format!("{ALICE}bob:not a hash\n"));
     eventually("the fault is told", || w.egret.errors().contains("users:2 has a hash that is neither"));
     assert!(is_403("alice:correct horse") && !passes("bob:battery staple"));

@@ -209,7 +209,7 @@ fn the_end_of_the_drain_cuts_what_is_left_and_writes_its_record() {
         assert_eq!(egret.wait(), 0);
         assert_eq!(egret.record_of(stream.local_addr().unwrap())["ending"], "drained");
         let error = stream.read(&mut [0; 1]).unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "a cut is no polite end");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "a cut is not a polite end");
     }
 }
 
@@ -220,6 +220,7 @@ fn running_out_of_descriptors_is_survived() {
     if !limit.is_ok_and(|s| s.success()) {
         return crate::support::missing("prlimit");
     }
+    assert!(egret.errors().contains("need more descriptors than there are"), "{}", egret.errors());
     let crowd: Vec<TcpStream> = (0..80).map(|_| connect(egret.forward())).collect();
     eventually("accepting fails", || egret.errors().contains("cannot accept"));
     drop(crowd);

@@ -55,7 +55,7 @@ pub fn tcp(to: &str, port: u16) -> Result<(), ErrorKind> {
     stream.write_all(b"hello").map_err(|e| e.kind())?;
     let mut back = [0; 5];
     stream.read_exact(&mut back).map_err(|e| e.kind())?;
-    // An alert of egret's is no echo.
+    // An alert of egret's is not an echo.
     if &back == b"hello" { Ok(()) } else { Err(ErrorKind::InvalidData) }
 }
 
@@ -138,7 +138,7 @@ fn clients_without_a_proxy_reach_what_is_listed_and_nothing_else() {
         }
         // The name's address is known before anybody asks for it.
         eventually("time.example is learned", || udp(PARTNER, 123) == Ok(()));
-        // The hop itself is no place to go.
+        // The hop itself is not a place to go.
         assert_eq!(tcp(HOP1, 22), RESET);
         assert_eq!(tcp(HOP1, ADMIN), RESET);
     });

@@ -43,7 +43,7 @@ fn refused_packets_and_ended_flows_have_their_lines() {
         assert!(ping(PARTNER) && !ping(DECOY), "echo by an icmp rule only");
         let many = crate::support::text(&crate::support::run("ping", &["-q", "-c500", "-i0.002", "-W1", PARTNER]));
         let answered = many.split(" received").next().and_then(|said| said.rsplit(' ').next()?.parse::<u32>().ok());
-        assert!((50..400).contains(&answered.unwrap()), "a stream of echoes is no way out: {many}");
+        assert!((50..400).contains(&answered.unwrap()), "a stream of echoes is not a way out: {many}");
     });
     let line = net(&egret, &format!("{DECOY}:9000"), "no_rule");
     assert!(line["verdict"] == "deny" && line["stage"] == "network" && line["protocol"] == "tcp", "{line:#}");
@@ -150,7 +150,7 @@ impl Talk {
     }
 
     fn is_heard(&mut self) -> bool {
-        // An alert of egret's is no echo.
+        // An alert of egret's is not an echo.
         let mut back = [0; 5];
         self.0.write_all(b"hello").is_ok() && self.0.read_exact(&mut back).is_ok() && &back == b"hello"
     }
@@ -274,7 +274,7 @@ fn a_reload_reaches_the_kernel_and_cuts_or_keeps_what_is_under_way() {
     assert!(connects(API_SERVER, 443));
     eventually("late.example is learned", || world.at("client", || tcp(DECOY, 9000)) == Ok(()));
     let stands = || world.at("hop1", || crate::hop::page("readyz")).starts_with("HTTP/1.1 200");
-    assert!(stands(), "what a reload changes is no foreign hand");
+    assert!(stands(), "what a reload changes is not a foreign hand");
 
     // Too many for the table: refused whole, and the old ones hold.
     let many: String = (0..40)

@@ -258,7 +258,7 @@ impl Drop for Server {
     }
 }
 
-/// Asks again until it is so; the pause is no synchronisation, only politeness between questions.
+/// Asks again until it is so; the pause is not synchronisation, only politeness between questions.
 pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so() {
