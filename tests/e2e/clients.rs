@@ -2,12 +2,15 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::support::dns::Dns;
 use crate::support::hello::Hello;
 use crate::support::origin::{Authority, Nginx, Recorder, openssl_server};
-use crate::support::{Egret, allowed, connect, curl, have, own_ip, read_all, read_head, refused, run, text, tunnel};
+use crate::support::{
+    Egret, allowed, connect, curl, have, missing, own_ip, read_all, read_head, refused, run, text, tunnel,
+};
 
 pub const HTTPS: u16 = 10443;
 pub const HTTP: u16 = 10080;
@@ -380,4 +383,113 @@ fn a_network_rule_opens_an_address_unseen_and_no_other() {
         assert!(read_head(&mut client).starts_with(&format!("HTTP/1.1 {code}")), "{target}");
         refused(&egret.record_of(client.local_addr().unwrap()), reason, stage);
     }
+}
+
+const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/clients");
+
+#[test]
+fn an_offer_of_another_protocol_is_not_a_demand() {
+    let Some(w) = world("") else { return };
+    let (proxy, url) = (w.egret.forward(), format!("http://a.web.test:{HTTP}/who"));
+    let served = "a.web.test HTTP/1.1 \n";
+    assert_eq!(text(&curl(&["--http2", "-x", &format!("http://{proxy}"), &url])), served);
+    let to = format!("a.web.test:{HTTP}:{}", w.egret.plain());
+    assert_eq!(text(&curl(&["--http2", "--connect-to", &to, &url])), served);
+    if have(&["java", "javac"]) {
+        let source = format!("{SCRIPTS}/Ask.java");
+        let out = run("java", &[&source, &proxy.ip().to_string(), &proxy.port().to_string(), &url]);
+        assert_eq!(text(&out), format!("200 {served}"));
+    }
+}
+
+#[test]
+fn a_tunnel_goes_where_its_target_says() {
+    if !have(&["node"]) {
+        return;
+    }
+    let Some(w) = world("") else { return };
+    let (proxy, ca) = (w.egret.forward(), w.authority.ca());
+    for (package, script) in [("tunnel-agent", "tunnel_agent.js"), ("undici", "undici.js")] {
+        if !Path::new("/usr/share/nodejs").join(package).exists() {
+            missing(&format!("node-{package}"));
+            continue;
+        }
+        for (name, said) in [("a.web.test", "200 a.web.test HTTP/1.1 TLSv1.3\n"), ("evil.test", "")] {
+            let url = format!("https://{name}:{HTTPS}/who");
+            let out = Command::new("timeout")
+                .args(["60", "node", &format!("{SCRIPTS}/{script}")])
+                .args([&proxy.ip().to_string(), &proxy.port().to_string(), &url, &ca])
+                .env("NODE_PATH", "/usr/share/nodejs")
+                .output()
+                .unwrap();
+            assert_eq!(String::from_utf8_lossy(&out.stdout), said, "{package}: {}", text(&out));
+        }
+        refused(&w.egret.record("the other name", |line| line["name"] == "evil.test"), "no_rule", "name");
+    }
+}
+
+#[test]
+fn a_hello_without_a_name_passes_where_a_rule_says_so() {
+    if !have(&["openssl"]) {
+        return;
+    }
+    let (dns, authority, ip) = (Dns::start(), Authority::new(), own_ip());
+    let address = SocketAddr::new(ip, HTTPS);
+    let _server = openssl_server(&authority, address, &["a_b.web.test"], &[]);
+    dns.answer("a_b.web.test", &[&ip.to_string()]).answer("other.web.test", &[&ip.to_string()]);
+    let ca = authority.ca();
+    for (is_optional, policy) in
+        [(false, policy()), (true, policy().replace(", addresses:", ", sni: optional, addresses:"))]
+    {
+        let egret = Egret::start(dns.address, (HTTPS, HTTP), &policy, "");
+        let proxy = egret.forward().to_string();
+        let ask = |name: &[&str]| {
+            let to = format!("a_b.web.test:{HTTPS}");
+            let args = [
+                "s_client",
+                "-CAfile",
+                &ca,
+                "-verify_return_error",
+                "-verify_hostname",
+                "a_b.web.test",
+                "-proxy",
+                &proxy,
+            ];
+            run("openssl", &[&args[..], &["-connect", &to], name].concat()).status.success()
+        };
+        assert_eq!(ask(&["-noservername"]), is_optional);
+        let record = egret.last("a_b.web.test");
+        if is_optional {
+            allowed(&record, "web");
+            assert_eq!((&record["name_source"], &record["sni"]), (&"connect".into(), &"".into()));
+        } else {
+            refused(&record, "no_sni", "name");
+        }
+        assert!(ask(&["-servername", "a_b.web.test"]));
+        assert!(!ask(&["-servername", "other.web.test"]), "optional is not any");
+        egret.record("the other name", |line| line["reason"] == "name_mismatch" && line["stage"] == "name");
+        // Without a claim, nothing stands for the name.
+        let mut steered = connect(egret.sni());
+        steered.write_all(&Hello::nameless().record()).unwrap();
+        read_all(&mut steered);
+        refused(&egret.record_of(steered.local_addr().unwrap()), "no_sni", "name");
+    }
+}
+
+#[test]
+fn a_user_in_a_url_is_the_origins_and_stays_out_of_the_log() {
+    if !have(&["wget", "/usr/lib/apt/apt-helper"]) {
+        return;
+    }
+    let Some(w) = world("") else { return };
+    let (proxy, folder) = (format!("http://{}", w.egret.forward()), tempfile::tempdir().unwrap());
+    let url = format!("http://alice:horse@a.web.test:{HTTP}/who");
+    let out = Command::new("wget").args(["-q", "-O", "-", &url]).env("http_proxy", &proxy).output().unwrap();
+    assert_eq!(text(&out), "a.web.test HTTP/1.1 \n");
+    let file = folder.path().join("who").display().to_string();
+    let option = format!("Acquire::http::Proxy={proxy}");
+    let out = run("/usr/lib/apt/apt-helper", &["-o", &option, "download-file", &url, &file]);
+    assert_eq!(std::fs::read_to_string(&file).unwrap_or_default(), "a.web.test HTTP/1.1 \n", "{}", text(&out));
+    let log = format!("{:?}{}", w.egret.records(), w.egret.errors());
+    assert!(!log.contains("horse") && !log.contains("alice"), "{log}");
 }
