@@ -390,7 +390,10 @@ impl ResponseHead {
     fn read(head: &[u8]) -> Result<Self, Reason> {
         let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
         let mut response = httparse::Response::new(&mut fields);
-        let parsed = response.parse(head);
+        // RFC 9112 §5.1: a proxy removes them from an answer; in a request they are refused.
+        let parsed = httparse::ParserConfig::default()
+            .allow_spaces_after_header_name_in_responses(true)
+            .parse_response(&mut response, head);
         // RFC 9110 §15: clients take 600 to 999 for a server's error, and nothing below 100 for an answer.
         let (Ok(httparse::Status::Complete(_)), Some(status @ 100..)) = (parsed, response.code) else {
             return Err(Reason::BadAnswer);
@@ -447,7 +450,12 @@ impl ResponseHead {
         };
         for line in kept_fields(head) {
             let is_framing = matches!(Framing::of(line), Some(Framing::ContentLength | Framing::TransferEncoding));
-            out.extend_from_slice(if is_framing { framing.as_bytes() } else { line });
+            if is_framing {
+                out.extend_from_slice(framing.as_bytes());
+            } else if let Some((name, rest)) = split_at_colon(line) {
+                out.extend_from_slice(name);
+                out.extend_from_slice(rest);
+            }
         }
         out.extend_from_slice(adds);
         out.extend_from_slice(onward.fields());
@@ -548,9 +556,15 @@ fn kept_fields(head: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 fn split_field(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (name, rest) = split_at_colon(line)?;
+    Some((name, rest.get(1..).unwrap_or_default().trim_ascii()))
+}
+
+/// The name without blanks behind it, and the rest from its colon on.
+fn split_at_colon(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let colon = line.iter().position(|b| *b == b':')?;
     let (name, rest) = line.split_at_checked(colon)?;
-    Some((name, rest.get(1..).unwrap_or_default().trim_ascii()))
+    Some((name.trim_ascii_end(), rest))
 }
 
 fn read_target(method: &str, target: &str) -> Result<RequestTarget, Reason> {
@@ -921,6 +935,8 @@ mod tests {
             ("100 C", "Transfer-Encoding: chunked\r\n", ""),
             ("101 S", "Content-Length: 0\r\n", ""),
             ("999 X", "A: b\r\n", "A: b\r\n"),
+            ("200 OK", "Content-Length : 7\r\nA \t: b : c\r\n", "Content-Length: 7\r\nA: b : c\r\n"),
+            ("200 OK", "Keep-Alive : 7\r\nConnection : close, A\r\nA : b\r\n", ""),
         ] {
             let raw = |fields: &str| format!("HTTP/1.1 {status}\r\n{fields}\r\n");
             assert_eq!(sent(&raw(written)), raw(kept), "{status} {written}");
