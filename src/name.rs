@@ -35,10 +35,14 @@ pub enum NameFault {
     EmptyLabel,
     #[error("a label is longer than {MAX_LABEL} bytes")]
     LongLabel,
-    #[error("byte 0x{0:02x} is not a letter, a digit, `-`, `_` or `.`")]
+    #[error("{} is not a letter, a digit, `-`, `_` or `.`", shown(*.0))]
     BadByte(u8),
     #[error("an address stands where a name is needed")]
     Address,
+}
+
+fn shown(byte: u8) -> String {
+    if byte.is_ascii_graphic() { format!("`{}`", char::from(byte)) } else { format!("byte 0x{byte:02x}") }
 }
 
 impl Host {

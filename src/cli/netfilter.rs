@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::{CommandError, complain, load, print, remember};
-use crate::config::Settings;
+use crate::config::{Capture, Settings};
 use crate::netfilter::sidecar::{Mesh, User};
 use crate::netfilter::{self, Plan, Sidecar, ruleset};
 
@@ -78,8 +78,11 @@ impl Asked {
 
 fn plan(settings: &Settings) -> Result<Plan, CommandError> {
     Plan::of(settings).ok_or_else(|| {
-        let message =
-            "the configuration asks nothing of the kernel; write such as netfilter: { clients: [\"10.224.0.0/16\"] }";
+        let is_sidecar = settings.listeners.iter().any(|listener| listener.kind.captures(Capture::Redirect));
+        let message = match is_sidecar {
+            true => "the configuration is a sidecar's (`capture: redirect`); add --sidecar",
+            false => "the configuration asks nothing of the kernel; write such as netfilter: { clients: [\"10.224.0.0/16\"] }",
+        };
         CommandError::Usage(message.to_owned())
     })
 }

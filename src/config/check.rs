@@ -415,6 +415,9 @@ fn upstream(text: &str) -> Result<DnsUpstream, String> {
         (Ok(ip), _) => (ip, default_port),
         (_, Ok(socket)) if socket.port() > 0 => (socket.ip(), socket.port()),
         (_, Ok(_)) => return Err("0 is not a port; write a number from 1 to 65535".to_owned()),
+        _ if place.rsplit_once(':').is_some_and(|(ip, _)| ip.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()) => {
+            return Err(format!("`{place}` has no port from 1 to 65535; write such as 10.0.0.53:5353"));
+        }
         _ => return Err(format!("`{place}` is not an address; an upstream is reached by address, not by name")),
     };
     Ok(DnsUpstream { ip, port, transport })

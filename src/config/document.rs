@@ -62,13 +62,53 @@ pub(super) fn parse(text: &str) -> Result<Node, Fault> {
         let cure = match what {
             // `[*.github.com]` reads as an alias.
             _ if what.contains("alias") => "quote patterns that begin with `*`",
+            _ if what.contains("budget") => "write names into a file, and the file into `fqdns_file`",
             _ if what.contains("multiple YAML documents") => "write one document, without `---` inside",
             _ => "the text must be YAML",
         };
         let what = what.split_once("; use ").map_or(what, |(what, _)| what);
-        Fault { place, path: String::new(), message: format!("{what}; {cure}") }
+        let message = at_fault(text, place, what).unwrap_or_else(|| format!("{what}; {cure}"));
+        Fault { place, path: String::new(), message }
     })?;
     Ok(tree.into())
+}
+
+/// What only the text shows: where a key stood first, and where a quotation mark opened.
+fn at_fault(text: &str, place: Place, what: &str) -> Option<String> {
+    let line = usize::try_from(place.line).ok()?.checked_sub(1)?;
+    let column = usize::try_from(place.column).ok()?.checked_sub(1)?;
+    if let Some(key) = what.strip_prefix("duplicate mapping key: ") {
+        let is_key = |text: &str| {
+            let (indent, rest) = text.split_at_checked(column).unwrap_or_default();
+            indent.chars().all(|c| matches!(c, ' ' | '-')) && rest.strip_prefix(key).is_some_and(|r| r.starts_with(':'))
+        };
+        let (first, _) = text.lines().enumerate().take(line).filter(|(_, text)| is_key(text)).last()?;
+        return Some(format!(
+            "duplicate mapping key `{key}`: it stands at {}:{} already; write it once",
+            first + 1,
+            place.column
+        ));
+    }
+    if what.contains("after double-quoted scalar") {
+        let before: usize = text.split_inclusive('\n').take(line).map(str::len).sum();
+        let of_line = text.get(before..)?.char_indices().nth(column).map_or(0, |(at, _)| at);
+        let marks: Vec<usize> = text.get(..before + of_line)?.match_indices('"').map(|(at, _)| at).collect();
+        let [.., opens, closes] = marks.as_slice() else { return None };
+        let place = |at: usize| {
+            let upto = text.get(..at).unwrap_or_default();
+            format!(
+                "{}:{}",
+                upto.matches('\n').count() + 1,
+                upto.rsplit('\n').next().unwrap_or_default().chars().count() + 1
+            )
+        };
+        return Some(format!(
+            "the quotation mark at {} closes only at {}; write one behind each value",
+            place(*opens),
+            place(*closes)
+        ));
+    }
+    None
 }
 
 impl Node {

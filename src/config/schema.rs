@@ -59,8 +59,19 @@ impl<'a> Walk<'a> {
         }
         if !fits {
             let is_quantity = kinds.contains(&"string") && (path.starts_with("limits.") || path.starts_with("dns."));
-            let unit = if is_quantity { ", such as 5s or 64KiB" } else { "" };
-            return self.fault(node, path, format!("{} stands here; write {}{unit}", article(kind), expected(&kinds)));
+            let example = match (&node.value, kind) {
+                _ if is_quantity => ", such as 5s or 64KiB".to_owned(),
+                _ if path.ends_with(".edition") => ", such as \"2023-06-13\" in quotes".to_owned(),
+                (Content::Scalar(Value::String(text)), _) if kinds.contains(&"array") && text.len() < 100 => {
+                    format!(": [{text:?}]")
+                }
+                _ => String::new(),
+            };
+            return self.fault(
+                node,
+                path,
+                format!("{} stands here; write {}{example}", article(kind), expected(&kinds)),
+            );
         }
         match &node.value {
             Content::Scalar(value) => self.range(node, schema, value, path),
@@ -86,7 +97,15 @@ impl<'a> Walk<'a> {
                 (Some(inner), _) => self.node(&pair.node, inner, &below),
                 (None, Some(inner)) if inner.is_object() => self.node(&pair.node, inner, &below),
                 (None, _) => {
-                    let message = unknown(&pair.key, known.keys().map(String::as_str));
+                    // One step too far out, such as rules beside `policy`.
+                    let holds =
+                        |inner: &&Value| inner.pointer("/properties").is_some_and(|p| p.get(&pair.key).is_some());
+                    let groups = known.iter().filter(|_| path.is_empty());
+                    let mut groups = groups.filter(|(_, inner)| self.group(inner).filter(holds).is_some());
+                    let message = match (groups.next(), groups.next()) {
+                        (Some((group, _)), None) => format!("`{}` belongs under `{group}`; write it there", pair.key),
+                        _ => unknown(&pair.key, known.keys().map(String::as_str)),
+                    };
                     self.faults.push(Fault { place: pair.place, path: below, message });
                 }
             }
@@ -176,6 +195,12 @@ impl<'a> Walk<'a> {
     fn resolve(&self, schema: &'a Value) -> &'a Value {
         let name = schema.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix("#/$defs/"));
         name.and_then(|name| self.root.get("$defs")?.get(name)).unwrap_or(schema)
+    }
+
+    /// The group of keys that a schema allows, perhaps beside nothing at all.
+    fn group(&self, schema: &'a Value) -> Option<&'a Value> {
+        let choices = alternatives(schema).unwrap_or_else(|| std::slice::from_ref(schema));
+        choices.iter().map(|choice| self.resolve(choice)).find(|choice| choice.get("properties").is_some())
     }
 
     fn fault(&mut self, node: &Node, path: &str, message: String) {

@@ -697,6 +697,45 @@ fn what_a_rule_says_of_requests_is_checked() {
 }
 
 #[test]
+fn what_tired_operators_write_is_answered_with_the_cure() {
+    for (pattern, cure) in [
+        (r"^.*\.example\.org$", "write such as `*.example.org`"),
+        (r"^api\.example\.org$", "write such as `api.example.org`"),
+        ("/example/", "a glob, not a regular expression; write such as `*.example.org`"),
+        ("(.+)x", "a glob, not a regular expression"),
+        ("a,b", "commas are not part of a name; write one pattern per list entry"),
+        ("%.x", "`%` is not a letter"),
+        ("example.*", "one pattern for each ending that is meant"),
+        ("${X}.example", "`${X}` is not filled in"),
+        ("{{ .X }}.example", "spaces are not"),
+        ("{{x}}.example", "`{{x}}` is not filled in"),
+        ("“a.example”", "`“` (U+201C) is not part of a name"),
+        ("a\u{200b}b.example", "(U+200B) is not part of a name"),
+    ] {
+        let rule =
+            format!("policy:\n  application_rules:\n    - {{ fqdns: ['{pattern}'], protocols: [\"https:443\"] }}\n");
+        fault(&format!("{BASE}{rule}"), &[("4:17", cure)]);
+    }
+    fault(
+        &format!("{BASE}application_rules: []\n"),
+        &[("2:1", "`application_rules` belongs under `policy`; write it there")],
+    );
+    fault(&format!("{BASE}dns: {{ upstreams: [\"10.0.0.53:530000\"] }}\n"), &[("2:20", "has no port from 1 to 65535")]);
+    let rules = |of: &str| format!("{BASE}policy:\n  application_rules:\n    - {of}\n");
+    fault(&rules("{ fqdns: a.example, protocols: [\"https:443\"] }"), &[("4:16", "write a list: [\"a.example\"]")]);
+    fault(
+        &rules("{ fqdns: [\"a.example], protocols: [\"https:443\"] }"),
+        &[("4:43", "the quotation mark at 4:17 closes only at 4:42")],
+    );
+    fault(
+        &format!("{BASE}log: {{}}\nadmin: {{}}\nlog: {{}}\n"),
+        &[("4:1", "`log`: it stands at 2:1 already; write it once")],
+    );
+    let bundle = "policy:\n  bundles: [{ bundle: aks, location: westeurope, edition: 2023 }]\n";
+    fault(&format!("{BASE}{bundle}"), &[("3:59", "such as \"2023-06-13\" in quotes")]);
+}
+
+#[test]
 fn limits_that_cannot_hold_are_faults() {
     fault(
         &format!("{BASE}limits: {{ connections: 10, connections_per_client: 11, lookups: 5000 }}\npolicy: {{}}\n"),

@@ -66,12 +66,16 @@ pub enum PatternFault {
     DoubleStar(String),
     #[error("a pattern is a name only; write `{0}` and put the port and protocol into `protocols`")]
     NotOnlyAName(String),
-    #[error("spaces are not part of a name; write one pattern per list entry")]
-    Space,
+    #[error("{0} are not part of a name; write one pattern per list entry")]
+    Several(&'static str),
+    #[error("a pattern is a glob, not a regular expression; write such as `{0}`")]
+    Regex(String),
+    #[error("`{0}` (U+{code:04X}) is not part of a name; type the name anew, in plain quotes or none", code = u32::from(*.0))]
+    Typographic(char),
     #[error("`{0}` is not filled in; write the value, or `*` for any one label")]
     Placeholder(String),
-    #[error("the last label must be literal; write one pattern for each ending, such as `{0}`")]
-    WildEnd(String),
+    #[error("the last label must be literal; write one pattern for each ending that is meant")]
+    WildEnd,
     #[error("a leading dot takes plain labels; write `*{0}`")]
     DotGlob(String),
     #[error("`{0}` is an address; write a network rule with `destinations` for it")]
@@ -161,10 +165,7 @@ impl Glob {
         let literal_tail = labels.iter().rev().take_while(|label| !is_wild(label)).count();
         let (front, tail) = labels.split_at_checked(labels.len() - literal_tail).unwrap_or_default();
         if tail.is_empty() {
-            return Err(PatternFault::WildEnd(format!(
-                "{}.com",
-                text.rsplit_once('.').map_or("name", |(head, _)| head)
-            )));
+            return Err(PatternFault::WildEnd);
         }
         let ending = literal(&tail.join("."))?;
         let mut rich = Vec::new();
@@ -295,11 +296,29 @@ fn refuse_foreign_syntax(written: &str) -> Result<(), PatternFault> {
         return Err(PatternFault::Empty);
     }
     if written.chars().any(char::is_whitespace) {
-        return Err(PatternFault::Space);
+        return Err(PatternFault::Several("spaces"));
     }
-    if let Some(start) = written.find('<') {
-        let end = written.find('>').map_or(written.len(), |at| at + 1);
-        return Err(PatternFault::Placeholder(written.get(start..end).unwrap_or(written).to_owned()));
+    if written.contains(',') && !written.contains('{') {
+        return Err(PatternFault::Several("commas"));
+    }
+    if let Some(odd) = written.chars().find(|c| is_typographic(*c)) {
+        return Err(PatternFault::Typographic(odd));
+    }
+    for (opens, closes) in [("<", '>'), ("${", '}'), ("{{", '}')] {
+        // Braces in braces may hold alternatives.
+        if let Some(start) = written.find(opens)
+            && !written.contains(',')
+        {
+            let end = written.rfind(closes).map_or(written.len(), |at| at + 1);
+            return Err(PatternFault::Placeholder(written.get(start..end).unwrap_or(written).to_owned()));
+        }
+    }
+    let is_regex = written.starts_with('^')
+        || written.ends_with('$')
+        || written.len() > 1 && written.starts_with('/') && written.ends_with('/')
+        || ["\\.", ".+", "(", "|"].iter().any(|part| written.contains(part));
+    if is_regex {
+        return Err(PatternFault::Regex(as_glob(written)));
     }
     let host = written.split_once("://").map_or(written, |(_, rest)| rest);
     let host = host.split(['/', ':', '\\']).next().unwrap_or_default();
@@ -313,6 +332,24 @@ fn refuse_foreign_syntax(written: &str) -> Result<(), PatternFault> {
         return Err(PatternFault::DoubleStar(written.trim_start_matches(['*', '.']).to_owned()));
     }
     Ok(())
+}
+
+/// Quotation marks that an editor made of plain ones, and what cannot be seen: IDNA drops some of it silently. The joiners
+/// (U+200C, U+200D) are not among them, for some scripts need them.
+const fn is_typographic(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{ab}' | '\u{bb}' | '\u{2018}'..='\u{201f}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2060}'..='\u{2064}' | '\u{feff}')
+}
+
+/// What a regular expression for a name and all under it means here, where it is as simple as that.
+fn as_glob(regex: &str) -> String {
+    let bare = regex.trim_start_matches('^').trim_end_matches('$').replace("\\.", ".");
+    let under = [".*.", ".+."].iter().find_map(|any| bare.strip_prefix(any));
+    let is_name = |name: &str| name.contains('.') && HostName::from_wire(name.as_bytes()).is_ok();
+    match under {
+        Some(name) if is_name(name) => format!("*.{name}"),
+        None if is_name(&bare) => bare,
+        _ => "*.example.org".to_owned(),
+    }
 }
 
 /// Lower case and A-labels (UTS 46); what IDNA lets pass is checked by whoever reads the labels next.

@@ -47,6 +47,9 @@ fn check_tells_faults_warnings_and_peace() {
     assert!(said.contains(&format!("{bad}:4:")), "{said}");
     let json: Value = serde_json::from_slice(&egret(&["check", "--config", &bad, "--json"]).stdout).unwrap();
     assert_eq!((json["faults"].as_array().unwrap().len(), &json["faults"][0]["line"]), (2, &4.into()));
+    let (_folder, pod) =
+        config("listeners: [{ kind: transparent, bind: \"[::]:3129\", capture: redirect }]\npolicy: {}\n");
+    exits(&["netfilter", "apply", "--config", &pod], 2, &["add --sidecar"]);
     exits(&["check", "--config", "/nowhere/egret.yaml"], 2, &["cannot read /nowhere/egret.yaml"]);
 }
 

@@ -142,8 +142,11 @@ fn replay_http(file: &str) -> Option<usize> {
         let raw = bytes(line["hex"].as_str().unwrap());
         let expect = &line["expect"];
         let before = origin.count();
+        // A client's port may come again, and with it a late record of the connection that had it before.
+        let begun = humantime::format_rfc3339_micros(std::time::SystemTime::now()).to_string();
         let mut stream = connect(egret.plain());
-        let client = stream.local_addr().unwrap();
+        let client = stream.local_addr().unwrap().to_string();
+        let is_own = |record: &Value| record["client"] == client && record["ts"].as_str() >= Some(&begun);
         let segments: Vec<usize> = match line["segments"].as_array() {
             Some(all) => all.iter().map(|n| usize::try_from(n.as_u64().unwrap()).unwrap()).collect(),
             None => vec![raw.len()],
@@ -160,15 +163,10 @@ fn replay_http(file: &str) -> Option<usize> {
         let said = read_all(&mut stream);
         drop(stream);
         // Records of this connection: the first always comes, the others follow as long as requests did.
-        let first = egret.record_of(client);
-        let later = || {
-            let all = egret.records().into_iter().filter(|record| record["client"] == first["client"]);
-            all.skip_while(|record| record["id"] != first["id"]).collect::<Vec<_>>()
-        };
-        let mut own = vec![first.clone()];
+        let mut own = vec![egret.record(id, is_own)];
         while own.last().unwrap()["ending"] == "closed" && own.last().unwrap()["verdict"] == "allow" {
             crate::support::pause();
-            let all = later();
+            let all: Vec<Value> = egret.records().into_iter().filter(is_own).collect();
             if all.len() == own.len() {
                 break;
             }
