@@ -13,7 +13,10 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use crate::config::Adds;
 use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
-use crate::peek::http_head::{AnswerLength, BodyLength, HeadReader, Onward, RequestHead, ResponseHead, is_token_byte};
+use crate::peek::http_head::{
+    AnswerLength, BodyLength, HeadReader, Onward, Overrides, RequestHead, ResponseHead, as_gateways_spell,
+    is_token_byte,
+};
 use crate::relay::{self, Meter, Way};
 use crate::stream::{self, ClientStream, ReadSide, WriteSide, send};
 
@@ -472,14 +475,9 @@ impl Body {
     }
 }
 
-/// RFC 9110 §6.5.1: a field, and none that frames, routes or authenticates, which some recipients would merge into the head.
+/// RFC 9110 §6.5.1: a field, and none that frames, routes, overrides or authenticates, which some recipients would merge into the head.
 fn is_trailer(line: &[u8]) -> bool {
-    const NEVER: [&[u8]; 15] = [
-        b"x-http-method-override",
-        b"x-method-override",
-        b"x-http-method",
-        b"x-original-url",
-        b"x-rewrite-url",
+    const NEVER: [&[u8]; 10] = [
         b"transfer-encoding",
         b"content-length",
         b"host",
@@ -493,9 +491,8 @@ fn is_trailer(line: &[u8]) -> bool {
     ];
     let name = line.split(|b| *b == b':').next().filter(|name| name.len() < line.len()).unwrap_or_default();
     let is_token = !name.is_empty() && name.iter().copied().all(is_token_byte);
-    // Gateways turn `_` into `-`.
-    let name: Vec<u8> = name.iter().map(|b| if *b == b'_' { b'-' } else { b.to_ascii_lowercase() }).collect();
-    is_token && !NEVER.contains(&name.as_slice())
+    let name = as_gateways_spell(name);
+    is_token && Overrides::of(&name) == Overrides::default() && !NEVER.contains(&name.as_slice())
 }
 
 /// RFC 9112 §7.1.1, without the blanks that it grudges: `;name`, `;name=token`, `;name="text"`, any number.

@@ -37,6 +37,23 @@ pub struct Overrides {
     pub path: bool,
 }
 
+impl Overrides {
+    /// What the field with this name overrides, in the spelling of [`as_gateways_spell`].
+    #[must_use]
+    pub fn of(name: &[u8]) -> Self {
+        Self {
+            method: matches!(name, b"x-http-method-override" | b"x-method-override" | b"x-http-method"),
+            path: matches!(name, b"x-original-url" | b"x-rewrite-url"),
+        }
+    }
+}
+
+/// A field's name in lower case and with `-` for `_`, which many gateways do not tell apart.
+#[must_use]
+pub fn as_gateways_spell(name: &[u8]) -> Vec<u8> {
+    name.iter().map(|b| if *b == b'_' { b'-' } else { b.to_ascii_lowercase() }).collect()
+}
+
 /// A protocol that a connection may switch to (RFC 9110 §7.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Upgrade {
@@ -674,12 +691,11 @@ impl Fields {
                 "connection" if names_framing(value) => return Err(Reason::AmbiguousRequest),
                 "upgrade" => seen.upgrades.push(upgrade(value)),
                 "expect" => seen.expects = true,
-                // Gateways turn `_` into `-`, for these too.
-                name => match name.replace('_', "-").as_str() {
-                    "x-http-method-override" | "x-method-override" | "x-http-method" => seen.overrides.method = true,
-                    "x-original-url" | "x-rewrite-url" => seen.overrides.path = true,
-                    _ => {}
-                },
+                name => {
+                    let overrides = Overrides::of(&as_gateways_spell(name.as_bytes()));
+                    seen.overrides.method |= overrides.method;
+                    seen.overrides.path |= overrides.path;
+                }
             }
         }
         Ok(seen)
