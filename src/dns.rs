@@ -1,4 +1,4 @@
-//! LookupContext what stands behind a name: once per name and time, under one deadline.
+//! Asking what stands behind a name: once per name and time, under one deadline.
 //!
 //! Owns upstreams, zones and the answers' lifetimes. Answers nothing without a [`Clearance`], so a name that
 //! no rule lists is never asked for; whether an address is good is policy's to say.

@@ -20,6 +20,7 @@ use crate::policy::Permit;
 
 /// RFC 8305 §5: how long one address has before the next is tried too.
 const HEAD_START: Duration = Duration::from_millis(250);
+
 /// The bounds of one dial.
 #[derive(Clone, Copy, Debug)]
 pub struct DialLimits<'a> {
