@@ -21,7 +21,8 @@ RUN target="$(rustc -vV | sed -n 's/^host: //p')" \
 FROM scratch
 COPY --from=build /egret /egret
 COPY --from=build /src/config /etc/egret
-USER 65534:65534
+# The user that `egret netfilter apply --sidecar` lets pass by default.
+USER 1129:1129
 # 3128: forward proxy of the built-in configuration, on loopback: share the network with its clients.
 EXPOSE 3128
 HEALTHCHECK --interval=10s --timeout=3s --start-period=2s CMD ["/egret", "health"]

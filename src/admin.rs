@@ -17,6 +17,7 @@ use crate::budget::Budget;
 use crate::drain::{Guest, Watcher};
 use crate::metrics::Metrics;
 use crate::netfilter::Kernel;
+use crate::netfilter::sidecar::Watched;
 use crate::record::LogState;
 use visitors::BoundedListener;
 pub use visitors::{Access, MAX_VISITORS};
@@ -29,6 +30,8 @@ pub struct Told {
     pub watcher: Watcher,
     /// On a next hop: without its rules it lets nothing through.
     pub kernel: Option<Arc<Kernel>>,
+    /// In a sidecar: without it the pod's traffic leaves unjudged.
+    pub table: Option<Arc<Watched>>,
     pub log: Arc<LogState>,
 }
 
@@ -36,7 +39,8 @@ pub struct Told {
 pub fn health_pages(told: &Told) -> Router {
     let told = told.clone();
     let ready = move || async move {
-        let stands = told.kernel.as_ref().is_none_or(|kernel| kernel.is_in_place());
+        let stands = told.kernel.as_ref().is_none_or(|kernel| kernel.is_in_place())
+            && told.table.as_ref().is_none_or(|table| table.is_in_place());
         let log_stops = told.log.stops_service();
         let (status, word) = match (told.watcher.is_serving(), stands, log_stops) {
             (true, true, false) => (StatusCode::OK, "ready"),

@@ -24,6 +24,7 @@ use crate::drain::Drain;
 use crate::listen::{self, ConnectionLimit, Entrance};
 use crate::local;
 use crate::metrics::{Fault, Metrics};
+use crate::netfilter::sidecar::{TableFault, Watched};
 use crate::netfilter::told::Counted;
 use crate::netfilter::{self, Kernel, Plan};
 use crate::netfilter::{flows, sidecar};
@@ -79,6 +80,8 @@ pub enum StartError {
     Kernel(#[source] io::Error),
     #[error("{0}; start egret with --netfilter, which makes it anew")]
     Table(String),
+    #[error("{0}, or write `netfilter: {{ required: false }}` where other rules lead the pod's traffic here")]
+    Sidecar(#[from] TableFault),
     #[error("cannot hear what the kernel refuses: {0}; does another egret run in this network namespace?")]
     Told(#[source] io::Error),
     #[error("upstream.sources: {0} is not an address of this machine's interfaces; add it to one, or remove it")]
@@ -132,6 +135,8 @@ pub struct App {
     screen: String,
     /// What the kernel had counted before.
     counted: Counted,
+    /// In a sidecar.
+    table: Option<Arc<Watched>>,
 }
 
 impl App {
@@ -165,14 +170,11 @@ impl App {
         let foreign = settings.sources.iter().find(|ip| !ip.is_loopback() && !own.is_local(**ip));
         foreign.map_or(Ok(()), |ip| Err(StartError::Source(*ip)))?;
         let kernel = Plan::of(&settings).map(Kernel::new).transpose().map_err(StartError::Kernel)?.map(Arc::new);
-        let counters = kernel.as_ref().map(|kernel| kernel.look()).transpose().map_err(StartError::Table)?;
+        let counters = kernel.as_ref().map(|kernel| kernel.inspect()).transpose().map_err(StartError::Table)?;
         let counted = Counted::from(counters.unwrap_or_default());
         let redirected = settings.listeners.iter().any(|listener| listener.kind.captures(Capture::Redirect));
-        if redirected && !sidecar::stands() {
-            tracing::warn!(
-                "the pod's table is not there: what other rules do not lead here leaves unjudged; run `egret netfilter apply --sidecar` in the pod's network namespace, before this"
-            );
-        }
+        let table = Watched::of(&settings).map(Arc::new);
+        table.as_ref().map_or(Ok(()), |table| table.look())?;
         let sidecar = redirected.then(|| sidecar::others(&settings.rules.nets, settings.rules.nat64));
         let connections = ConnectionLimit::new(room.connections, limits.connections_per_client);
         let screen_parts = Screen::of(&settings, config, room.connections, connections.per_client());
@@ -203,6 +205,7 @@ impl App {
             sources: settings.sources.clone(),
             learn: settings.learn.clone(),
             kernel,
+            own_dials: redirected.then(Arc::default),
         });
         let tells_flows = settings.log.net_all;
         if house.kernel.is_some() {
@@ -223,6 +226,7 @@ impl App {
             writer,
             screen,
             counted,
+            table,
         })
     }
 
@@ -248,6 +252,7 @@ impl App {
             peek_memory: Arc::clone(&self.house.peek_memory),
             watcher: drain.watcher(),
             kernel: self.house.kernel.clone(),
+            table: self.table.clone(),
             log: self.log,
         };
         // The pages are not guests: they answer until everybody else has left.
@@ -273,6 +278,7 @@ impl App {
         let kernel = self.house.kernel.clone().map(|kernel| {
             tokio::spawn(watch_kernel(kernel, Arc::downgrade(&self.house), self.counted, Arc::clone(&self.own)))
         });
+        let table = self.table.map(|table| tokio::spawn(watch_table(table, Arc::clone(&self.metrics))));
         let policies = tokio::spawn(reload::run(hangup, self.source, Arc::downgrade(&self.house), drain.reviewer()));
         tokio::select! {
             _ = terminate.recv() => {}
@@ -290,7 +296,7 @@ impl App {
         tracing::info!("stopped");
         pages.stop(Duration::ZERO, std::future::ready(())).await;
         watch.abort();
-        kernel.iter().for_each(JoinHandle::abort);
+        kernel.iter().chain(&table).for_each(JoinHandle::abort);
         files.abort();
         policies.abort();
         // The watch holds no book; the last scribe goes with the house, and the writer ends.
@@ -543,7 +549,7 @@ async fn watch_local(own: Arc<OwnAddresses>, changed: Arc<Notify>) {
 /// out, for the routes or the table alone are enough.
 async fn watch_kernel(kernel: Arc<Kernel>, house: Weak<House>, mut counted: Counted, own: Arc<OwnAddresses>) {
     let mut ports_at = Instant::now();
-    let mut missing: Option<String> = None;
+    let mut standing = Standing::default();
     loop {
         let looking = Arc::clone(&kernel);
         let looked = tokio::task::spawn_blocking(move || looking.look()).await;
@@ -551,15 +557,7 @@ async fn watch_kernel(kernel: Arc<Kernel>, house: Weak<House>, mut counted: Coun
         let looked = looked.unwrap_or_else(|join| Err(join.to_string()));
         house.book.metrics().fault(Fault::Kernel, looked.is_err());
         let now = looked.map(|counters| counted.count(&house, counters)).err();
-        match (std::mem::replace(&mut missing, now), &missing) {
-            (before, Some(now)) if before.as_ref() != Some(now) => {
-                tracing::error!(
-                    "{now}: not ready until `egret netfilter apply` with this egret's configuration, or a start with --netfilter"
-                );
-            }
-            (Some(_), None) => tracing::info!("the kernel's rules are in place again"),
-            _ => {}
-        }
+        standing.tell(now);
         if ports_at <= Instant::now() {
             let own = Arc::clone(&own);
             let used = tokio::task::spawn_blocking(move || flows::ports_in_use(|ip| own.is_local(ip))).await;
@@ -568,6 +566,33 @@ async fn watch_kernel(kernel: Arc<Kernel>, house: Weak<House>, mut counted: Coun
         }
         drop(house);
         tokio::time::sleep(KERNEL_EVERY).await;
+    }
+}
+
+/// Sees whether the pod's table stands, and is the one for this process.
+async fn watch_table(table: Arc<Watched>, metrics: Arc<Metrics>) {
+    let mut standing = Standing::default();
+    loop {
+        tokio::time::sleep(KERNEL_EVERY).await;
+        let looking = Arc::clone(&table);
+        let looked = tokio::task::spawn_blocking(move || looking.look().map_err(|fault| fault.to_string())).await;
+        let looked = looked.unwrap_or_else(|join| Err(join.to_string()));
+        metrics.fault(Fault::Kernel, looked.is_err());
+        standing.tell(looked.err().map(|fault| format!("{fault}: not ready until then")));
+    }
+}
+
+/// What was last found of the kernel's rules, of which each change is logged once.
+#[derive(Default)]
+struct Standing(Option<String>);
+
+impl Standing {
+    fn tell(&mut self, fault: Option<String>) {
+        match (std::mem::replace(&mut self.0, fault), &self.0) {
+            (before, Some(now)) if before.as_ref() != Some(now) => tracing::error!("{now}"),
+            (Some(_), None) => tracing::info!("the kernel's rules are in place again"),
+            _ => {}
+        }
     }
 }
 

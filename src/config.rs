@@ -360,6 +360,14 @@ impl Settings {
         self.netfilter.as_ref().filter(|part| !part.clients.is_empty())
     }
 
+    /// Whether egret is in a pod whose traffic is led to it by a table that it cannot change, and serves only by it.
+    #[must_use]
+    pub fn needs_sidecar_table(&self) -> bool {
+        self.next_hop().is_none()
+            && self.listeners.iter().any(|listener| listener.kind.captures(Capture::Redirect))
+            && self.netfilter.as_ref().is_none_or(|part| part.is_required)
+    }
+
     /// The keys, but for `policy`, that say something else in another one.
     #[must_use]
     pub fn differs(&self, other: &Self) -> Vec<&'static str> {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::answers::Answers;
 use crate::budget::Budget;
-use crate::claim::{Claim, ClientAddr, Identity, Via};
+use crate::claim::{Claim, ClientAddr, Identity, OriginalDst, Via};
 use crate::config::{Learn, Limits};
 use crate::dns::Resolver;
 use crate::drain::Guest;
@@ -30,7 +30,7 @@ use crate::record::{Book, Record};
 use crate::relay::{self, Link, Shared};
 use crate::reload::Current;
 use crate::stream::ClientStream;
-use crate::upstream::{self, Departure, DialLimits};
+use crate::upstream::{self, Departure, DialLimits, Dialled, OwnDial, OwnDials};
 
 /// What every connection shares.
 #[derive(Debug)]
@@ -49,6 +49,8 @@ pub struct House {
     pub learn: Learn,
     /// The kernel's rules, on a next hop.
     pub kernel: Option<Arc<Kernel>>,
+    /// What egret dials, where the kernel leads this machine's own connections here.
+    pub own_dials: Option<Arc<OwnDials>>,
 }
 
 impl House {
@@ -212,6 +214,12 @@ async fn arrived(
     limits.until += begun.elapsed();
     record.admitted();
     let arrived = arrival::welcome(stream, address, entrance, limits.until).await?;
+    if let (Some(own), Some(OriginalDst(dst))) = (&house.own_dials, arrived.original_dst)
+        && own.has(address.socket(), dst)
+    {
+        let what = format!("egret's own connection to {dst} was led back to it");
+        return Err(arrival::told(Reason::OwnAddress, &what));
+    }
     Ok(Client::new(arrived, Arc::clone(entrance), Window::new(house.peek_memory.share(address.ip()))))
 }
 
@@ -244,6 +252,7 @@ enum Visit {
 struct Upstream {
     link: Link<TcpStream>,
     address: SocketAddr,
+    _own: Option<Box<OwnDial>>,
 }
 
 /// An upstream that has answered a request and may answer another one, and the leave it was dialled with.
@@ -560,12 +569,13 @@ async fn dialled(
     record: &mut Record,
 ) -> Result<Upstream, Refusal> {
     let Limits { dial: deadline, dial_addresses: addresses, keepalive, .. } = house.limits;
-    let limits = DialLimits { deadline, addresses, parallel: &house.parallel_dials, client };
-    let (stream, address) = upstream::dial(permit, departure, limits).await?;
+    let limits =
+        DialLimits { deadline, addresses, parallel: &house.parallel_dials, client, own: house.own_dials.as_ref() };
+    let Dialled { stream, address, own } = upstream::dial(permit, departure, limits).await?;
     // A socket whose options cannot be set is gone already; the first write will say so.
     let _ = upstream::set_options(&SockRef::from(&stream), keepalive);
     record.upstream(address);
-    Ok(Upstream { link: Link::new(stream), address })
+    Ok(Upstream { link: Link::new(stream), address, _own: own })
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 //! Sees a [`Permit`] and nothing else: no name to resolve again, no address to add. Owns the deadline, the
 //! race between address families (RFC 8305) and the socket options towards the upstream.
 
+mod own;
+
 use std::collections::VecDeque;
 use std::hash::BuildHasher as _;
 use std::io;
@@ -11,12 +13,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::budget::Budget;
 use crate::ending::{Reason, Refusal, Stage};
 use crate::policy::Permit;
+pub use own::{OwnDial, OwnDials};
 
 /// RFC 8305 §5: how long one address has before the next is tried too.
 const HEAD_START: Duration = Duration::from_millis(250);
@@ -32,17 +35,24 @@ pub struct DialLimits<'a> {
     pub parallel: &'a Arc<Budget>,
     /// The client charged for them.
     pub client: IpAddr,
+    /// Where it is written down what is dialled, in a place where that may come back.
+    pub own: Option<&'a Arc<OwnDials>>,
+}
+
+/// A connection that stands.
+#[derive(Debug)]
+pub struct Dialled {
+    pub stream: TcpStream,
+    pub address: SocketAddr,
+    /// To be kept as long as the stream.
+    pub own: Option<Box<OwnDial>>,
 }
 
 /// Connects to the first permitted address that answers.
 ///
 /// # Errors
 /// A refusal at stage `dial`, after the deadline at the latest.
-pub async fn dial(
-    permit: &Permit,
-    departure: Departure<'_>,
-    limits: DialLimits<'_>,
-) -> Result<(TcpStream, SocketAddr), Refusal> {
+pub async fn dial(permit: &Permit, departure: Departure<'_>, limits: DialLimits<'_>) -> Result<Dialled, Refusal> {
     within(limits, permit.addresses(), departure).await
 }
 
@@ -96,11 +106,11 @@ async fn within(
     limits: DialLimits<'_>,
     addresses: &[SocketAddr],
     departure: Departure<'_>,
-) -> Result<(TcpStream, SocketAddr), Refusal> {
+) -> Result<Dialled, Refusal> {
     let refuse = |reason| Refusal::new(reason, Stage::Dial);
     let dialling = async {
         match addresses {
-            [only] => connect(*only, departure.source(only.ip())?).await,
+            [only] => connect(*only, departure.source(only.ip())?, limits.own).await,
             several => Box::pin(race(several.get(..limits.addresses).unwrap_or(several), departure, limits)).await,
         }
     };
@@ -111,17 +121,30 @@ async fn within(
     }
 }
 
-async fn connect(address: SocketAddr, source: Option<Source>) -> io::Result<(TcpStream, SocketAddr)> {
-    let Some(Source { ip, is_foreign }) = source else { return Ok((TcpStream::connect(address).await?, address)) };
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // ip(7): the port is chosen with the destination, so that one address has all its ports for each of them.
-    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
-    if is_foreign {
-        set_transparent(&socket, ip)?;
+async fn connect(address: SocketAddr, source: Option<Source>, own: Option<&Arc<OwnDials>>) -> io::Result<Dialled> {
+    if let (None, None) = (source, own) {
+        return Ok(Dialled { stream: TcpStream::connect(address).await?, address, own: None });
     }
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
-    socket.bind(&SocketAddr::new(ip, 0).into())?;
-    Ok((TcpSocket::from_std_stream(socket.into()).connect(address).await?, address))
+    if let Some(Source { ip, is_foreign }) = source {
+        // ip(7): the port is chosen with the destination, so that one address has all its ports for each of them.
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
+        if is_foreign {
+            set_transparent(&socket, ip)?;
+        }
+        socket.bind(&SocketAddr::new(ip, 0).into())?;
+    }
+    let own = match own {
+        Some(own) => Some(Box::new(own.connect(&socket, address)?)),
+        None => {
+            own::begin(&socket, address)?;
+            None
+        }
+    };
+    let stream = TcpStream::from_std(socket.into())?;
+    stream.writable().await?;
+    stream.take_error()?.map_or(Ok(Dialled { stream, address, own }), Err)
 }
 
 /// Lets a socket use addresses that are not this machine's (ip(7), IP_TRANSPARENT).
@@ -137,11 +160,7 @@ pub fn set_transparent(socket: &Socket, ip: IpAddr) -> io::Result<()> {
 
 /// Starts the next address when the last one failed or its head start is over. Dropping the set ends the
 /// losers.
-async fn race(
-    addresses: &[SocketAddr],
-    departure: Departure<'_>,
-    limits: DialLimits<'_>,
-) -> io::Result<(TcpStream, SocketAddr)> {
+async fn race(addresses: &[SocketAddr], departure: Departure<'_>, limits: DialLimits<'_>) -> io::Result<Dialled> {
     let mut waiting: VecDeque<SocketAddr> = addresses.iter().copied().collect();
     let mut running = JoinSet::new();
     let mut last = io::Error::from(io::ErrorKind::HostUnreachable);
@@ -154,10 +173,11 @@ async fn race(
         if let Some((address, place)) = next {
             match departure.source(address.ip()) {
                 Ok(source) => {
+                    let own = limits.own.cloned();
                     running.spawn(async move {
                         let eviction = place.eviction();
                         let connected = tokio::select! {
-                            connected = connect(address, source) => connected,
+                            connected = connect(address, source, own.as_ref()) => connected,
                             () = eviction.evicted() => Err(io::ErrorKind::Interrupted.into()),
                         };
                         (address, connected)
@@ -258,10 +278,10 @@ mod tests {
         deadline: Duration,
         parallel: &Arc<Budget>,
     ) -> Result<SocketAddr, Reason> {
-        let limits = DialLimits { deadline, addresses: 16, parallel, client: [192, 0, 2, 1].into() };
+        let limits = DialLimits { deadline, addresses: 16, parallel, client: [192, 0, 2, 1].into(), own: None };
         let dialled = within(limits, addresses, Departure::System).await;
         dialled
-            .map(|(stream, address)| (stream.peer_addr().unwrap() == address).then_some(address).unwrap())
+            .map(|dialled| (dialled.stream.peer_addr().unwrap() == dialled.address).then_some(dialled.address).unwrap())
             .map_err(|refusal| refusal.reason)
     }
 

@@ -289,8 +289,8 @@ az network public-ip create --resource-group $GROUP --name egret-ip --sku Standa
 az network nic create --resource-group $GROUP --name egret-nic --vnet-name $VNET --subnet egret --private-ip-address $EGRET_IP --public-ip-address egret-ip --ip-forwarding true
 az vm create --resource-group $GROUP --name egret --nics egret-nic --image Ubuntu2404 --admin-username azureuser --generate-ssh-keys
 EGRESS_IP=$(az network public-ip show --resource-group $GROUP --name egret-ip --query ipAddress --output tsv)
-scp egret egret.yaml deploy/egret-next-hop.service azureuser@$EGRESS_IP:
-ssh azureuser@$EGRESS_IP 'sudo apt-get install -y nftables && sudo install -D -m 755 egret /usr/local/bin/egret && sudo install -D -m 644 egret.yaml /etc/egret/egret.yaml && sudo install -m 644 egret-next-hop.service /etc/systemd/system/ && sudo systemctl enable --now egret-next-hop && egret health --config /etc/egret/egret.yaml'
+scp egret egret.yaml deploy/egret-next-hop*.service azureuser@$EGRESS_IP:
+ssh azureuser@$EGRESS_IP 'sudo apt-get install -y nftables && sudo install -D -m 755 egret /usr/local/bin/egret && sudo install -D -m 644 egret.yaml /etc/egret/egret.yaml && sudo install -m 644 egret-next-hop*.service /etc/systemd/system/ && sudo systemctl enable --now egret-next-hop-table egret-next-hop && egret health --config /etc/egret/egret.yaml'
 
 # 3. The route: all that leaves the cluster's subnets goes to egret. They have it before the cluster comes.
 az network route-table create --resource-group $GROUP --name aks-routes

@@ -120,10 +120,12 @@ pub(super) fn settings(text: &str, folder: &Path, depth: Depth) -> Result<Settin
     let limits = limits(out, &written.limits);
     let log = log(&written.log);
     let contact = contact(out, written.messages.contact.as_deref());
-    one_socket_each(out, &listeners, admin, health);
+    let binds = one_socket_each(out, &listeners, admin, health);
+    netfilter::dnat_of_own_ports(out, kernel.as_ref(), &binds);
     let listeners: Vec<ListenerSettings> = listeners.into_iter().map(|(listener, _)| listener).collect();
     if depth == Depth::Lint && out.faults.is_empty() {
-        lint::lint(out, &rules, &listeners);
+        let services = lint::Services { listeners: &listeners, netfilter: kernel.as_ref(), admin };
+        lint::lint(out, &rules, services);
     }
     let Findings { faults, mut warnings, mut notes, .. } = findings;
     warnings.sort_by_key(|warning| warning.place);
@@ -189,7 +191,7 @@ fn listeners(out: &mut Findings<'_>, written: &file::File) -> Vec<(ListenerSetti
                 let usual = if protocol == Some(AppProtocol::Http) { 80 } else { 443 };
                 ListenerKind::Sni { port: listener.port.unwrap_or(usual), protocol }
             }
-            file::ListenerKind::Transparent => transparent(out, &path, listener),
+            file::ListenerKind::Transparent => transparent(out, &path, listener, written.netfilter.is_some()),
         };
         let is_forward = listener.kind == file::ListenerKind::Forward;
         let is_transparent = listener.kind == file::ListenerKind::Transparent;
@@ -243,10 +245,16 @@ fn listeners(out: &mut Findings<'_>, written: &file::File) -> Vec<(ListenerSetti
     kept
 }
 
-fn transparent(out: &mut Findings<'_>, path: &str, listener: &file::Listener) -> ListenerKind {
+fn transparent(out: &mut Findings<'_>, path: &str, listener: &file::Listener, has_netfilter: bool) -> ListenerKind {
     let capture = match listener.capture {
         Some(file::Capture::Redirect) => Capture::Redirect,
-        Some(file::Capture::Tproxy) => Capture::Tproxy,
+        Some(file::Capture::Tproxy) => {
+            if !has_netfilter {
+                let message = "nothing leads here without `netfilter`, and what is routed to this machine passes it unjudged; write netfilter: { clients: [\"10.224.0.0/16\"] }";
+                out.fault(&format!("{path}.capture"), message);
+            }
+            Capture::Tproxy
+        }
         None => {
             let message = "how does the kernel hand connections over? write `capture: tproxy` on a next hop, `capture: redirect` in a sidecar";
             out.fault(path, message);
@@ -316,13 +324,14 @@ fn health(
     (bind, from)
 }
 
-/// Two binds on one port clash where their addresses are equal or one of them is "all".
+/// Two binds on one port clash where their addresses are equal or one of them is "all". Returns all of them, each with
+/// its key path.
 fn one_socket_each(
     out: &mut Findings<'_>,
     listeners: &[(ListenerSettings, String)],
     admin: Option<SocketAddr>,
     health: Option<SocketAddr>,
-) {
+) -> Vec<(SocketAddr, String)> {
     let services = [(admin, "admin.bind"), (health, "health.bind")];
     let services = services.iter().filter_map(|(bind, path)| bind.map(|bind| (bind, (*path).to_owned())));
     let binds: Vec<(SocketAddr, String)> =
@@ -335,6 +344,7 @@ fn one_socket_each(
             out.fault(path, format!("{bind} is taken by {other_path} ({other}); give each its own address or port"));
         }
     }
+    binds
 }
 
 /// Whether a bind to one address takes the other too: `[::]` takes IPv4 as well.

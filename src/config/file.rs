@@ -225,6 +225,10 @@ pub(super) struct Netfilter {
     /// Whether clients stay shut in when egret ends. Default `keep`.
     #[serde(default)]
     pub(super) on_exit: Option<OnExit>,
+    /// In a sidecar: whether egret serves only while the pod's table stands, and watches it. Default true. False where
+    /// other rules lead the pod's traffic to egret.
+    #[serde(default)]
+    pub(super) required: Option<bool>,
     /// Concurrent flows per client; four times as many for an IPv6 /64. Default 16384.
     #[serde(default)]
     #[schemars(range(min = 1, max = 1_000_000))]

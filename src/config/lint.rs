@@ -4,15 +4,16 @@
 mod names;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
 use names::{DOH, FRONTS, REGIONAL, SHARED};
 
 use super::check::Findings;
-use super::{ListenerKind, ListenerSettings, Origin, Rules};
+use super::{Capture, ListenerKind, ListenerSettings, Netfilter, Origin, Rules};
 use crate::name::HostName;
-use crate::policy::guard::opens_all_of;
+use crate::policy::guard::{is_public, metadata, opens_all_of};
 use crate::policy::hosts::HostIndex;
 use crate::policy::pattern::Pattern;
 use crate::policy::rule::{Action, AppProtocol, AppRule, Ech, NetPort, NetRule, Reach, Sources};
@@ -22,7 +23,16 @@ const MAX_AROUND: usize = 256;
 /// Patterns of one rule that are told of one by one; a list of thousands is told of as a whole.
 const MAX_TOLD: usize = 20;
 
-pub(super) fn lint(out: &mut Findings<'_>, rules: &Rules, listeners: &[ListenerSettings]) {
+/// What the rules are for: those who come, and by which ways.
+#[derive(Clone, Copy)]
+pub(super) struct Services<'a> {
+    pub(super) listeners: &'a [ListenerSettings],
+    pub(super) netfilter: Option<&'a Netfilter>,
+    pub(super) admin: Option<SocketAddr>,
+}
+
+pub(super) fn lint(out: &mut Findings<'_>, rules: &Rules, services: Services<'_>) {
+    let Services { listeners, netfilter, admin } = services;
     let apps: Vec<AppPlace<'_>> = rules
         .apps
         .iter()
@@ -53,6 +63,21 @@ pub(super) fn lint(out: &mut Findings<'_>, rules: &Rules, listeners: &[ListenerS
     anybody_asks(out, &apps, listeners);
     who_asks(out, rules, listeners);
     networks(out, rules);
+    reaches_of_names(out, rules);
+    if let Some(part) = netfilter {
+        not_of_clients(out, rules, listeners, &part.clients);
+        for (at, name) in part.interfaces.iter().enumerate() {
+            if nix::net::if_::if_nametoindex(name.as_str()).is_err() {
+                let message = format!("this machine has no interface {name}: egret is not ready while it is missing");
+                out.note(&format!("netfilter.interfaces[{at}]"), message);
+            }
+        }
+    }
+    if let Some(bind) = admin.filter(|bind| bind.ip().is_unspecified() || is_public(&bind.ip().into())) {
+        let message =
+            format!("whoever reaches {bind} reads the metrics; bind a private address, and write `health` for probes");
+        out.warn("admin.bind", message);
+    }
 }
 
 struct AppPlace<'a> {
@@ -287,9 +312,62 @@ fn nobody_listens(out: &mut Findings<'_>, apps: &[AppPlace<'_>], listeners: &[Li
     }
 }
 
-/// A door to everywhere and rules for everybody: whoever reaches the listener is let out.
+/// Rules whose `addresses` open less or more than it seems.
+fn reaches_of_names(out: &mut Findings<'_>, rules: &Rules) {
+    let apps = rules.apps.iter().map(|rule| (&rule.reach, &rule.fqdns)).zip(&rules.origins.apps);
+    let nets = rules.nets.iter().map(|rule| (&rule.reach, &rule.fqdns)).zip(&rules.origins.nets);
+    for ((reach, fqdns), origin) in apps.chain(nets).filter(|(_, origin)| !origin.is_bundle) {
+        let path = format!("{}.addresses", origin.path);
+        if let Some(net) = reach.prefixes.iter().find(|net| net.prefix_len() == 0) {
+            let message = format!(
+                "{net} opens public addresses only, the guard keeps special ranges closed; write `public`, or the ranges that are meant"
+            );
+            out.warn(&path, message);
+        }
+        let opened = reach.prefixes.iter().find(|net| metadata().any(|ip| **net == IpNet::from(IpAddr::from(ip))));
+        let wild = fqdns.iter().find(|pattern| pattern.exact().is_none());
+        if let (Some(net), Some(pattern)) = (opened, wild) {
+            let message = format!(
+                "whoever gives a name that fits `{}` the address {} reaches this machine's metadata; write exact names",
+                pattern.as_str(),
+                net.addr()
+            );
+            out.warn(&path, message);
+        }
+    }
+}
+
+/// Rules for sources that never come here: on a next hop only its clients do.
+fn not_of_clients(out: &mut Findings<'_>, rules: &Rules, listeners: &[ListenerSettings], clients: &[IpNet]) {
+    if clients.is_empty() || !listeners.iter().all(|listener| listener.kind.captures(Capture::Tproxy)) {
+        return;
+    }
+    let apps = rules.apps.iter().map(|rule| &rule.sources).zip(&rules.origins.apps);
+    let nets = rules.nets.iter().map(|rule| &rule.sources).zip(&rules.origins.nets);
+    let mut told = BTreeSet::new();
+    for (sources, origin) in apps.chain(nets) {
+        for (at, net) in sources.nets.iter().enumerate() {
+            let is_client = clients.iter().any(|client| client.contains(net) || net.contains(client));
+            let path = format!("{}.sources[{at}]", origin.path);
+            if !is_client && told.insert(path.clone()) {
+                out.warn(
+                    &path,
+                    format!(
+                        "{net} is in none of netfilter.clients, so that no connection comes from there; write a client"
+                    ),
+                );
+            }
+        }
+    }
+}
+
+/// A door to everywhere and rules for everybody: whoever reaches the listener is let out. What the kernel captures comes
+/// from this machine, or from `netfilter.clients`.
 fn anybody_asks(out: &mut Findings<'_>, apps: &[AppPlace<'_>], listeners: &[ListenerSettings]) {
-    let is_open = |listener: &&ListenerSettings| !listener.bind.ip().is_loopback() && !listener.identifies();
+    let is_open = |listener: &&ListenerSettings| {
+        let captures = matches!(listener.kind, ListenerKind::Transparent { .. });
+        !listener.bind.ip().is_loopback() && !listener.identifies() && !captures
+    };
     let Some(open) = listeners.iter().find(is_open) else { return };
     let for_all = apps.iter().find(|app| app.rule.action == Action::Allow && app.rule.sources.is_everyone());
     if let Some(app) = for_all {

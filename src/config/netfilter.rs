@@ -24,6 +24,8 @@ pub struct Netfilter {
     pub dnat: Vec<Dnat>,
     /// Whether the rules go when egret ends.
     pub removes: bool,
+    /// Whether a sidecar serves only while its table stands.
+    pub is_required: bool,
     /// Flows at once of one client.
     pub flows_per_client: u32,
 }
@@ -61,6 +63,7 @@ pub(super) fn netfilter(
     listeners: &[(ListenerSettings, String)],
 ) -> Option<Netfilter> {
     let captures = |by: Capture| listeners.iter().any(|(listener, _)| listener.kind.captures(by));
+    one_tproxy_each(out, listeners);
     let part = written.netfilter.as_ref()?.0.as_ref().ok()?;
     let clients = out.nets("netfilter.clients", &part.clients);
     for (at, _) in clients.iter().enumerate().filter(|(_, net)| net.prefix_len() == 0) {
@@ -72,6 +75,10 @@ pub(super) fn netfilter(
     if !part.clients.is_empty() && !captures(Capture::Tproxy) && captures(Capture::Redirect) {
         let message = "clients are routed here, and `capture: redirect` takes only the machine's own connections; write a listener with `capture: tproxy`, or no clients";
         out.fault("netfilter.clients", message);
+    }
+    if part.required == Some(false) && !captures(Capture::Redirect) {
+        let message = "a next hop never serves without its table; remove it";
+        out.fault("netfilter.required", message);
     }
     if !captures(Capture::Tproxy) && !captures(Capture::Redirect) {
         let message = "no listener takes what the kernel captures, so that only network rules let anything out; write a listener { kind: transparent, bind: \"[::]:3129\", capture: tproxy }";
@@ -95,12 +102,15 @@ pub(super) fn netfilter(
         fits.then(|| name.clone()).ok_or_else(|| format!("`{name}` is not an interface name; write one such as eth1"))
     };
     let read = |(at, name): (usize, &String)| out.keep(&format!("netfilter.interfaces[{at}]"), interface(name));
-    let interfaces = part.interfaces.iter().enumerate().filter_map(read).collect();
+    let interfaces: Vec<String> = part.interfaces.iter().enumerate().filter_map(read).collect();
     let bypass = out.nets("netfilter.bypass", &part.bypass);
     for (at, _) in bypass.iter().enumerate().filter(|(_, net)| net.prefix_len() == 0) {
         out.fault(&format!("netfilter.bypass[{at}]"), "lets everything out unjudged; write the networks' own CIDRs");
     }
-    let dnat = file::readable(&part.dnat).filter_map(|(at, written)| dnat(out, at, written, &clients)).collect();
+    let dnat = file::readable(&part.dnat).filter_map(|(at, written)| Some((at, dnat(out, at, written, &clients)?)));
+    let dnat: Vec<(usize, Dnat)> = dnat.collect();
+    ingress_of_its_own(out, &dnat);
+    let dnat = dnat.into_iter().map(|(_, dnat)| dnat).collect();
     Some(Netfilter {
         clients,
         interfaces,
@@ -108,8 +118,56 @@ pub(super) fn netfilter(
         masquerades: part.snat != Some(file::Snat::None),
         dnat,
         removes: part.on_exit == Some(file::OnExit::Remove),
+        is_required: part.required != Some(false),
         flows_per_client: part.flows_per_client.unwrap_or(FLOWS_PER_CLIENT),
     })
+}
+
+/// Routed traffic comes to one listener of its family.
+fn one_tproxy_each(out: &mut Findings<'_>, listeners: &[(ListenerSettings, String)]) {
+    let tproxy: Vec<_> = listeners.iter().filter(|(listener, _)| listener.kind.captures(Capture::Tproxy)).collect();
+    let takes = |bind: SocketAddr| [bind.is_ipv4() || bind.ip().is_unspecified(), bind.is_ipv6()];
+    for (at, (listener, path)) in tproxy.iter().enumerate() {
+        let same = |other: SocketAddr| std::iter::zip(takes(other), takes(listener.bind)).any(|(a, b)| a && b);
+        if let Some((first, _)) = tproxy.iter().take(at).find(|(other, _)| same(other.bind)) {
+            let message =
+                format!("routed traffic is led to {} already, and to one listener only; remove this one", first.bind);
+            out.fault(path, message);
+        }
+    }
+}
+
+/// What comes in by a port of this machine leads to one place.
+fn ingress_of_its_own(out: &mut Findings<'_>, dnat: &[(usize, Dnat)]) {
+    let meets = |one: &Dnat, other: &Dnat| {
+        let overlap = |(a, b): (&IpNet, &IpNet)| a.contains(b) || b.contains(a);
+        let mut pairs = one.sources.iter().flat_map(|a| other.sources.iter().map(move |b| (a, b)));
+        one.sources.is_empty() || other.sources.is_empty() || pairs.any(overlap)
+    };
+    for (n, (at, line)) in dnat.iter().enumerate() {
+        let is_taken =
+            |other: &Dnat| other.port == line.port && other.to.is_ipv4() == line.to.is_ipv4() && meets(other, line);
+        if let Some((first, _)) = dnat.iter().take(n).find(|(_, other)| is_taken(other)) {
+            let message =
+                format!("netfilter.dnat[{first}] leads this port away already; write another port, or other `sources`");
+            out.fault(&format!("netfilter.dnat[{at}].protocol"), message);
+        }
+        if matches!(&line.port, NetPort::Tcp(ports) if ports.contains(&22)) {
+            let message = "leads SSH to this machine away to the client: from `sources`, or from everywhere, this machine has none then";
+            out.warn(&format!("netfilter.dnat[{at}].protocol"), message);
+        }
+    }
+}
+
+/// What egret itself listens on must not be led away before it arrives.
+pub(super) fn dnat_of_own_ports(out: &mut Findings<'_>, netfilter: Option<&Netfilter>, binds: &[(SocketAddr, String)]) {
+    for (at, line) in netfilter.into_iter().flat_map(|part| &part.dnat).enumerate() {
+        let NetPort::Tcp(ports) = &line.port else { continue };
+        if let Some((bind, path)) = binds.iter().find(|(bind, _)| ports.contains(&bind.port())) {
+            let message = format!("{bind} is {path}, whose connections this would lead away; write another port");
+            out.fault(&format!("netfilter.dnat[{at}].protocol"), message);
+        }
+    }
 }
 
 fn dnat(out: &mut Findings<'_>, at: usize, written: &file::Dnat, clients: &[IpNet]) -> Option<Dnat> {
@@ -176,6 +234,12 @@ pub(super) fn what_goes_together(
         if !written.upstream.sources.is_empty() {
             out.fault(&path, "egret cannot dial from upstream.sources and from the client's address; remove one");
         }
+    }
+    if netfilter.is_some_and(|part| !part.masquerades && !part.clients.is_empty())
+        && !written.upstream.sources.is_empty()
+    {
+        let message = "only egret's own connections leave from these: netfilter.snat is none, so what the kernel forwards keeps the client's address";
+        out.warn("upstream.sources", message);
     }
     for (at, rule) in file::readable(&written.policy.network_rules) {
         let is_kernels = |text: &String| matches!(rules::net_port(text), Ok(NetPort::Udp(_) | NetPort::Icmp));

@@ -18,19 +18,102 @@ fn fault(text: &str, expected: &[(&str, &str)]) {
     }
 }
 
+/// Every configuration that comes with egret, with its file: those of `config`, and those inside manifests of `deploy`.
+fn shipped() -> Vec<(String, String)> {
+    let yaml = |folder: &str| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+        let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let paths = paths.filter(|path| path.extension().is_some_and(|e| e == "yaml"));
+        paths.map(|path| (path.display().to_string(), std::fs::read_to_string(&path).unwrap())).collect::<Vec<_>>()
+    };
+    let inside = |(path, text): (String, String)| {
+        let (_, block) = text.split_once("  egret.yaml: |\n").unwrap_or_else(|| panic!("no configuration in {path}"));
+        let lines = block.lines().map_while(|line| line.strip_prefix("    "));
+        (path, lines.map(|line| format!("{line}\n")).collect())
+    };
+    yaml("config").into_iter().chain(yaml("deploy").into_iter().map(inside)).collect()
+}
+
 #[test]
-fn every_file_in_config_is_fine() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
-    let mut seen = 0;
-    for entry in std::fs::read_dir(&folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_some_and(|e| e == "yaml") {
-            Settings::load(&path).unwrap_or_else(|e| panic!("{e}"));
-            seen += 1;
+fn every_file_that_comes_with_egret_is_clean() {
+    let shipped = shipped();
+    assert!(shipped.len() >= 6, "default, next-hop, reference, sidecar and two manifests");
+    for (path, text) in shipped {
+        let settings = Settings::from_text(&text, &path, Path::new("config"), check::Depth::Lint).unwrap();
+        let warnings: Vec<String> = settings.warnings.iter().map(|w| w.at(&path)).collect();
+        if path.ends_with("default.yaml") {
+            let any = "`any` opens the names of every region";
+            assert!(warnings.len() == 1 && warnings[0].contains(any), "{warnings:?}");
+        } else {
+            assert_eq!(warnings, Vec::<String>::new());
         }
     }
-    assert!(seen >= 3, "default, reference and sidecar");
-    parse(DEFAULT).unwrap();
+}
+
+/// The warnings and notes of a text, with their key paths.
+fn said(text: &str) -> Vec<String> {
+    let settings = Settings::from_text(text, "t", Path::new("."), check::Depth::Lint).expect(text);
+    let said = settings.warnings.iter().chain(&settings.notes);
+    said.map(|fault| format!("{}: {}", fault.path, fault.message)).collect()
+}
+
+#[test]
+fn what_a_next_hop_would_not_do_is_said() {
+    const TPROXY: &str = "{ kind: transparent, bind: \"[::]:3129\", capture: tproxy }";
+    let hop = |keys: &str, more: &str| {
+        format!(
+            "listeners: [{TPROXY}]\nnetfilter: {{ clients: [10.224.0.0/16], {keys} }}\nadmin: {{ bind: \"127.0.0.1:9901\" }}\n\
+             health: {{ bind: \"[::]:9902\" }}\n{more}\n"
+        )
+    };
+    fault(&format!("listeners: [{TPROXY}]\n"), &[("1:62", "passes it unjudged; write netfilter")]);
+    let second = TPROXY.replace("[::]:3129", "10.0.0.1:3130");
+    let two = hop("", "").replace(TPROXY, &format!("{TPROXY}, {second}"));
+    fault(&two, &[("1:99", "led to [::]:3129 already, and to one listener only")]);
+    fault(&hop("required: false", ""), &[("2:50", "never serves without its table")]);
+    let dnat = |port: &str, keys: &str| format!("{{ protocol: \"{port}\", to: \"10.224.0.10:80\"{keys} }}");
+    for (port, says) in [("tcp:3129", "listeners[0].bind"), ("tcp:9901", "admin.bind"), ("tcp:9902", "health.bind")] {
+        let text = hop(&format!("dnat: [{}]", dnat(port, "")), "");
+        fault(&text, &[("2:59", &format!("is {says}, whose connections this would lead away"))]);
+    }
+    let twice = |a: &str, b: &str| hop(&format!("dnat: [{}, {}]", dnat("tcp:443", a), dnat("tcp:443", b)), "");
+    fault(&twice("", ", sources: [20.1.0.0/16]"), &[("2:106", "netfilter.dnat[0] leads this port away already")]);
+    assert_eq!(said(&twice(", sources: [20.2.0.0/16]", ", sources: [20.1.0.0/16]")).len(), 1, "no rule, nothing else");
+
+    let rule = |keys: &str| {
+        let rule = format!("{{ fqdns: [a.example], protocols: [\"https:443\"], {keys} }}");
+        format!("policy: {{ application_rules: [{rule}] }}")
+    };
+    let one = |text: &str, path: &str, says: &str| {
+        let said = said(text);
+        assert!(said.len() == 1 && said[0].starts_with(&format!("{path}: ")) && said[0].contains(says), "{said:?}");
+    };
+    let fine = rule("");
+    assert_eq!(said(&hop("", &fine)), [""; 0], "only clients come here, so rules need no sources");
+    one(&hop(&format!("dnat: [{}]", dnat("tcp:22", "")), &fine), "netfilter.dnat[0].protocol", "leads SSH");
+    let pool = format!("{fine}\nupstream: {{ sources: [10.0.0.4] }}");
+    one(&hop("snat: none", &pool), "upstream.sources", "netfilter.snat is none");
+    let elsewhere = rule("sources: [10.224.1.0/24, 10.225.0.0/16]");
+    one(&hop("", &elsewhere), "policy.application_rules[0].sources[1]", "in none of netfilter.clients");
+    one(&hop("interfaces: [absent0]", &fine), "netfilter.interfaces[0]", "no interface absent0");
+}
+
+#[test]
+fn what_opens_more_or_less_than_it_seems_is_said() {
+    let rule =
+        |keys: &str| format!("{BASE}policy: {{ application_rules: [{{ {keys}, protocols: [\"https:443\"] }}] }}\n");
+    for (keys, says) in [
+        ("fqdns: [a.example], addresses: [\"0.0.0.0/0\"]", "0.0.0.0/0 opens public addresses only"),
+        ("fqdns: [\"*.a.example\"], addresses: [169.254.169.254/32]", "whoever gives a name that fits `*.a.example`"),
+    ] {
+        let said = said(&rule(keys));
+        assert!(said.len() == 1 && said[0].contains(says), "{said:?}");
+    }
+    assert_eq!(said(&rule("fqdns: [a.example], addresses: [169.254.169.254/32]")), [""; 0]);
+    for (bind, is_said) in [("127.0.0.1", false), ("10.0.0.4", false), ("20.1.2.3", true), ("[::]", true)] {
+        let text = format!("{}admin: {{ bind: \"{bind}:9901\" }}\n", rule("fqdns: [a.example]"));
+        assert_eq!(said(&text).iter().any(|said| said.starts_with("admin.bind: ")), is_said, "{bind}");
+    }
 }
 
 #[test]
@@ -369,7 +452,11 @@ fn the_kernels_part_is_checked() {
     fault(&dnat("{ protocol: \"tcp:1\", to: \"10.1.0.1:80\" }"), &[("2:72", "in none of netfilter.clients")]);
     fault("listeners: [{ kind: transparent, bind: \"[::]:3129\" }]\n", &[("1:13", "write `capture: tproxy`")]);
     let listener = |keys: &str| format!("listeners: [{{ kind: transparent, bind: \"[::]:3129\", {keys} }}]\n");
-    fault(&listener("capture: tproxy, port: 443"), &[("1:76", "learns the port from the connection")]);
+    let routed = "netfilter: { clients: [10.224.0.0/16] }\n";
+    fault(
+        &format!("{}{routed}", listener("capture: tproxy, port: 443")),
+        &[("1:76", "learns the port from the connection")],
+    );
     fault(&listener("capture: redirect, preserve_source: true"), &[("1:89", "their address is its own")]);
     let keeps = listener("capture: tproxy, preserve_source: true");
     let clients = "clients: [10.224.0.0/16]";
@@ -611,7 +698,7 @@ fn a_bundle_s_own_rows_inform_and_do_not_warn() {
 fn the_lint_knows_what_the_guard_opens() {
     // A wide prefix opens no special range, so the narrow one beside it is needed.
     lints(
-        &["fqdns: [a.example.com], addresses: [public, 0.0.0.0/0]", "fqdns: [a.example.com], addresses: [10.1.0.0/16]"],
+        &["fqdns: [a.example.com], addresses: [public, 8.0.0.0/5]", "fqdns: [a.example.com], addresses: [10.1.0.0/16]"],
         "",
     );
     lints(

@@ -174,7 +174,8 @@ pub(super) fn instead(reason: Reason, instead: &'static str) -> Refusal {
 }
 
 /// A refusal that says more to the log than to the client.
-pub(super) fn told(reason: Reason, nearest: &str) -> Refusal {
+#[must_use]
+pub fn told(reason: Reason, nearest: &str) -> Refusal {
     Refusal::new(reason, Stage::Claim).with(Hint { nearest: Some(nearest.to_owned()), ..Hint::default() })
 }
 

@@ -128,18 +128,28 @@ impl Kernel {
         self.is_in_place.load(Ordering::Relaxed)
     }
 
+    /// Looks whether everything is there that it takes to serve: what [`Self::inspect`] finds, and the clients' interfaces.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn look(&self) -> Result<Vec<(String, u64)>, String> {
+        let looked = match (self.inspect(), sysctl::absent_interfaces(&self.plan).next()) {
+            (Err(fault), _) => Err(format!(
+                "{fault}: not ready until `egret netfilter apply` with this egret's configuration, or a start with --netfilter"
+            )),
+            (Ok(_), Some(name)) => Err(format!("netfilter.interfaces: {name} is missing: not ready until it is there")),
+            (Ok(counters), None) => Ok(counters),
+        };
+        self.is_in_place.store(looked.is_ok(), Ordering::Relaxed);
+        looked
+    }
+
     /// Looks whether table and routes stand as they were put up. A table that was made anew of the same plan gets what
     /// this process knows into its sets. Returns what its counters show.
     ///
     /// # Errors
     /// What is missing.
-    pub fn look(&self) -> Result<Vec<(String, u64)>, String> {
-        let looked = self.seen();
-        self.is_in_place.store(looked.is_ok(), Ordering::Relaxed);
-        looked
-    }
-
-    fn seen(&self) -> Result<Vec<(String, u64)>, String> {
+    pub fn inspect(&self) -> Result<Vec<(String, u64)>, String> {
         let mut state = self.state();
         let failed = |error: io::Error| format!("the kernel's rules cannot be read: {error}");
         let counters = refusals::counters(&state.socket).map_err(failed)?;

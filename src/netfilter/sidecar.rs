@@ -4,9 +4,11 @@
 //! changes nothing. A guard rail for pods whose containers have neither that right nor egret's user: not a boundary
 //! against root.
 
-use std::fmt::Display;
+use std::fmt::{self, Display, Write as _};
+use std::hash::{BuildHasher as _, Hasher as _};
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::members::{Addresses, ICMP, ICMPV6, Members, TCP, UDP};
@@ -20,6 +22,12 @@ use crate::policy::rule::{Action, NetRule};
 pub struct User {
     pub uid: u32,
     pub gid: u32,
+}
+
+impl Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.uid, self.gid)
+    }
 }
 
 /// A mesh whose proxy takes the pod's traffic first.
@@ -67,15 +75,101 @@ pub fn others(nets: &[NetRule], nat64: Option<ipnet::Ipv6Net>) -> Vec<Other> {
     others
 }
 
-/// What the table refuses egret itself in a way of its own, and where nobody listens.
-const PROBE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 112, 9, 1), 1);
+/// A connection to this address is refused with ICMP "administratively prohibited" by every table of a sidecar. egret
+/// has no right to read the table; what a connection comes to it may see.
+const TABLE: Ipv4Addr = Ipv4Addr::new(127, 112, 9, 1);
 
-/// Whether a sidecar's table stands, as far as its user can tell, who may not ask the kernel.
-#[must_use]
-pub fn stands() -> bool {
+/// And nobody listens there.
+const PROBED_PORT: u16 = 1;
+
+/// What a table is made for, in bits: user, group, port. `127.112.10.N` is refused in the same way where bit N is set.
+const BITS: u32 = 32 + 32 + 16;
+
+const fn bit(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(127, 112, 10, 0).to_bits() | number)
+}
+
+fn is_refused(address: Ipv4Addr) -> bool {
     const ENOUGH: Duration = Duration::from_secs(1);
-    let tried = std::net::TcpStream::connect_timeout(&PROBE.into(), ENOUGH);
-    tried.is_err_and(|error| error.kind() != ErrorKind::ConnectionRefused)
+    let tried = TcpStream::connect_timeout(&SocketAddrV4::new(address, PROBED_PORT).into(), ENOUGH);
+    tried.is_err_and(|error| error.kind() == ErrorKind::HostUnreachable)
+}
+
+/// How the pod's table is not the one that this egret needs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TableFault {
+    #[error(
+        "the pod's table is missing, so the pod's traffic leaves unjudged; run `egret netfilter apply --sidecar` in its network namespace"
+    )]
+    Missing,
+    #[error(
+        "this process is {own}, the pod's table lets {table} pass; run egret as {table}, or apply the table with --uid {} --gid {}", own.uid, own.gid
+    )]
+    OtherUser { own: User, table: User },
+    #[error(
+        "the pod's table is of another configuration: it leads to port {table}, and egret listens on port {own}; apply it again with this configuration"
+    )]
+    OtherPort { own: u16, table: u16 },
+    #[error(
+        "the pod's table is of another configuration: its network rules or its netfilter.bypass are others; apply it again with this configuration"
+    )]
+    OtherRules,
+}
+
+/// The table that an egret without rights needs, seen from within.
+#[derive(Debug)]
+pub struct Watched {
+    expected: Sidecar,
+    stands: AtomicBool,
+}
+
+impl Watched {
+    /// `None` where no listener takes redirected connections, or where the table is not egret's to watch.
+    #[must_use]
+    pub fn of(settings: &Settings) -> Option<Self> {
+        if !settings.needs_sidecar_table() {
+            return None;
+        }
+        let user = User { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() };
+        let expected = Sidecar::of(settings, user, None)?;
+        Some(Self { expected, stands: AtomicBool::new(false) })
+    }
+
+    /// Looks whether the table stands, and what is wrong with it; blocks for moments.
+    ///
+    /// # Errors
+    /// [`TableFault`]; the next readiness says it.
+    pub fn look(&self) -> Result<(), TableFault> {
+        let looked = if is_refused(self.expected.mark()) { Ok(()) } else { Err(self.fault()) };
+        self.stands.store(looked.is_ok(), Ordering::Relaxed);
+        looked
+    }
+
+    /// What the last look found.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        self.stands.load(Ordering::Relaxed)
+    }
+
+    fn fault(&self) -> TableFault {
+        if !is_refused(TABLE) {
+            return TableFault::Missing;
+        }
+        let bits = (0..BITS).filter(|number| is_refused(bit(*number))).fold(0, |bits, number| bits | 1_u128 << number);
+        let (table, port) = made_for(bits);
+        let Sidecar { user: own, port: own_port, .. } = self.expected;
+        match () {
+            () if table != own => TableFault::OtherUser { own, table },
+            () if port != own_port => TableFault::OtherPort { own: own_port, table: port },
+            () => TableFault::OtherRules,
+        }
+    }
+}
+
+/// Who and which port these bits mean.
+#[allow(clippy::cast_possible_truncation, reason = "each part is cut to its width")]
+const fn made_for(bits: u128) -> (User, u16) {
+    (User { uid: bits as u32, gid: (bits >> 32) as u32 }, (bits >> 64) as u16)
 }
 
 impl Sidecar {
@@ -91,12 +185,8 @@ impl Sidecar {
     /// The table as `nft -f` takes it.
     #[must_use]
     pub fn text(&self) -> String {
-        let mut table = Table::default();
-        table.addresses("exempt", &self.exempt);
-        for (number, other) in self.others.iter().enumerate() {
-            table.addresses(&format!("net{number}_"), &other.members.destinations);
-            table.addresses(&format!("from{number}_"), &other.members.sources);
-        }
+        let mut table = self.sets();
+        let _ = writeln!(table.text, "  set made_for {{ type ipv4_addr; elements = {{ {} }} }}", self.bits());
         let User { uid, gid } = self.user;
         let own = format!("meta skuid {uid} meta skgid {gid}");
         for (name, hook, rules) in [
@@ -106,6 +196,35 @@ impl Sidecar {
             table.chain(name, Some(hook), |chain| rules.iter().for_each(|rule| chain.rule(rule)));
         }
         replacing("the pod's own connections are judged by name or address.", &table.text)
+    }
+
+    fn sets(&self) -> Table {
+        let mut table = Table::default();
+        table.addresses("exempt", &self.exempt);
+        for (number, other) in self.others.iter().enumerate() {
+            table.addresses(&format!("net{number}_"), &other.members.destinations);
+            table.addresses(&format!("from{number}_"), &other.members.sources);
+        }
+        table
+    }
+
+    /// The addresses of the bits that are set. One beyond them is always there: an empty list is none to `nft`.
+    fn bits(&self) -> String {
+        let User { uid, gid } = self.user;
+        let all = u128::from(uid) | u128::from(gid) << 32 | u128::from(self.port) << 64 | 1 << BITS;
+        let set = (0..=BITS).filter(|number| all >> number & 1 == 1).map(|number| bit(number).to_string());
+        set.collect::<Vec<_>>().join(", ")
+    }
+
+    /// What the table refuses egret itself alone, if it is of this port and these rules: one look says that all is well.
+    fn mark(&self) -> Ipv4Addr {
+        let mut hasher = foldhash::quality::FixedState::default().build_hasher();
+        for text in [self.sets().text, self.kernel_rules().join("\n")] {
+            hasher.write(text.as_bytes());
+        }
+        hasher.write_u16(self.port);
+        let [.., a, b, c] = hasher.finish().to_be_bytes();
+        Ipv4Addr::new(127, 128 | a, b, c)
     }
 
     fn capture(&self, own: &str) -> Vec<String> {
@@ -122,7 +241,9 @@ impl Sidecar {
 
     fn output(&self, own: &str) -> Vec<String> {
         let mut rules: Vec<String> = vec![
-            format!("{own} ip daddr {} tcp dport {} reject with icmp type admin-prohibited", PROBE.ip(), PROBE.port()),
+            format!("ip daddr {TABLE} tcp dport {PROBED_PORT} reject with icmp type admin-prohibited"),
+            format!("ip daddr @made_for tcp dport {PROBED_PORT} reject with icmp type admin-prohibited"),
+            format!("{own} ip daddr {} tcp dport {PROBED_PORT} reject with icmp type admin-prohibited", self.mark()),
             LOCAL.into(),
             format!("{own} meta l4proto tcp ct mark set {FORWARDED:#x} accept"),
             format!("{own} accept"),
@@ -138,6 +259,15 @@ impl Sidecar {
             "ip daddr @exempt4 accept".into(),
             "ip6 daddr @exempt6 accept".into(),
         ];
+        rules.extend(self.kernel_rules());
+        rules.push("meta l4proto tcp reject with tcp reset".into());
+        rules.push("reject with icmpx type admin-prohibited".into());
+        rules
+    }
+
+    /// The network rules that the kernel carries out.
+    fn kernel_rules(&self) -> Vec<String> {
+        let mut rules = Vec::new();
         for (number, other) in self.others.iter().enumerate() {
             let verdict = if other.denies { "reject with icmpx type admin-prohibited" } else { "accept" };
             for (ip, family) in [("ip", "4"), ("ip6", "6")] {
@@ -153,8 +283,6 @@ impl Sidecar {
                 }
             }
         }
-        rules.push("meta l4proto tcp reject with tcp reset".into());
-        rules.push("reject with icmpx type admin-prohibited".into());
         rules
     }
 }

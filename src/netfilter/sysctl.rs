@@ -50,10 +50,15 @@ pub(super) fn set(plan: &Plan) -> Result<Vec<String>, KernelError> {
         }
         write(v6, "1")?;
     }
-    let absent = plan.interfaces.iter().filter(|name| nix::net::if_::if_nametoindex(name.as_str()).is_err());
-    let absent =
-        absent.map(|name| format!("netfilter.interfaces: there is no {name} on this machine: nobody comes in there"));
+    let absent = absent_interfaces(plan)
+        .map(|name| format!("netfilter.interfaces: there is no {name} on this machine: nobody comes in there"));
     Ok(absent.chain(advice()).collect())
+}
+
+/// Where clients should come in, and no interface is.
+pub(super) fn absent_interfaces(plan: &Plan) -> impl Iterator<Item = &str> {
+    let names = plan.interfaces.iter().map(String::as_str);
+    names.filter(|name| nix::net::if_::if_nametoindex(*name).is_err())
 }
 
 /// The forwarding that somebody has switched off, if any, as sysctl(8) names it.

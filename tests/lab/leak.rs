@@ -134,6 +134,45 @@ fn an_egret_that_does_not_start_opens_nothing() {
 }
 
 #[test]
+fn a_table_from_before_the_network_lets_nothing_by() {
+    let Some(world) = World::build(Through::One) else { return };
+    let mut capture = world.capture();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("egret.yaml");
+    std::fs::write(&file, config(POLICY, "")).unwrap();
+    world.at("hop1", || {
+        let shell = |command: &str| {
+            let output = run("sh", &["-ec", command]);
+            assert!(output.status.success(), "{}", text(&output));
+            text(&output)
+        };
+        let routes = shell("ip -4 route show dev lan; ip link set lan down");
+        set("net/ipv4/ip_forward", "1");
+        shell(&format!("{} netfilter apply --config {}", env!("CARGO_BIN_EXE_egret"), file.display()));
+        shell("ip link set lan up");
+        routes.lines().for_each(|route| drop(shell(&format!("ip route replace {route} dev lan"))));
+    });
+    world.at("client", || eventually("what the rules let out", || udp(PARTNER, 1194).is_ok()));
+    stray(&world);
+    leaked_nothing(&mut capture);
+}
+
+#[test]
+fn a_missing_interface_is_seen() {
+    let Some(world) = World::build(Through::One) else { return };
+    let text = config(POLICY, "").replace("interfaces: [lan]", "interfaces: [lan, lan2]");
+    let egret = world.at("hop1", || Egret::run_as(&text, "127.0.0.1".parse().unwrap(), &[], &["--netfilter"]));
+    let missing = "netfilter.interfaces: lan2 is missing";
+    eventually(missing, || egret.errors().lines().any(|line| line.contains("ERROR") && line.contains(missing)));
+    let page = world.at("hop1", || page("readyz"));
+    assert!(page.starts_with("HTTP/1.1 503") && page.contains("fault: kernel"), "{page}");
+    world.at("hop1", || {
+        assert!(run("ip", &["link", "add", "lan2", "type", "veth", "peer", "name", "peer2"]).status.success());
+    });
+    eventually("ready", || is_ready(&world));
+}
+
+#[test]
 fn a_flushed_table_closes_and_is_seen() {
     let Some(world) = World::build(Through::One) else { return };
     let mut capture = world.capture();

@@ -1,9 +1,10 @@
 //! A sidecar: the pod's own connections come to egret, which has no rights, and nothing else of the pod's leaves.
 
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use crate::hop::{tcp, udp};
-use crate::support::{ADMIN, Egret, curl, eventually, run, text};
+use crate::hop::{page, tcp, udp};
+use crate::support::{ADMIN, Egret, curl, eventually, refused, run, text};
 use crate::world::{DECOY, DECOY6, FORWARDER, ORIGIN, ORIGIN6, PARTNER, Through, World, ip, set};
 
 const POLICY: &str = "
@@ -17,7 +18,7 @@ const POLICY: &str = "
 fn config(policy: &str) -> String {
     format!(
         "listeners: [{{ kind: transparent, bind: \"[::]:3129\", capture: redirect }}]\n\
-         dns: {{ upstreams: [\"{FORWARDER}\"], min_ttl: 0s }}\nadmin: {{ bind: \"127.0.0.1:{ADMIN}\" }}\n\
+         dns: {{ upstreams: [\"{FORWARDER}\"], min_ttl: 0s }}\nadmin: {{ bind: \"127.0.0.1:{ADMIN}\" }}\nhealth: {{ bind: \"127.0.0.1:9902\" }}\n\
          netfilter: {{ bypass: [20.60.9.9/32] }}\n\
          policy:{policy}"
     )
@@ -58,10 +59,6 @@ fn sidecar(world: &World, config: &str, gid: &str) -> Egret {
 #[test]
 fn a_pods_own_traffic_is_judged_and_nothing_goes_around() {
     let Some(world) = World::build(Through::One) else { return };
-    let missing = "the pod's table is not there";
-    let early = sidecar(&world, &config(POLICY), "1129");
-    eventually(missing, || early.errors().contains(missing));
-    drop(early);
     open(&world);
     assert_eq!(world.at("client", || tcp(DECOY, 9000)), Ok(()), "the way is open without egret");
     let mut capture = world.capture();
@@ -69,7 +66,6 @@ fn a_pods_own_traffic_is_judged_and_nothing_goes_around() {
     // Before egret is there, nothing leaves.
     assert!(world.at("client", || tcp(PARTNER, 9000)).is_err());
     let egret = sidecar(&world, &config(POLICY), "1129");
-    assert!(!egret.errors().contains(missing));
     let ca = world.authority.ca();
     for (name, at) in [("a.example", ORIGIN), ("a.example", ORIGIN6), ("a.example", DECOY)] {
         let resolved = format!("{name}:443:{at}");
@@ -125,6 +121,84 @@ fn a_pods_own_traffic_is_judged_and_nothing_goes_around() {
     std::fs::write(&file, config(&POLICY.replace("udp:1194", "udp:1195"))).unwrap();
     egret.signal("HUP");
     eventually("the refusal", || egret.errors().contains("start the pod anew"));
+}
+
+/// Starts egret as [`sidecar`] does where it is expected to give up, and returns what it says.
+fn gives_up(world: &World, config: &str, gid: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("egret.yaml");
+    std::fs::write(&file, config).unwrap();
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let as_user = ["--reuid", "1129", "--regid", gid, "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"];
+    let egret = [env!("CARGO_BIN_EXE_egret"), "run", "--config", file.to_str().unwrap()];
+    let output = world.at("client", || run("setpriv", &[&as_user[..], &egret].concat()));
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(!text(&output).contains("lets out only what is named"), "it serves: {}", text(&output));
+    text(&output)
+}
+
+#[test]
+fn a_sidecar_serves_only_by_its_own_table() {
+    let Some(world) = World::build(Through::One) else { return };
+    open(&world);
+    let good = config(POLICY);
+    let missing = "the pod's table is missing";
+    let said = gives_up(&world, &good, "1129");
+    assert!(said.contains(missing) && said.contains("netfilter: { required: false }"), "{said}");
+    apply(&world, &good, &[]);
+    let said = gives_up(&world, &good, "0");
+    assert!(said.contains("this process is 1129:0, the pod's table lets 1129:1129 pass"), "{said}");
+    let said = gives_up(&world, &good.replace(":3129", ":3130"), "1129");
+    assert!(said.contains("it leads to port 3129, and egret listens on port 3130"), "{said}");
+    let others = [good.replace("udp:1194", "udp:1195"), good.replace("20.60.9.9", "20.60.9.8")];
+    for other in &others {
+        let said = gives_up(&world, other, "1129");
+        assert!(said.contains("its network rules or its netfilter.bypass are others"), "{said}");
+    }
+
+    let egret = sidecar(&world, &good, "1129");
+    let ready = || world.at("client", || page("readyz"));
+    assert!(ready().starts_with("HTTP/1.1 200"), "{}", ready());
+    let flush = || assert!(world.at("client", || run("nft", &["flush", "ruleset"])).status.success());
+    let foreign = || apply(&world, &others[0], &[]);
+    let for_others = || apply(&world, &good, &["--uid", "1130", "--gid", "70000"]);
+    let ways: [(&dyn Fn(), &str); 3] = [
+        (&flush, missing),
+        (&foreign, "its network rules or its netfilter.bypass are others"),
+        (&for_others, "this process is 1129:1129, the pod's table lets 1130:70000 pass"),
+    ];
+    for (spoil, words) in ways {
+        spoil();
+        let begun = Instant::now();
+        eventually("not ready", || ready().starts_with("HTTP/1.1 503"));
+        let took = begun.elapsed();
+        assert!(took < Duration::from_millis(1500), "{took:?}");
+        assert!(ready().contains("the kernel's rules are not in place") && ready().contains("fault: kernel"));
+        let metrics = world.at("client", || egret.metrics());
+        assert!(metrics.contains("egret_fault{fault=\"kernel\"} 1"), "{metrics}");
+        let line = |line: &str| line.contains("ERROR") && line.contains(words);
+        eventually(words, || egret.errors().lines().any(line));
+        apply(&world, &good, &[]);
+        eventually("ready again", || ready().starts_with("HTTP/1.1 200"));
+    }
+    assert_eq!(egret.errors().matches("ERROR").count(), 3, "each once: {}", egret.errors());
+}
+
+#[test]
+fn a_connection_of_egrets_own_that_comes_back_is_refused() {
+    let Some(world) = World::build(Through::One) else { return };
+    open(&world);
+    let loops = config(POLICY).replace("bypass:", "required: false, bypass:");
+    apply(&world, &loops, &[]);
+    let egret = sidecar(&world, &loops, "0");
+    world.at("client", || {
+        assert!(tcp(PARTNER, 9000).is_err());
+    });
+    egret.record("the way there", |line| line["original_dst"] == format!("{PARTNER}:9000"));
+    let back = egret.record("the way back", |line| line["reason"] == "own_address");
+    refused(&back, "own_address", "claim");
+    assert_eq!(back["nearest"], format!("egret's own connection to {PARTNER}:9000 was led back to it"));
+    assert_eq!(egret.records().len(), 2, "{:#?}", egret.records());
 }
 
 #[test]
