@@ -12,12 +12,14 @@ pub struct Answers {
     pub addresses: Vec<IpAddr>,
     /// How long the shortest-lived record on the way holds.
     pub ttl: Duration,
+    /// Whether that time is over, and nobody could be asked for newer ones (RFC 8767).
+    pub is_stale: bool,
 }
 
 impl Answers {
     /// A literal address stands for itself.
     #[must_use]
     pub fn literal(ip: IpAddr) -> Self {
-        Self { addresses: vec![ip], ttl: Duration::ZERO }
+        Self { addresses: vec![ip], ttl: Duration::ZERO, is_stale: false }
     }
 }

@@ -264,7 +264,7 @@ impl App {
             tokio::spawn(admin::serve(listener, self.probes, admin::health_pages(&told), pages.guest()));
         }
         let entrances = self.listeners.iter().map(|(_, entrance)| Arc::clone(entrance)).collect();
-        let files = tokio::spawn(watch_files(entrances));
+        let files = tokio::spawn(watch_files(entrances, Arc::downgrade(&self.house)));
         for (listener, entrance) in self.listeners {
             let (house, of) = (Arc::clone(&self.house), Arc::clone(&entrance));
             let handle = move |stream, address, slot, guest| {
@@ -596,12 +596,15 @@ impl Standing {
     }
 }
 
-/// Looks after the files of listeners.
-async fn watch_files(entrances: Vec<Arc<Entrance>>) {
+/// Looks after the files of listeners and of the resolver.
+async fn watch_files(entrances: Vec<Arc<Entrance>>, house: Weak<House>) {
     loop {
         tokio::time::sleep(FILES_EVERY).await;
-        let entrances = entrances.clone();
-        let looking = tokio::task::spawn_blocking(move || entrances.iter().for_each(|entrance| entrance.refresh()));
+        let (entrances, house) = (entrances.clone(), Weak::clone(&house));
+        let looking = tokio::task::spawn_blocking(move || {
+            entrances.iter().for_each(|entrance| entrance.refresh());
+            house.upgrade().iter().for_each(|house| house.dns.refresh());
+        });
         if let Err(error) = looking.await {
             tracing::error!(%error, "cannot look whether files have changed");
         }

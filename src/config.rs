@@ -25,8 +25,9 @@ pub use document::Place;
 pub use netfilter::{Dnat, Learn, Netfilter};
 pub use schema::schema;
 
-use crate::files::read_bounded;
-use crate::identity::{Refreshed, TlsFiles, UsersFile};
+use crate::dns::HostsFile;
+use crate::files::{Refreshed, read_bounded};
+use crate::identity::{TlsFiles, UsersFile};
 use crate::name::HostName;
 use crate::policy::rule::{AppProtocol, AppRule, NetRule};
 use crate::policy::{OwnAddresses, Policy};
@@ -189,6 +190,14 @@ pub struct DnsSettings {
     pub min_ttl: Duration,
     pub max_ttl: Duration,
     pub negative_ttl: Duration,
+    /// How long an answer may still be used when its time is over and nobody can be asked.
+    pub stale: Duration,
+    /// Asked before any server.
+    pub hosts: Option<Arc<Refreshed<HostsFile>>>,
+    /// Whether questions have an OPT record (RFC 6891).
+    pub edns: bool,
+    /// Whether questions are in random letter case (draft-vixie-dnsext-dns0x20).
+    pub randomize_case: bool,
 }
 
 impl DnsSettings {

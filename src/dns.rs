@@ -5,6 +5,9 @@
 
 mod cache;
 mod chain;
+mod hosts_file;
+mod server;
+mod trouble;
 mod udp;
 mod upstreams;
 
@@ -15,7 +18,6 @@ use std::time::Duration;
 
 use foldhash::quality::RandomState;
 
-use hickory_net::{DnsError, NetError, NoRecords};
 use hickory_proto::op::Query;
 use hickory_proto::rr::{Name, RecordType};
 use tokio::sync::watch;
@@ -24,13 +26,14 @@ use tokio::time::{Instant, timeout_at};
 use crate::answers::Answers;
 use crate::budget::{Budget, Share};
 use crate::config::DnsSettings;
-use crate::ending::{Reason, Refusal, Stage};
+use crate::ending::{Hint, Reason, Refusal, Stage};
 use crate::metrics::Metrics;
 use crate::name::HostName;
 use crate::policy::{Clearance, Destination};
-use cache::{Cache, Kept};
+use cache::{Cache, Known};
+pub use hosts_file::HostsFile;
 pub use upstreams::UpstreamError;
-use upstreams::{Group, Upstreams, is_absence};
+use upstreams::{Group, Unanswered, Upstreams};
 
 /// An answer of one family only, where the other failed: kept this long at most, so that a passing fault
 /// does not hide half a service.
@@ -41,6 +44,9 @@ const MOMENT: Duration = Duration::from_secs(2);
 
 /// How long the second family may take once the first has answered (RFC 8305 §3 waits for less).
 const SECOND_FAMILY: Duration = Duration::from_millis(500);
+
+/// How long a request waits for a new answer while it has an old one (RFC 8767 §5).
+const PATIENCE: Duration = Duration::from_millis(1800);
 
 /// The one place where names become addresses.
 #[derive(Debug)]
@@ -81,7 +87,7 @@ type PendingLookup = watch::Receiver<Option<LookupOutcome>>;
 /// How a look-up ended.
 #[derive(Clone, Debug)]
 enum LookupOutcome {
-    Found(Result<Answers, Reason>),
+    Found(Result<Answers, NoAnswer>),
     /// It made room for another client's.
     Evicted,
 }
@@ -89,19 +95,55 @@ enum LookupOutcome {
 /// One family's part of an answer.
 type Family = Result<(Vec<IpAddr>, Duration), Failure>;
 
-/// Why one question brought no addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Failure {
+/// Why a name has no addresses, for those who asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct NoAnswer {
     reason: Reason,
+    /// Who said what, for the log.
+    words: Arc<str>,
+    /// Whether former answers may stand in.
+    is_passing: bool,
+}
+
+impl NoAnswer {
+    fn of(reason: Reason, words: &str) -> Self {
+        Self { reason, words: words.into(), is_passing: false }
+    }
+}
+
+impl From<NoAnswer> for Refusal {
+    fn from(NoAnswer { reason, words, .. }: NoAnswer) -> Self {
+        let nearest = (!words.is_empty()).then(|| words.to_string());
+        Self::new(reason, Stage::Dns).with(Hint { nearest, ..Hint::default() })
+    }
+}
+
+/// Why one question brought no addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Failure {
+    why: NoAnswer,
     /// How long to believe it, where the upstream said so.
     ttl: Option<Duration>,
     /// The other family's addresses must not be used either: a part of the answer is refused.
     spoils: bool,
+    /// No server answered at all.
+    is_silence: bool,
 }
 
 impl Failure {
-    const fn of(reason: Reason) -> Self {
-        Self { reason, ttl: None, spoils: false }
+    fn of(reason: Reason, words: &str) -> Self {
+        Self { why: NoAnswer::of(reason, words), ttl: None, spoils: false, is_silence: false }
+    }
+
+    const fn reason(&self) -> Reason {
+        self.why.reason
+    }
+}
+
+impl From<Unanswered> for Failure {
+    fn from(Unanswered { trouble, words }: Unanswered) -> Self {
+        let why = NoAnswer { is_passing: trouble.is_passing(), ..NoAnswer::of(trouble.reason(), &words) };
+        Self { why, ttl: trouble.ttl(), spoils: false, is_silence: trouble.is_silence() }
     }
 }
 
@@ -112,7 +154,7 @@ impl Resolver {
     /// [`UpstreamError`] where the system has no resolver to offer, or an authority file holds no certificate.
     pub fn new(settings: DnsSettings, limits: DnsLimits, metrics: Arc<Metrics>) -> Result<Self, UpstreamError> {
         let upstreams = Upstreams::build(&settings, limits.deadline)?;
-        let cache = Cache::new(limits.cache, limits.remember);
+        let cache = Cache::new(limits.cache, limits.remember, settings.stale);
         Ok(Self {
             context: Arc::new(LookupContext { upstreams, cache, settings, limits, metrics }),
             pending: Arc::default(),
@@ -137,11 +179,31 @@ impl Resolver {
             Destination::Literal(ip) => return Ok(Answers::literal(*ip)),
             Destination::Name(name) => name,
         };
-        if let Some(kept) = cache.get(name, Instant::now()) {
-            metrics.dns_cached();
-            return kept.map_err(|reason| Refusal::new(reason, Stage::Dns));
-        }
-        let found = Box::pin(self.look_up(name, clearance.client())).await?;
+        let stale = match cache.get(name, Instant::now()) {
+            Known::Answer(answers) => {
+                metrics.dns_cached();
+                return Ok(answers);
+            }
+            Known::Failure(failure) => {
+                metrics.dns_cached();
+                return Err(failure.into());
+            }
+            // What would fail is not waited for again.
+            Known::Stale(answers, Some(_)) => {
+                metrics.dns_stale();
+                return Ok(answers);
+            }
+            Known::Stale(answers, None) if self.context.upstreams.group_for(name).is_failing() => {
+                metrics.dns_stale();
+                return Ok(answers);
+            }
+            Known::Stale(answers, None) => Some(answers),
+            Known::Nothing => None,
+        };
+        let found = match stale {
+            None => Box::pin(self.look_up(name, clearance.client())).await?,
+            Some(stale) => Box::pin(self.look_up_or(name, clearance.client(), stale)).await?,
+        };
         // Where clients bring an address of their own, it may be one of an earlier answer.
         if clearance.dst().is_some() {
             cache.remember(name, &found.addresses, Instant::now());
@@ -174,7 +236,7 @@ impl Resolver {
         match clearance.destination() {
             Destination::Literal(ip) => Ok(Answers::literal(*ip)),
             Destination::Name(name) => {
-                let found = self.context.look_up(name).await.map_err(|reason| Refusal::new(reason, Stage::Dns))?;
+                let found = self.context.look_up(name).await?;
                 self.context.cache.remember(name, &found.addresses, Instant::now());
                 Ok(found)
             }
@@ -188,6 +250,32 @@ impl Resolver {
             Destination::Literal(_) => false,
             Destination::Name(name) => self.context.cache.remembers(name, ip, Instant::now()),
         }
+    }
+
+    /// A new answer, or the old one where none is to be had in time. An absence is as good as a new answer.
+    async fn look_up_or(&self, name: &HostName, client: IpAddr, stale: Answers) -> Result<Answers, Refusal> {
+        let refusal = match tokio::time::timeout(PATIENCE, self.look_up(name, client)).await {
+            Ok(Ok(answers)) => return Ok(answers),
+            Ok(Err(refusal)) => Some(refusal),
+            Err(_) => None,
+        };
+        let stands_in = |refusal: &Refusal| match refusal.stage {
+            Stage::Limit => true,
+            _ => matches!(self.context.cache.get(name, Instant::now()), Known::Stale(..)),
+        };
+        match refusal {
+            Some(refusal) if !stands_in(&refusal) => Err(refusal),
+            _ => {
+                self.context.metrics.dns_stale();
+                Ok(stale)
+            }
+        }
+    }
+
+    /// Looks whether files have changed that say whom to ask, or answer themselves.
+    pub fn refresh(&self) {
+        self.context.upstreams.refresh();
+        self.context.settings.hosts.iter().for_each(|hosts| hosts.refresh("dns"));
     }
 
     /// Joins the look-up of a name that is under way, or begins one.
@@ -218,7 +306,7 @@ impl Resolver {
                 Ok(Ok(outcome)) => outcome.clone(),
             };
             if let Some(LookupOutcome::Found(found)) = outcome {
-                return found.map_err(|reason| Refusal::new(reason, Stage::Dns));
+                return found.map_err(Refusal::from);
             }
         }
     }
@@ -263,30 +351,41 @@ impl Drop for LookupGuard {
 }
 
 impl LookupContext {
-    async fn look_up(&self, name: &HostName) -> Result<Answers, Reason> {
+    async fn look_up(&self, name: &HostName) -> Result<Answers, NoAnswer> {
         let found = self.ask(name).await;
-        self.metrics.dns_asked(found.as_ref().err().map(|failure| failure.reason));
-        let (kept, ttl): (Kept, Duration) = match found {
+        let (reason, is_silence) = match &found {
+            Ok(_) => (None, false),
+            Err(failure) => (Some(failure.reason()), failure.is_silence),
+        };
+        self.metrics.dns_asked(reason, is_silence);
+        match found {
             Ok(answers) => {
                 let ttl = answers.ttl.clamp(self.settings.min_ttl, self.settings.max_ttl);
-                (Ok(Answers { ttl, ..answers }), ttl)
+                let answers = Answers { ttl, ..answers };
+                self.cache.answered(name, answers.clone(), Instant::now() + ttl);
+                Ok(answers)
             }
             // What nobody answered is not kept: the next client may find the upstream back.
-            Err(Failure { reason: Reason::DnsTimeout, .. }) => return Err(Reason::DnsTimeout),
-            Err(failure) => {
-                let ttl = failure.ttl.unwrap_or(self.settings.min_ttl).min(self.settings.negative_ttl);
-                (Err(failure.reason), ttl)
+            Err(Failure { why, is_silence: true, .. }) => Err(why),
+            Err(Failure { why, ttl, .. }) => {
+                let ttl = ttl.unwrap_or(self.settings.min_ttl).min(self.settings.negative_ttl);
+                self.cache.failed(name, why.clone(), Instant::now() + ttl);
+                Err(why)
             }
-        };
-        self.cache.put(name, kept.clone(), Instant::now() + ttl);
-        kept
+        }
     }
 
     async fn ask(&self, name: &HostName) -> Result<Answers, Failure> {
-        let group = self.upstreams.group_for(name);
+        if let Some(hosts) = &self.settings.hosts
+            && let Some(addresses) = hosts.get().get(name)
+        {
+            return Ok(Answers { addresses: addresses.to_vec(), ttl: Duration::ZERO, is_stale: false });
+        }
+        let group = &self.upstreams.group_for(name);
         let deadline = self.limits.deadline;
         // A trailing dot: no search list ever applies.
-        let question = Name::from_ascii(format!("{name}.")).map_err(|_| Failure::of(Reason::BadDns))?;
+        let question = Name::from_ascii(format!("{name}."));
+        let question = question.map_err(|error| Failure::of(Reason::BadDns, &error.to_string()))?;
         let v4 = one_family(group, &question, RecordType::A, deadline);
         let v6 = one_family(group, &question, RecordType::AAAA, deadline);
         tokio::pin!(v4, v6);
@@ -294,7 +393,14 @@ impl LookupContext {
             v4 = &mut v4 => { let grace = grace(&v4, deadline); (v4, within(grace, v6).await) }
             v6 = &mut v6 => { let grace = grace(&v6, deadline); (v6, within(grace, v4).await) }
         };
-        together(one, other)
+        together(one, other).map_err(|mut failure| {
+            if !name.as_str().contains('.') {
+                let hint =
+                    "a name of one label; search lists are the client's business, so have it ask for the full name";
+                failure.why.words = format!("{}; `{name}` is {hint}", failure.why.words).into();
+            }
+            failure
+        })
     }
 }
 
@@ -305,32 +411,20 @@ fn grace(first: &Family, deadline: Duration) -> Duration {
 }
 
 async fn within(time: Duration, family: impl Future<Output = Family>) -> Family {
-    tokio::time::timeout(time, family).await.unwrap_or(Err(Failure::of(Reason::DnsTimeout)))
+    let late = || Failure {
+        is_silence: true,
+        ..Failure::of(Reason::DnsTimeout, "the other address family was not answered in time")
+    };
+    tokio::time::timeout(time, family).await.unwrap_or_else(|_| Err(late()))
 }
 
 async fn one_family(group: &Group, question: &Name, kind: RecordType, deadline: Duration) -> Family {
     match group.lookup(Query::query(question.clone(), kind), Instant::now() + deadline).await {
-        Ok(response) => chain::follow(question, kind, &response.answers)
-            .map_err(|reason| Failure { spoils: reason == Reason::BadDns, ..Failure::of(reason) }),
-        Err(error) => failure(&error),
-    }
-}
-
-/// What an error of the client library means; an absence is an empty answer.
-fn failure(error: &NetError) -> Family {
-    let fail = |reason| Err(Failure::of(reason));
-    match error {
-        NetError::Dns(DnsError::NoRecordsFound(NoRecords { negative_ttl, .. })) if is_absence(error) => {
-            let ttl = negative_ttl.map(|seconds| Duration::from_secs(seconds.into()));
-            Err(Failure { ttl, ..Failure::of(Reason::NoSuchName) })
-        }
-        NetError::Dns(_) => fail(Reason::DnsFailed),
-        // Nobody answered: a closed port, no route, no time. Which one is the operator's to see, in the log.
-        NetError::Timeout | NetError::NoConnections | NetError::Io(_) | NetError::Busy => {
-            tracing::debug!(%error, "no DNS upstream answered");
-            fail(Reason::DnsTimeout)
-        }
-        _ => fail(Reason::BadDns),
+        Ok(response) => chain::follow(question, kind, &response.answers).map_err(|reason| Failure {
+            spoils: reason == Reason::BadDns,
+            ..Failure::of(reason, chain::words(reason))
+        }),
+        Err(unanswered) => Err(unanswered.into()),
     }
 }
 
@@ -340,9 +434,9 @@ fn together(v4: Family, v6: Family) -> Result<Answers, Failure> {
         (Ok((mut addresses, ttl)), Ok((more, other))) => {
             addresses.extend(more);
             if addresses.len() > chain::MAX_ADDRESSES {
-                return Err(Failure::of(Reason::BadDns));
+                return Err(Failure::of(Reason::BadDns, chain::words(Reason::BadDns)));
             }
-            return Ok(Answers { addresses, ttl: ttl.min(other) });
+            return Ok(Answers { addresses, ttl: ttl.min(other), is_stale: false });
         }
         (Err(failure @ Failure { spoils: true, .. }), _) | (_, Err(failure @ Failure { spoils: true, .. })) => {
             return Err(failure);
@@ -351,13 +445,13 @@ fn together(v4: Family, v6: Family) -> Result<Answers, Failure> {
         (Err(a), Err(b)) => return Err(worse(a, b)),
     };
     let (addresses, ttl) = half;
-    let ttl = if failure.reason == Reason::NoSuchName { ttl } else { ttl.min(HALF_ANSWER) };
-    Ok(Answers { addresses, ttl })
+    let ttl = if failure.reason() == Reason::NoSuchName { ttl } else { ttl.min(HALF_ANSWER) };
+    Ok(Answers { addresses, ttl, is_stale: false })
 }
 
 /// An absence speaks only where both are absent: half a failure may hide an address.
 fn worse(a: Failure, b: Failure) -> Failure {
-    match (a.reason, b.reason) {
+    match (a.reason(), b.reason()) {
         (Reason::NoSuchName, Reason::NoSuchName) => Failure { ttl: a.ttl.max(b.ttl), ..a },
         (Reason::NoSuchName, _) => b,
         _ => a,
@@ -372,8 +466,8 @@ mod tests {
         Ok((vec![ip.parse().unwrap()], Duration::from_secs(seconds)))
     }
 
-    const fn failed(reason: Reason) -> Family {
-        Err(Failure::of(reason))
+    fn failed(reason: Reason) -> Family {
+        Err(Failure::of(reason, ""))
     }
 
     #[test]
@@ -384,13 +478,13 @@ mod tests {
         assert_eq!(half.ttl, Duration::from_secs(600));
         let half = together(failed(Reason::DnsFailed), found("2001:db8::1", 600)).unwrap();
         assert_eq!(half.ttl, HALF_ANSWER);
-        let spoilt = Err(Failure { spoils: true, ..Failure::of(Reason::BadDns) });
-        assert_eq!(together(spoilt.clone(), found("2001:db8::1", 60)).unwrap_err().reason, Reason::BadDns);
-        assert_eq!(together(found("192.0.2.1", 60), spoilt).unwrap_err().reason, Reason::BadDns);
+        let spoilt = Err(Failure { spoils: true, ..Failure::of(Reason::BadDns, "") });
+        assert_eq!(together(spoilt.clone(), found("2001:db8::1", 60)).unwrap_err().reason(), Reason::BadDns);
+        assert_eq!(together(found("192.0.2.1", 60), spoilt).unwrap_err().reason(), Reason::BadDns);
         assert!(together(found("192.0.2.1", 60), failed(Reason::BadDns)).is_ok(), "a server that knows no AAAA");
         let many = |n: u8| Ok(((0..n).map(|n| IpAddr::from([192, 0, 2, n])).collect(), Duration::ZERO));
-        assert_eq!(together(many(200), many(57)).unwrap_err().reason, Reason::BadDns);
-        let reason = |a, b| together(failed(a), failed(b)).unwrap_err().reason;
+        assert_eq!(together(many(200), many(57)).unwrap_err().reason(), Reason::BadDns);
+        let reason = |a, b| together(failed(a), failed(b)).unwrap_err().reason();
         assert_eq!(reason(Reason::NoSuchName, Reason::NoSuchName), Reason::NoSuchName);
         assert_eq!(reason(Reason::NoSuchName, Reason::DnsTimeout), Reason::DnsTimeout);
         assert_eq!(reason(Reason::DnsFailed, Reason::NoSuchName), Reason::DnsFailed);

@@ -1,7 +1,11 @@
 //! Text files that somebody else names: bounded, and with a sentence for what is wrong with them.
 
+mod refreshed;
+
 use std::io::Read as _;
 use std::path::Path;
+
+pub use refreshed::{FileFault, Files, Refreshed};
 
 /// A larger file holds a list that belongs into `fqdns_file`.
 const MAX_FILE: u64 = 64 << 20;

@@ -3,13 +3,11 @@
 //! Owns the files behind it, which are read again when they change. Does not decide what anybody may do.
 
 mod certificate;
-mod refreshed;
 mod tls;
 mod turns;
 mod users;
 
 pub use certificate::names;
-pub use refreshed::{FileFault, Files, Refreshed};
 pub use tls::{ProxyTls, TlsFiles};
 pub use turns::ClientQueues;
 pub use users::{Credentials, Pass, Users, UsersFile};

@@ -18,7 +18,7 @@ pub mod dns;
 pub mod drain;
 pub mod ending;
 pub mod exchange;
-mod files;
+pub mod files;
 pub mod handshake;
 pub mod identity;
 pub mod keeper;

@@ -160,8 +160,13 @@ impl Metrics {
         self.lookups.get_or_create(&Words([("outcome", "cached")])).inc();
     }
 
-    pub(crate) fn dns_asked(&self, failed: Option<Reason>) {
-        self.fault(Fault::Dns, failed == Some(Reason::DnsTimeout));
+    /// An answer whose time is over has stood in for a new one.
+    pub(crate) fn dns_stale(&self) {
+        self.lookups.get_or_create(&Words([("outcome", "stale")])).inc();
+    }
+
+    pub(crate) fn dns_asked(&self, failed: Option<Reason>, is_silence: bool) {
+        self.fault(Fault::Dns, is_silence);
         self.lookups.get_or_create(&Words([("outcome", failed.map_or("found", Reason::as_str))])).inc();
     }
 

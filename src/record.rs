@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+use crate::answers::Answers;
 use crate::claim::{Claim, ClientAddr, Identity, Target, Via};
 use crate::ending::{Ending, Reason, Refusal, Stage, Totals};
 use crate::metrics::Metrics;
@@ -315,8 +316,11 @@ impl Record {
         });
     }
 
-    pub fn answers(&mut self, addresses: &[IpAddr]) {
-        self.tell(|line| line.answers = addresses.iter().take(MAX_LISTED).copied().collect());
+    pub fn answers(&mut self, answers: &Answers) {
+        self.tell(|line| {
+            line.answers = answers.addresses.iter().take(MAX_LISTED).copied().collect();
+            line.stale = answers.is_stale.then_some(true);
+        });
     }
 
     /// The address that was dialled and answered.

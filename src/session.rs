@@ -553,7 +553,7 @@ async fn permitted(
         judged = policy.by_address(clearance, &answers);
     }
     if claim.name().is_some() || clearance.is_name() {
-        record.answers(&answers.addresses);
+        record.answers(&answers);
     }
     let permit = judged?;
     record.because(permit.because());

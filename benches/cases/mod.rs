@@ -74,7 +74,7 @@ pub fn recording() -> Case {
         let mut record = book.open(&listener, claim.client);
         record.claim(&claim);
         record.sighting(&sighting);
-        record.answers(&answers.addresses);
+        record.answers(&answers);
         record.upstream("192.0.2.7:443".parse().unwrap());
         record.close(Ending::Closed);
     })
@@ -131,7 +131,7 @@ fn claim() -> Claim {
 }
 
 fn answers() -> Answers {
-    Answers { addresses: vec!["20.1.2.3".parse().unwrap()], ttl: Duration::from_secs(60) }
+    Answers { addresses: vec!["20.1.2.3".parse().unwrap()], ttl: Duration::from_secs(60), is_stale: false }
 }
 
 /// A TLS 1.3 hello with a name, two protocols and padding to the size browsers send.

@@ -14,8 +14,9 @@ use super::{
     Adds, Capture, DnsSettings, DnsTransport, DnsUpstream, Fault, Limits, ListenerKind, ListenerSettings, LogAccess,
     LogFormat, LogOutput, LogOverflow, LogSettings, PerClient, Settings, file, lint, netfilter, rules, schema,
 };
-use crate::files::read_bounded;
-use crate::identity::{Files, Refreshed, TlsFiles, UsersFile};
+use crate::dns::HostsFile;
+use crate::files::{Files, Refreshed, read_bounded};
+use crate::identity::{TlsFiles, UsersFile};
 use crate::name::HostName;
 use crate::policy::guard;
 use crate::policy::pattern::Pattern;
@@ -380,7 +381,11 @@ fn dns(out: &mut Findings<'_>, written: &file::Dns) -> DnsSettings {
     if min_ttl > max_ttl {
         out.fault("dns.min_ttl", "is longer than `dns.max_ttl`; write a shorter time");
     }
-    DnsSettings { upstreams, zones, authorities, min_ttl, max_ttl, negative_ttl }
+    let stale = duration(out, "dns.stale", written.stale.as_deref(), 3600, Bounds::Zero);
+    let hosts = written.hosts_file.as_ref().map(|name| HostsFile(out.folder.join(name)));
+    let hosts = hosts.and_then(|file| loaded(out, "dns.hosts_file", file));
+    let (edns, randomize_case) = (written.edns != Some(false), written.randomize_case != Some(false));
+    DnsSettings { upstreams, zones, authorities, min_ttl, max_ttl, negative_ttl, stale, hosts, edns, randomize_case }
 }
 
 fn upstreams(out: &mut Findings<'_>, path: &str, texts: &[String]) -> Vec<DnsUpstream> {

@@ -305,6 +305,15 @@ pub(super) struct Dns {
     pub(super) max_ttl: Option<String>,
     /// The most time a failure is kept. Default `10s`.
     pub(super) negative_ttl: Option<String>,
+    /// How long an answer may be used after its time while no upstream answers, or all refuse (RFC 8767). Default `1h`;
+    /// `0s`: not at all.
+    pub(super) stale: Option<String>,
+    /// A file such as `/etc/hosts`, asked before any upstream. Default: none.
+    pub(super) hosts_file: Option<String>,
+    /// Whether upstreams are asked with EDNS (RFC 6891), as long as they can be. Default true.
+    pub(super) edns: Option<bool>,
+    /// Whether plain questions are in random letter case (0x20), which a forger must guess. Default true.
+    pub(super) randomize_case: Option<bool>,
 }
 
 /// Rules and how they are applied.

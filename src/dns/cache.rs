@@ -8,12 +8,29 @@ use foldhash::quality::RandomState;
 use moka::sync::Cache as Store;
 use tokio::time::Instant;
 
+use super::NoAnswer;
 use crate::answers::Answers;
-use crate::ending::Reason;
 use crate::name::HostName;
 
 /// What is kept for a name.
-pub(super) type Kept = Result<Answers, Reason>;
+#[derive(Clone, Debug, Default)]
+struct Kept {
+    /// The last answer, and when its time is over.
+    answer: Option<(Answers, Instant)>,
+    /// What came of a later question, and how long that holds.
+    failure: Option<(NoAnswer, Instant)>,
+}
+
+/// What is known of a name at some time.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    Answer(Answers),
+    /// Its absence, or a failure that has just been met.
+    Failure(NoAnswer),
+    /// An answer whose time is over, and what has been met since, if that was a moment ago.
+    Stale(Answers, Option<NoAnswer>),
+    Nothing,
+}
 
 /// What an entry takes beside its name and addresses, in bytes: the store's own part, measured with many entries.
 const ENTRY: usize = 256;
@@ -22,10 +39,12 @@ const ENTRY: usize = 256;
 pub(super) struct Cache {
     /// Bounded in bytes: whoever answers chooses how many addresses there are, and a wildcard may be asked for without
     /// end. The least used go first.
-    now: Store<HostName, (Kept, Instant), RandomState>,
+    now: Store<HostName, Kept, RandomState>,
     /// What was answered before: addresses and when they were answered last.
     before: Store<HostName, Arc<[(IpAddr, Instant)]>, RandomState>,
     remember: Duration,
+    /// How long an answer may still be used when its time is over.
+    stale: Duration,
 }
 
 /// Names whose former addresses are remembered, and how many of each; the longest unseen go first. 40 MiB at most.
@@ -34,25 +53,41 @@ const MAX_REMEMBERED: usize = 64;
 
 impl Cache {
     /// A cache of so many bytes.
-    pub(super) fn new(bytes: usize, remember: Duration) -> Self {
-        let weight = |name: &HostName, (kept, _): &(Kept, Instant)| {
-            let addresses = kept.as_ref().map_or(0, |answers| size_of_val(&*answers.addresses));
-            u32::try_from(ENTRY + name.as_str().len() + addresses).unwrap_or(u32::MAX)
+    pub(super) fn new(bytes: usize, remember: Duration, stale: Duration) -> Self {
+        let weight = |name: &HostName, kept: &Kept| {
+            let addresses = kept.answer.as_ref().map_or(0, |(answers, _)| size_of_val(&*answers.addresses));
+            let words = kept.failure.as_ref().map_or(0, |(failure, _)| failure.words.len());
+            u32::try_from(ENTRY + name.as_str().len() + addresses + words).unwrap_or(u32::MAX)
         };
         let now = Store::builder().max_capacity(bytes as u64).weigher(weight);
         let now = now.build_with_hasher(RandomState::default());
         let before = Store::builder().max_capacity(MAX_REMEMBERING).time_to_live(remember);
-        Self { now, before: before.build_with_hasher(RandomState::default()), remember }
+        Self { now, before: before.build_with_hasher(RandomState::default()), remember, stale }
     }
 
-    /// What is kept and still holds at `now`.
-    pub(super) fn get(&self, name: &HostName, now: Instant) -> Option<Kept> {
-        let (kept, until) = self.now.get(name)?;
-        (now < until).then_some(kept)
+    /// What is known at `now`.
+    pub(super) fn get(&self, name: &HostName, now: Instant) -> Known {
+        let Some(Kept { answer, failure }) = self.now.get(name) else { return Known::Nothing };
+        let failure = failure.and_then(|(failure, until)| (now < until).then_some(failure));
+        match (answer, failure) {
+            (Some((answers, until)), _) if now < until => Known::Answer(answers),
+            (Some((answers, until)), failure) if now < until + self.stale => {
+                Known::Stale(Answers { is_stale: true, ..answers }, failure)
+            }
+            (_, Some(failure)) => Known::Failure(failure),
+            (_, None) => Known::Nothing,
+        }
     }
 
-    pub(super) fn put(&self, name: &HostName, kept: Kept, until: Instant) {
-        self.now.insert(name.clone(), (kept, until));
+    /// Keeps an answer, which takes the place of all that was known.
+    pub(super) fn answered(&self, name: &HostName, answers: Answers, until: Instant) {
+        self.now.insert(name.clone(), Kept { answer: Some((answers, until)), failure: None });
+    }
+
+    /// Keeps a failure. An absence takes the place of former answers (RFC 8767 §4), any other stands beside them.
+    pub(super) fn failed(&self, name: &HostName, failure: NoAnswer, until: Instant) {
+        let answer = self.now.get(name).filter(|_| failure.is_passing).and_then(|kept| kept.answer);
+        self.now.insert(name.clone(), Kept { answer, failure: Some((failure, until)) });
     }
 
     /// Bytes that are kept now, about.
@@ -89,10 +124,11 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ending::Reason;
 
     #[test]
     fn an_answer_holds_until_its_time_and_not_a_moment_longer() {
-        let cache = Cache::new(1 << 20, Duration::from_secs(60));
+        let cache = Cache::new(1 << 20, Duration::from_secs(60), Duration::ZERO);
         let name = HostName::from_wire(b"a.example").unwrap();
         let now = Instant::now();
         let (first, second) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
@@ -104,21 +140,45 @@ mod tests {
         assert!(!cache.remembers(&name, first, now + Duration::from_secs(60)));
         assert!(cache.remembers(&name, second, now + Duration::from_secs(60)));
         let until = now + Duration::from_secs(5);
-        assert!(cache.get(&name, now).is_none());
-        cache.put(&name, Err(Reason::NoSuchName), until);
-        assert_eq!(cache.get(&name, until - Duration::from_millis(1)), Some(Err(Reason::NoSuchName)));
-        assert_eq!(cache.get(&name, until), None);
+        assert_eq!(cache.get(&name, now), Known::Nothing);
+        let absent = NoAnswer::of(Reason::NoSuchName, "");
+        cache.failed(&name, absent.clone(), until);
+        assert_eq!(cache.get(&name, until - Duration::from_millis(1)), Known::Failure(absent));
+        assert_eq!(cache.get(&name, until), Known::Nothing);
+    }
+
+    #[test]
+    fn an_old_answer_stands_in_for_a_while_and_not_for_an_absence() {
+        let hour = Duration::from_secs(3600);
+        let cache = Cache::new(1 << 20, hour, hour);
+        let name = HostName::from_wire(b"a.example").unwrap();
+        let until = Instant::now() + Duration::from_secs(5);
+        let fresh = Answers { addresses: vec![[192, 0, 2, 1].into()], ttl: Duration::from_secs(5), is_stale: false };
+        let stale = || Answers { is_stale: true, ..fresh.clone() };
+        let moment = Duration::from_millis(1);
+        cache.answered(&name, fresh.clone(), until);
+        assert_eq!(cache.get(&name, until - moment), Known::Answer(fresh.clone()));
+        assert_eq!(cache.get(&name, until), Known::Stale(stale(), None));
+        assert_eq!(cache.get(&name, until + hour), Known::Nothing);
+        let passing = NoAnswer { is_passing: true, ..NoAnswer::of(Reason::DnsFailed, "x") };
+        cache.failed(&name, passing.clone(), until + Duration::from_secs(10));
+        assert_eq!(cache.get(&name, until), Known::Stale(stale(), Some(passing)));
+        assert_eq!(cache.get(&name, until + hour - moment), Known::Stale(stale(), None));
+        let absent = NoAnswer::of(Reason::NoSuchName, "");
+        cache.failed(&name, absent.clone(), until + Duration::from_secs(10));
+        assert_eq!(cache.get(&name, until), Known::Failure(absent));
     }
 
     #[test]
     fn the_cache_is_bounded_in_bytes() {
-        let cache = Cache::new(1 << 20, Duration::from_secs(60));
+        let cache = Cache::new(1 << 20, Duration::from_secs(60), Duration::ZERO);
         let until = Instant::now() + Duration::from_secs(60);
         let put = |count: usize, names: usize| {
             for n in 0..names {
                 let name = HostName::from_wire(format!("n{n}.example").as_bytes()).unwrap();
                 let addresses = vec![IpAddr::from([192, 0, 2, 1]); count];
-                cache.put(&name, Ok(Answers { addresses, ttl: Duration::from_secs(60) }), until);
+                let ttl = Duration::from_secs(60);
+                cache.answered(&name, Answers { addresses, ttl, is_stale: false }, until);
             }
             (cache.weight(), cache.now.entry_count())
         };

@@ -55,6 +55,15 @@ pub(super) fn follow(question: &Name, kind: RecordType, records: &[Record]) -> R
     Err(Reason::CnameLoop)
 }
 
+/// What such an answer is like.
+pub(super) const fn words(reason: Reason) -> &'static str {
+    match reason {
+        Reason::CnameLoop => "the name's aliases (CNAME) lead in a circle, or to more than sixteen others",
+        Reason::BadDns => "the answer has more than 256 addresses",
+        _ => "the answer has no address for the name",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

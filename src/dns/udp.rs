@@ -7,89 +7,179 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use hickory_net::{DnsError, NetError};
-use hickory_proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Query};
+use hickory_proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Query, ResponseCode};
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, timeout_at};
 
-/// The question is sent again after so long: packets get lost.
+use super::trouble::Trouble;
+
+/// The question is sent again after so long: packets get lost. Where there is less time, after a third of it.
 const RESEND: Duration = Duration::from_secs(1);
 /// More than the payload that is asked for (EDNS, 1232 bytes): some servers send what they like.
 const LARGEST: usize = 4096;
 
+/// How a server is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Manner {
+    /// With an OPT record (RFC 6891).
+    pub(super) edns: bool,
+    /// In random letter case.
+    pub(super) mixes_case: bool,
+}
+
+/// What came back.
+#[derive(Debug)]
+pub(super) enum Heard {
+    Answer {
+        response: DnsResponse,
+        /// The server had an OPT record before it, and answered only the question without one.
+        dislikes_edns: bool,
+    },
+    /// The answer is to be had over TCP.
+    Cut,
+    /// Only answers in another letter case than the question's.
+    OtherCase,
+}
+
 /// Asks and waits for the answer that fits.
 ///
 /// # Errors
-/// The network's; [`NetError::Timeout`] after `until`; [`NetError::Truncated`] where the answer is to be had over TCP;
-/// [`NetError::Dns`] for a negative answer.
-pub(super) async fn ask(server: SocketAddr, query: Query, until: Instant) -> Result<DnsResponse, NetError> {
-    let mut options = DnsRequestOptions::default();
-    options.case_randomization = true;
-    let request = DnsRequest::from_query(query, options);
-    let bytes = request.to_vec()?;
+/// [`Trouble`], a negative answer among it, after `until` at the latest.
+pub(super) async fn ask(server: SocketAddr, query: &Query, manner: Manner, until: Instant) -> Result<Heard, Trouble> {
     let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).await?;
     // From here on the kernel hands over what this server sends, and nothing else.
     socket.connect(server).await?;
+    let now = Instant::now();
+    let resend = RESEND.min(until.saturating_duration_since(now) / 3);
+    let mut asked = vec![Asked::new(query, manner)?];
+    let mut best = Trouble::Silent;
     let mut buffer = vec![0; LARGEST];
-    let mut failed = NetError::Timeout;
     loop {
-        socket.send(&bytes).await?;
-        let again = until.min(Instant::now() + RESEND);
+        for asked in &asked {
+            socket.send(&asked.bytes).await?;
+        }
+        let again = until.min(Instant::now() + resend);
         while let Ok(received) = timeout_at(again, socket.recv(&mut buffer)).await {
             let received = buffer.get(..received?).unwrap_or_default();
-            match fitting(&request, received) {
-                Ok(Some(response)) if response.truncation => return Err(NetError::Truncated),
-                Ok(Some(response)) => return Ok(DnsError::from_response(response)?),
-                Ok(None) => {}
+            let Some((at, request)) = asked.iter().enumerate().find(|(_, asked)| asked.is_meant_by(received)) else {
+                continue;
+            };
+            let is_bare = at > 0;
+            match request.read(received) {
+                Reply::Fits(response) if response.truncation => return Ok(Heard::Cut),
+                Reply::Fits(response) if manner.edns && !is_bare && is_for_edns(response.response_code) => {
+                    if asked.len() == 1 {
+                        let bare = Asked::new(query, Manner { edns: false, ..manner })?;
+                        socket.send(&bare.bytes).await?;
+                        asked.push(bare);
+                    }
+                }
+                Reply::Fits(response) => {
+                    let response = DnsError::from_response(*response).map_err(NetError::from)?;
+                    return Ok(Heard::Answer { response, dislikes_edns: is_bare });
+                }
                 // It may be forged; where nothing better comes, it says more than silence.
-                Err(error) => failed = error,
+                Reply::Misfits(trouble) if best == Trouble::Silent || trouble == Trouble::OtherCase => best = trouble,
+                Reply::Misfits(_) => {}
             }
         }
         if Instant::now() >= until {
-            return Err(failed);
+            return if best == Trouble::OtherCase { Ok(Heard::OtherCase) } else { Err(best) };
+        }
+        if best == Trouble::OtherCase {
+            return Ok(Heard::OtherCase);
+        }
+        // Some servers drop what they do not understand.
+        if manner.edns && asked.len() == 1 {
+            asked.push(Asked::new(query, Manner { edns: false, ..manner })?);
         }
     }
 }
 
-/// The response, where it is one to this request: the same number, and the same question to the letter.
-fn fitting(request: &DnsRequest, bytes: &[u8]) -> Result<Option<DnsResponse>, NetError> {
-    if bytes.first_chunk() != Some(&request.id.to_be_bytes()) {
-        return Ok(None);
+/// Whether a response code may be about the OPT record and not about the name (RFC 6891 §7): FORMERR, NOTIMP, BADVERS.
+pub(super) fn is_for_edns(code: ResponseCode) -> bool {
+    const BADVERS: u16 = 16;
+    matches!(code, ResponseCode::FormErr | ResponseCode::NotImp) || u16::from(code) == BADVERS
+}
+
+/// A question as it was sent.
+struct Asked {
+    request: DnsRequest,
+    bytes: Vec<u8>,
+}
+
+/// What a packet with the right number is.
+enum Reply {
+    Fits(Box<DnsResponse>),
+    Misfits(Trouble),
+}
+
+impl Asked {
+    fn new(query: &Query, manner: Manner) -> Result<Self, Trouble> {
+        let mut options = DnsRequestOptions::default();
+        options.case_randomization = manner.mixes_case;
+        options.use_edns = manner.edns;
+        let request = DnsRequest::from_query(query.clone(), options);
+        let bytes = request.to_vec().map_err(NetError::from)?;
+        Ok(Self { request, bytes })
     }
-    let response = DnsResponse::from_buffer(bytes.to_vec())?;
-    let (asked, echoed) = (request.queries.as_slice(), response.queries.as_slice());
-    let same = |(asked, echoed): (&Query, &Query)| asked == echoed && asked.name.eq_case(&echoed.name);
-    let fits = asked.len() == echoed.len() && asked.iter().zip(echoed).all(same);
-    if !fits {
-        tracing::debug!(?echoed, "a DNS packet with another question is ignored");
+
+    fn is_meant_by(&self, packet: &[u8]) -> bool {
+        packet.first_chunk() == Some(&self.request.id.to_be_bytes())
     }
-    Ok(fits.then_some(response))
+
+    /// A response to it has the same question to the letter. Who does not understand a question may leave it out.
+    fn read(&self, packet: &[u8]) -> Reply {
+        let response = match DnsResponse::from_buffer(packet.to_vec()) {
+            Ok(response) => response,
+            Err(error) => return Reply::Misfits(Trouble::Broken(error.to_string())),
+        };
+        let (asked, echoed) = (self.request.queries.as_slice(), response.queries.as_slice());
+        let same = |is_same: fn(&Query, &Query) -> bool| {
+            asked.len() == echoed.len() && asked.iter().zip(echoed).all(|(asked, echoed)| is_same(asked, echoed))
+        };
+        if same(|asked, echoed| asked == echoed && asked.name.eq_case(&echoed.name)) {
+            Reply::Fits(Box::new(response))
+        } else if same(|asked, echoed| asked == echoed) {
+            Reply::Misfits(Trouble::OtherCase)
+        } else if echoed.is_empty() && is_for_edns(response.response_code) {
+            Reply::Fits(Box::new(response))
+        } else {
+            tracing::debug!(?echoed, "a DNS packet with another question is ignored");
+            Reply::Misfits(if echoed.is_empty() { Trouble::NoQuestion } else { Trouble::Silent })
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hickory_proto::op::{Message, ResponseCode};
+    use hickory_proto::op::Message;
     use hickory_proto::rr::rdata::A;
     use hickory_proto::rr::{Name, RData, Record, RecordType};
 
-    /// Answers the first question with all that `says` makes of it, in order.
-    async fn asked(says: fn(&Message) -> Vec<Vec<u8>>) -> Result<Vec<String>, NetError> {
+    const USUAL: Manner = Manner { edns: true, mixes_case: true };
+
+    /// The packets that a server makes of a question.
+    type Says = fn(&Message) -> Vec<Vec<u8>>;
+
+    /// Answers every question with all that `says` makes of it, in order.
+    async fn asked(says: Says) -> Result<Heard, Trouble> {
         let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = server.local_addr().unwrap();
-        let serving = tokio::spawn(async move {
+        tokio::spawn(async move {
             let mut buffer = [0; 1500];
-            let (n, from) = server.recv_from(&mut buffer).await.unwrap();
-            let question = Message::from_vec(&buffer[..n]).unwrap();
-            for packet in says(&question) {
-                server.send_to(&packet, from).await.unwrap();
+            loop {
+                let (n, from) = server.recv_from(&mut buffer).await.unwrap();
+                let question = Message::from_vec(&buffer[..n]).unwrap();
+                for packet in says(&question) {
+                    let _ = server.send_to(&packet, from).await;
+                }
             }
-            server
         });
         let query = Query::query(Name::from_ascii("a-long-enough-name.example.").unwrap(), RecordType::A);
-        let answer = ask(address, query, Instant::now() + Duration::from_millis(500)).await;
-        drop(serving.await);
-        answer.map(|response| response.answers.iter().map(|record| record.data.to_string()).collect())
+        ask(address, &query, USUAL, Instant::now() + Duration::from_millis(900)).await
     }
 
     fn answer(question: &Message, ip: [u8; 4]) -> Message {
@@ -101,6 +191,13 @@ mod tests {
 
     fn packet(message: &Message) -> Vec<u8> {
         message.to_vec().unwrap()
+    }
+
+    /// The address, and whether EDNS was disliked.
+    #[track_caller]
+    fn found(heard: Result<Heard, Trouble>) -> (String, bool) {
+        let Heard::Answer { response, dislikes_edns } = heard.unwrap() else { panic!("no answer") };
+        (response.answers[0].data.to_string(), dislikes_edns)
     }
 
     #[tokio::test]
@@ -118,19 +215,32 @@ mod tests {
             let right = answer(question, [192, 0, 2, 9]);
             vec![packet(&number), packet(&case), packet(&name), packet(&none), broken, vec![7], packet(&right)]
         });
-        assert_eq!(answers.await.unwrap(), ["192.0.2.9"]);
+        assert_eq!(found(answers.await), ("192.0.2.9".to_owned(), false));
     }
 
     #[tokio::test]
-    async fn without_a_fitting_answer_the_time_runs_out() {
+    async fn without_a_fitting_answer_the_last_misfit_is_said() {
         let begun = Instant::now();
-        let answers = asked(|question| {
+        let none = asked(|question| {
+            let mut none = answer(question, [192, 0, 2, 2]);
+            none.queries.clear();
+            vec![packet(&none)]
+        });
+        assert_eq!(none.await.unwrap_err(), Trouble::NoQuestion);
+        assert!(begun.elapsed() >= Duration::from_millis(900));
+        let begun = Instant::now();
+        let case = asked(|question| {
             let mut case = answer(question, [192, 0, 2, 2]);
             case.queries[0].name = case.queries[0].name.to_lowercase();
             vec![packet(&case)]
         });
-        assert!(matches!(answers.await, Err(NetError::Timeout)));
-        assert!(begun.elapsed() >= Duration::from_millis(500));
+        assert!(matches!(case.await, Ok(Heard::OtherCase)));
+        let took = begun.elapsed();
+        assert!(
+            took >= Duration::from_millis(290) && took < Duration::from_millis(800),
+            "{took:?}: a third of the time"
+        );
+        assert_eq!(asked(|_| Vec::new()).await.unwrap_err(), Trouble::Silent);
     }
 
     #[tokio::test]
@@ -140,12 +250,61 @@ mod tests {
             cut.metadata.truncation = true;
             vec![packet(&cut)]
         });
-        assert!(matches!(cut.await, Err(NetError::Truncated)));
+        assert!(matches!(cut.await, Ok(Heard::Cut)));
         let no = asked(|question| {
             let mut no = question.clone().into_response();
             no.metadata.response_code = ResponseCode::NXDomain;
             vec![packet(&no)]
         });
-        assert!(matches!(no.await, Err(NetError::Dns(DnsError::NoRecordsFound(_)))));
+        assert!(matches!(no.await, Err(Trouble::NoName(_))));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_knows_no_edns_is_asked_without_it() {
+        /// What an old server makes of a question with an OPT record.
+        fn old(question: &Message, to_edns: impl Fn(&Message) -> Option<Vec<u8>>) -> Vec<Vec<u8>> {
+            let bare = packet(&answer(question, [192, 0, 2, 9]));
+            if question.edns.is_none() { vec![bare] } else { to_edns(question).into_iter().collect() }
+        }
+        fn refuses(question: &Message, code: ResponseCode) -> Message {
+            let mut no = question.clone().into_response();
+            no.edns = None;
+            no.metadata.response_code = code;
+            no
+        }
+        let ways: [Says; 5] = [
+            |question| old(question, |question| Some(packet(&refuses(question, ResponseCode::FormErr)))),
+            |question| old(question, |question| Some(packet(&refuses(question, ResponseCode::NotImp)))),
+            |question| {
+                old(question, |question| {
+                    let mut no = question.clone().into_response();
+                    no.metadata.response_code = ResponseCode::BADVERS;
+                    Some(packet(&no))
+                })
+            },
+            // The header alone, as BIND 4 did.
+            |question| {
+                old(question, |question| {
+                    let mut no = refuses(question, ResponseCode::FormErr);
+                    no.queries.clear();
+                    Some(packet(&no))
+                })
+            },
+            |question| old(question, |_| None),
+        ];
+        for (n, way) in ways.into_iter().enumerate() {
+            let begun = Instant::now();
+            assert_eq!(found(asked(way).await), ("192.0.2.9".to_owned(), true), "{n}");
+            assert!(
+                begun.elapsed() < Duration::from_millis(if n < 4 { 250 } else { 700 }),
+                "{n}: {:?}",
+                begun.elapsed()
+            );
+        }
+        let never = asked(|question| vec![packet(&refuses(question, ResponseCode::FormErr))]);
+        assert_eq!(never.await.unwrap_err(), Trouble::Code(ResponseCode::FormErr));
+        // A name's own failure says nothing of EDNS.
+        let fails = asked(|question| vec![packet(&refuses(question, ResponseCode::ServFail))]);
+        assert_eq!(fails.await.unwrap_err(), Trouble::Code(ResponseCode::ServFail));
     }
 }

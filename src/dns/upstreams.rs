@@ -1,102 +1,81 @@
 //! The servers that are asked: one pool by default, one for each zone.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use hickory_net::runtime::TokioRuntimeProvider;
-use hickory_net::xfer::{DnsHandle, FirstAnswer};
-use hickory_net::{DnsError, NetError, NoRecords};
-use hickory_proto::op::{DnsRequestOptions, DnsResponse, Query, ResponseCode};
-use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverOpts};
-use hickory_resolver::{NameServerPool, PoolContext, TlsConfig};
+use hickory_proto::op::{DnsResponse, Query};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::udp;
+use super::server::Server;
+use super::trouble::Trouble;
+use super::udp::Manner;
 use crate::config::{DnsSettings, DnsTransport, DnsUpstream};
+use crate::files::{FileFault, Files, Refreshed, read_regular};
 use crate::name::HostName;
 
-type Pool = NameServerPool<TokioRuntimeProvider>;
-
 /// How long one server has before the next is asked beside it.
-const HEAD_START: Duration = Duration::from_millis(800);
-
-/// How long before the end the wait for a better answer over UDP than an ill one ends: later nothing would hear of it.
-const LAST_WORD: Duration = Duration::from_millis(50);
-
-/// One server, as it is asked.
-#[derive(Clone)]
-enum Server {
-    /// By UDP, and by TCP where the answer was cut.
-    Plain {
-        udp: SocketAddr,
-        tcp: Pool,
-    },
-    Encrypted(Pool),
-}
-
-impl Server {
-    async fn ask(self, query: Query, until: Instant) -> Result<DnsResponse, NetError> {
-        let pool = match self {
-            Self::Plain { udp: address, tcp } => match udp::ask(address, query.clone(), last_word(until)).await {
-                Err(NetError::Truncated) => tcp,
-                answer => return answer,
-            },
-            Self::Encrypted(pool) => pool,
-        };
-        pool.lookup(query, DnsRequestOptions::default()).first_answer().await
-    }
-}
-
-fn last_word(until: Instant) -> Instant {
-    let left = until.saturating_duration_since(Instant::now());
-    until - LAST_WORD.min(left / 4)
-}
+const HEAD_START: Duration = Duration::from_millis(100);
 
 /// Servers that answer for the same names. Each is asked by itself: how they take over from each other is decided
 /// here.
 pub(super) struct Group {
-    servers: Vec<Server>,
+    servers: Vec<Arc<Server>>,
     /// The one that answered last; it is asked first.
     best: AtomicUsize,
 }
 
+/// Why nobody answered: the server that says most, and what it says.
+#[derive(Debug)]
+pub(super) struct Unanswered {
+    pub(super) trouble: Trouble,
+    /// The sentence for the log.
+    pub(super) words: String,
+}
+
 impl Group {
-    fn new(servers: &[DnsUpstream], tls: &rustls::ClientConfig, deadline: Duration) -> Self {
-        let server = |server: &DnsUpstream| {
-            let pool = pool(server, tls, deadline);
-            match server.transport {
-                DnsTransport::Plain => Server::Plain { udp: SocketAddr::new(server.ip, server.port), tcp: pool },
-                DnsTransport::Tls { .. } | DnsTransport::Https { .. } => Server::Encrypted(pool),
-            }
-        };
-        let servers = servers.iter().map(server).collect();
-        Self { servers, best: AtomicUsize::new(0) }
+    fn new(servers: &[DnsUpstream], context: &Context) -> Arc<Self> {
+        let Context { manner, tls, deadline } = context;
+        let servers = servers.iter().map(|server| Server::new(server, *manner, tls, *deadline)).collect();
+        Arc::new(Self { servers, best: AtomicUsize::new(0) })
+    }
+
+    /// Whether none of them answered when it was asked last.
+    pub(super) fn is_failing(&self) -> bool {
+        self.servers.iter().all(|server| server.is_failing())
     }
 
     /// The first answer or absence that any server gives. A failure starts the next server at once, silence
-    /// after a head start; dropping the set ends the others.
-    pub(super) async fn lookup(&self, query: Query, until: Instant) -> Result<DnsResponse, NetError> {
+    /// after a head start; dropping the set ends the others. One that is failing is asked only where all are.
+    pub(super) async fn lookup(&self, query: Query, until: Instant) -> Result<DnsResponse, Unanswered> {
         let best = self.best.load(Ordering::Relaxed);
-        let mut waiting = (0..self.servers.len()).map(|n| (best + n) % self.servers.len());
+        let in_turn = (0..self.servers.len()).map(|n| (best + n) % self.servers.len());
+        let in_turn = in_turn.filter_map(|id| Some((id, Arc::clone(self.servers.get(id)?))));
+        let (failing, mut serving): (Vec<_>, Vec<_>) = in_turn.partition(|(_, server)| server.is_failing());
+        if serving.is_empty() {
+            serving = failing;
+        }
+        let mut waiting = serving.into_iter();
         let mut asked = JoinSet::new();
-        let mut last = NetError::NoConnections;
+        let mut last: Option<(usize, Trouble)> = None;
         loop {
             let next = waiting.next();
-            if let Some((id, server)) = next.and_then(|id| Some((id, self.servers.get(id)?.clone()))) {
+            let is_another = next.is_some();
+            if let Some((id, server)) = next {
                 let query = query.clone();
                 asked.spawn(async move { (id, server.ask(query, until).await) });
             } else if asked.is_empty() {
-                return Err(last);
+                return Err(self.unanswered(last));
             }
-            let wait = if next.is_some() { until.min(Instant::now() + HEAD_START) } else { until };
+            let wait = if is_another { until.min(Instant::now() + HEAD_START) } else { until };
             let ended = match tokio::time::timeout_at(wait, asked.join_next()).await {
                 // What some server said before the time was over still says more than silence.
-                Err(_) if Instant::now() >= until => return Err(last),
+                Err(_) if Instant::now() >= until => return Err(self.unanswered(last)),
                 Err(_) => continue,
                 Ok(ended) => ended,
             };
@@ -105,23 +84,34 @@ impl Group {
                     self.best.store(id, Ordering::Relaxed);
                     return Ok(response);
                 }
-                Some(Ok((id, Err(absence)))) if is_absence(&absence) => {
+                Some(Ok((id, Err(absence)))) if absence.is_absence() => {
                     self.best.store(id, Ordering::Relaxed);
-                    return Err(absence);
+                    return Err(self.unanswered(Some((id, absence))));
                 }
-                // A server that says no says more than one that says nothing.
-                Some(Ok((_, Err(error)))) if matches!(error, NetError::Dns(_)) => last = error,
-                Some(Ok((_, Err(error)))) if !matches!(last, NetError::Dns(_)) => last = error,
+                Some(Ok((id, Err(trouble)))) if last.as_ref().is_none_or(|(_, last)| trouble.says() >= last.says()) => {
+                    last = Some((id, trouble));
+                }
                 _ => {}
             }
         }
     }
+
+    fn unanswered(&self, said: Option<(usize, Trouble)>) -> Unanswered {
+        let name = |server: &Arc<Server>| server.name().to_owned();
+        let (who, trouble) = match said {
+            Some((id, trouble)) if trouble != Trouble::Silent => (self.servers.get(id).map(name), trouble),
+            _ => (None, Trouble::Silent),
+        };
+        let all = || self.servers.iter().map(name).collect::<Vec<_>>().join(", ");
+        Unanswered { words: format!("{} {trouble}", who.unwrap_or_else(all)), trouble }
+    }
 }
 
-/// The name is known not to be there, which is as good an answer as any.
-pub(super) fn is_absence(error: &NetError) -> bool {
-    let NetError::Dns(DnsError::NoRecordsFound(NoRecords { response_code, .. })) = error else { return false };
-    matches!(response_code, ResponseCode::NoError | ResponseCode::NXDomain)
+/// What servers of one configuration have in common.
+struct Context {
+    manner: Manner,
+    tls: rustls::ClientConfig,
+    deadline: Duration,
 }
 
 /// Why there is nobody to ask.
@@ -129,16 +119,32 @@ pub(super) fn is_absence(error: &NetError) -> bool {
 pub enum UpstreamError {
     #[error("the system's resolver settings (/etc/resolv.conf) cannot be used: {0}; write dns.upstreams")]
     System(String),
-    #[error("/etc/resolv.conf names no server; write dns.upstreams")]
-    NoServer,
     #[error("dns.ca_file holds no certificate: {0}")]
     Authorities(String),
 }
 
-/// Which pool a name belongs to.
+/// The servers that resolv.conf(5) names.
+struct ResolvConf;
+
+impl Files for ResolvConf {
+    type Made = Vec<DnsUpstream>;
+
+    fn paths(&self) -> Vec<&Path> {
+        vec![Path::new("/etc/resolv.conf")]
+    }
+
+    fn load(&self) -> Result<Self::Made, FileFault> {
+        system_servers().map_err(|message| FileFault { key: "", message })
+    }
+}
+
+/// Which servers a name belongs to.
 pub(super) struct Upstreams {
-    default: Group,
-    zones: Vec<(HostName, Group)>,
+    default: RwLock<Arc<Group>>,
+    zones: Vec<(HostName, Arc<Group>)>,
+    /// Where the configuration names none.
+    system: Option<Refreshed<ResolvConf>>,
+    context: Context,
     described: String,
 }
 
@@ -150,52 +156,53 @@ impl std::fmt::Debug for Upstreams {
 
 impl Upstreams {
     pub(super) fn build(settings: &DnsSettings, deadline: Duration) -> Result<Self, UpstreamError> {
-        let tls = tls_config(settings.authorities.as_deref())?;
-        let servers: Vec<DnsUpstream> =
-            if settings.upstreams.is_empty() { system_servers()? } else { settings.upstreams.clone() };
-        let described: Vec<String> = servers.iter().map(ToString::to_string).collect();
-        let zones =
-            settings.zones.iter().map(|(zone, servers)| (zone.clone(), Group::new(servers, &tls, deadline))).collect();
-        Ok(Self { default: Group::new(&servers, &tls, deadline), zones, described: described.join(", ") })
+        let manner = Manner { edns: settings.edns, mixes_case: settings.randomize_case };
+        let context = Context { manner, tls: tls_config(settings.authorities.as_deref())?, deadline };
+        let system = settings.upstreams.is_empty().then(|| Refreshed::load(ResolvConf)).transpose();
+        let system = system.map_err(|fault| UpstreamError::System(fault.message))?;
+        let servers = system.as_ref().map_or_else(|| settings.upstreams.clone(), |system| system.get().to_vec());
+        let zones = settings.zones.iter().map(|(zone, servers)| (zone.clone(), Group::new(servers, &context)));
+        Ok(Self {
+            default: RwLock::new(Group::new(&servers, &context)),
+            zones: zones.collect(),
+            system,
+            context,
+            described: described(&servers),
+        })
     }
 
     pub(super) fn described(&self) -> String {
         self.described.clone()
     }
 
-    /// The longest zone that the name is in, or the default.
-    pub(super) fn group_for(&self, name: &HostName) -> &Group {
-        name.suffixes()
-            .find_map(|suffix| self.zones.iter().find(|(zone, _)| zone.as_str() == suffix))
-            .map_or(&self.default, |(_, group)| group)
-    }
-}
-
-fn pool(server: &DnsUpstream, tls: &rustls::ClientConfig, deadline: Duration) -> Pool {
-    let mut options = ResolverOpts::default();
-    options.timeout = deadline;
-    // draft-vixie-dnsext-dns0x20: a forger must also guess the case.
-    options.case_randomization = true;
-    let mut connections = match &server.transport {
-        DnsTransport::Plain => vec![ConnectionConfig::tcp()],
-        DnsTransport::Tls { name } => vec![ConnectionConfig::tls(Arc::clone(name))],
-        DnsTransport::Https { name, path } => {
-            vec![ConnectionConfig::https(Arc::clone(name), Some(Arc::clone(path)))]
+    /// Asks other servers from now on where the system's have changed.
+    pub(super) fn refresh(&self) {
+        let Some(system) = &self.system else { return };
+        let before = system.get();
+        system.refresh("dns");
+        let now = system.get();
+        if *before != *now {
+            tracing::info!(servers = described(&now), "the system's DNS servers have changed");
+            *self.default.write().unwrap_or_else(PoisonError::into_inner) = Group::new(&now, &self.context);
         }
-    };
-    for connection in &mut connections {
-        connection.port = server.port;
     }
-    let server = NameServerConfig::new(server.ip, true, connections);
-    let mut config = TlsConfig::new().unwrap_or_else(|_| unreachable!("the roots are built in"));
-    config.config = tls.clone();
-    let context = Arc::new(PoolContext::new(options, config));
-    NameServerPool::from_config([server], context, TokioRuntimeProvider::default())
+
+    /// The longest zone that the name is in, or the default.
+    pub(super) fn group_for(&self, name: &HostName) -> Arc<Group> {
+        let zone = name.suffixes().find_map(|suffix| self.zones.iter().find(|(zone, _)| zone.as_str() == suffix));
+        let default = || Arc::clone(&self.default.read().unwrap_or_else(PoisonError::into_inner));
+        zone.map_or_else(default, |(_, group)| Arc::clone(group))
+    }
 }
 
-fn system_servers() -> Result<Vec<DnsUpstream>, UpstreamError> {
-    let (config, _) =
-        hickory_resolver::system_conf::read_system_conf().map_err(|e| UpstreamError::System(e.to_string()))?;
+fn described(servers: &[DnsUpstream]) -> String {
+    servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn system_servers() -> Result<Vec<DnsUpstream>, String> {
+    let text = read_regular(Path::new("/etc/resolv.conf"))?;
+    let parsed = hickory_resolver::system_conf::parse_resolv_conf(text);
+    let (config, _) = parsed.map_err(|e| e.to_string())?;
     let mut servers: Vec<DnsUpstream> = Vec::new();
     for server in config.name_servers() {
         let port = server.connections.first().map_or(53, |connection| connection.port);
@@ -204,7 +211,8 @@ fn system_servers() -> Result<Vec<DnsUpstream>, UpstreamError> {
             servers.push(upstream);
         }
     }
-    if servers.is_empty() { Err(UpstreamError::NoServer) } else { Ok(servers) }
+    // There is one at least: none is an error of the parser's.
+    Ok(servers)
 }
 
 fn tls_config(authorities: Option<&str>) -> Result<rustls::ClientConfig, UpstreamError> {
@@ -241,16 +249,27 @@ impl std::fmt::Display for DnsUpstream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hickory_proto::rr::{Name, RecordType};
+    use hickory_proto::op::Message;
+    use hickory_proto::rr::rdata::A;
+    use hickory_proto::rr::{Name, RData, Record, RecordType};
     use tokio::net::UdpSocket;
+
+    fn group(servers: &[SocketAddr]) -> Arc<Group> {
+        let upstream = |at: &SocketAddr| DnsUpstream { ip: at.ip(), port: at.port(), transport: DnsTransport::Plain };
+        let manner = Manner { edns: true, mixes_case: true };
+        let context = Context { manner, tls: tls_config(None).unwrap(), deadline: Duration::from_secs(5) };
+        Group::new(&servers.iter().map(upstream).collect::<Vec<_>>(), &context)
+    }
+
+    fn question() -> Query {
+        Query::query(Name::from_ascii("a.example.").unwrap(), RecordType::A)
+    }
 
     #[tokio::test]
     async fn what_cannot_be_read_says_more_than_silence() {
         let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let SocketAddr::V4(address) = server.local_addr().unwrap() else { unreachable!() };
-        let upstream = DnsUpstream { ip: (*address.ip()).into(), port: address.port(), transport: DnsTransport::Plain };
-        let tls = tls_config(None).unwrap();
-        let group = Group::new(&[upstream], &tls, Duration::from_secs(5));
+        let address = server.local_addr().unwrap();
+        let group = group(&[address]);
         tokio::spawn(async move {
             let mut buffer = [0; 1500];
             let (_, from) = server.recv_from(&mut buffer).await.unwrap();
@@ -258,8 +277,45 @@ mod tests {
             server.send_to(&broken, from).await.unwrap();
             std::future::pending::<()>().await;
         });
-        let query = Query::query(Name::from_ascii("a.example.").unwrap(), RecordType::A);
-        let failed = group.lookup(query, Instant::now() + Duration::from_millis(600)).await.unwrap_err();
-        assert!(!matches!(failed, NetError::Timeout | NetError::NoConnections), "{failed:?}");
+        let failed = group.lookup(question(), Instant::now() + Duration::from_millis(600)).await.unwrap_err();
+        assert!(matches!(failed.trouble, Trouble::Broken(_)), "{failed:?}");
+        assert!(failed.words.starts_with(&format!("{address} sent what is not a DNS answer: ")), "{failed:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_server_costs_a_head_start_once_and_is_probed() {
+        let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let answering = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let [deaf, good] = [&silent, &answering].map(|socket| socket.local_addr().unwrap());
+        tokio::spawn(async move {
+            let mut buffer = [0; 1500];
+            loop {
+                let (n, from) = answering.recv_from(&mut buffer).await.unwrap();
+                let mut answer = Message::from_vec(&buffer[..n]).unwrap().into_response();
+                let name = answer.queries[0].name.clone();
+                answer.add_answer(Record::from_rdata(name, 60, RData::A(A([192, 0, 2, 1].into()))));
+                answering.send_to(&answer.to_vec().unwrap(), from).await.unwrap();
+            }
+        });
+        let begun = Instant::now();
+        let both = group(&[deaf, good]);
+        both.lookup(question(), begun + Duration::from_secs(5)).await.unwrap();
+        assert!(begun.elapsed() < Duration::from_millis(200), "{:?}", begun.elapsed());
+
+        let alone = group(&[deaf]);
+        let begun = Instant::now();
+        let failed = alone.lookup(question(), begun + Duration::from_secs(5)).await.unwrap_err();
+        assert_eq!(failed.words, format!("{deaf} did not answer in time"));
+        assert!(alone.is_failing());
+        // What was sent so far, and then one question each five seconds, on behalf of nobody.
+        let mut buffer = [0; 1500];
+        while silent.try_recv_from(&mut buffer).is_ok() {}
+        tokio::time::sleep(Duration::from_millis(5500)).await;
+        let (n, from) = silent.recv_from(&mut buffer).await.unwrap();
+        let answer = Message::from_vec(&buffer[..n]).unwrap().into_response();
+        silent.send_to(&answer.to_vec().unwrap(), from).await.unwrap();
+        while alone.is_failing() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 }

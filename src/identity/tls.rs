@@ -10,8 +10,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 
-use super::refreshed::{FileFault, Files};
-use crate::files::read_regular;
+use crate::files::{FileFault, Files, read_regular};
 
 /// The files of a listener that speaks TLS, all PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,9 +9,8 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use argon2::{Argon2, PasswordHash, PasswordVerifier as _};
 use ring::hmac;
 
-use super::refreshed::{FileFault, Files};
 use super::turns::{ClientQueues, FairSemaphore};
-use crate::files::read_regular;
+use crate::files::{FileFault, Files, read_regular};
 
 /// RFC 1929 §2: a name's length is one byte.
 const MAX_NAME: usize = 255;

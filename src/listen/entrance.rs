@@ -12,7 +12,8 @@ use super::limit::{ConnectionLimit, ConnectionSlot};
 use crate::claim::{ClientAddr, OriginalDst};
 use crate::config::{Adds, Capture, ListenerKind, ListenerSettings};
 use crate::ending::{Reason, Refusal};
-use crate::identity::{Refreshed, TlsFiles, UsersFile};
+use crate::files::Refreshed;
+use crate::identity::{TlsFiles, UsersFile};
 
 /// A listener, but for its socket.
 #[derive(Debug)]

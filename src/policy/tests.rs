@@ -65,6 +65,7 @@ fn walk(claim: &Claim, sighting: &Sighting, answers: &[&str]) -> Result<(String,
             Destination::Name(_) => Answers {
                 addresses: answers.iter().map(|a| a.parse().unwrap()).collect(),
                 ttl: std::time::Duration::ZERO,
+                is_stale: false,
             },
         };
         policy.by_address(&clearance, &answers)

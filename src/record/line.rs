@@ -62,6 +62,9 @@ pub struct Line {
     pub fix: Option<Box<str>>,
     #[serde(skip_serializing_if = "<[IpAddr]>::is_empty")]
     pub answers: Box<[IpAddr]>,
+    /// The answers' time was over, and no upstream could be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stale: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream: Option<SocketAddr>,
     pub bytes_up: u64,

@@ -96,11 +96,11 @@ impl<F: Files> Refreshed<F> {
         match fault {
             None => {
                 seen.told.clear();
-                tracing::info!(listener = of, %files, "read again");
+                tracing::info!(of, %files, "read again");
             }
             Some(fault) if seen.told != fault.message => {
                 let left = if is_new { "what cannot be used is left out" } else { "what was read before stays" };
-                tracing::warn!(listener = of, %files, error = %fault, "changed; {left}");
+                tracing::warn!(of, %files, error = %fault, "changed; {left}");
                 seen.told = fault.message;
             }
             Some(_) => {}

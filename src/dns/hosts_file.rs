@@ -1,0 +1,90 @@
+//! A file of names and addresses in the form of hosts(5), asked before any server.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use crate::files::{FileFault, Files, read_regular};
+use crate::name::HostName;
+
+/// The file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostsFile(pub PathBuf);
+
+/// Addresses by name.
+#[derive(Debug, Default)]
+pub struct Hosts(HashMap<HostName, Vec<IpAddr>>);
+
+impl Hosts {
+    /// The addresses of a name, in the order of the file.
+    #[must_use]
+    pub fn get(&self, name: &HostName) -> Option<&[IpAddr]> {
+        self.0.get(name).map(Vec::as_slice)
+    }
+
+    /// Lines are an address and names; what follows `#` is a comment.
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut hosts = Self::default();
+        for (number, line) in (1..).zip(text.lines()) {
+            let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
+            let Some(address) = words.next() else { continue };
+            let wrong = |what: &str| format!("line {number}: `{what}`");
+            // An address of one link only (RFC 4007 §11) leads nowhere from here.
+            if address.contains('%') {
+                continue;
+            }
+            let ip: IpAddr = address.parse().map_err(|_| {
+                format!("{} is not an IP address; write lines such as 10.1.0.4 db.example.com", wrong(address))
+            })?;
+            for word in words {
+                let name = HostName::from_wire(word.as_bytes());
+                let name = name.map_err(|_| format!("{} is not a host name", wrong(word)))?;
+                let known = hosts.0.entry(name).or_default();
+                if !known.contains(&ip) {
+                    known.push(ip);
+                }
+            }
+        }
+        Ok(hosts)
+    }
+}
+
+impl Files for HostsFile {
+    type Made = Hosts;
+
+    fn paths(&self) -> Vec<&Path> {
+        vec![&self.0]
+    }
+
+    fn load(&self) -> Result<Hosts, FileFault> {
+        let fault = |message| FileFault { key: "", message };
+        let text = read_regular(&self.0).map_err(fault)?;
+        Hosts::parse(&text).map_err(|why| fault(format!("{}: {why}", self.0.display())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_all_their_addresses() {
+        let hosts = Hosts::parse(
+            "# made by a tool\n127.0.0.1 localhost\n::1\tlocalhost ip6-localhost # both\n\nfe80::1%lo0 localhost\n10.1.0.4 DB.Example.com. db\n",
+        );
+        let hosts = hosts.unwrap();
+        let of = |name: &str| {
+            let found = hosts.get(&HostName::from_wire(name.as_bytes()).unwrap());
+            found.map(|ips| ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+        };
+        assert_eq!(of("localhost").as_deref(), Some("127.0.0.1 ::1"));
+        assert_eq!(of("db.example.com").as_deref(), Some("10.1.0.4"));
+        assert_eq!(of("db").as_deref(), Some("10.1.0.4"));
+        assert_eq!(of("example.com"), None);
+        for (line, says) in
+            [("db 10.1.0.4", "line 1: `db` is not an IP address"), ("10.1.0.4 a..b", "is not a host name")]
+        {
+            assert!(Hosts::parse(line).unwrap_err().contains(says), "{line}");
+        }
+    }
+}
