@@ -29,6 +29,7 @@ use crate::dns::HostsFile;
 use crate::files::{Refreshed, read_bounded};
 use crate::identity::{TlsFiles, UsersFile};
 use crate::name::HostName;
+use crate::peek::http_head::HeadLimits;
 use crate::policy::rule::{AppProtocol, AppRule, NetRule};
 use crate::policy::{OwnAddresses, Policy};
 
@@ -233,7 +234,7 @@ pub enum DnsTransport {
 pub struct Limits {
     pub hello: usize,
     pub peek: Duration,
-    pub head: usize,
+    pub head: HeadLimits,
     pub dns: Duration,
     pub dial: Duration,
     pub idle: Duration,
@@ -270,6 +271,10 @@ pub struct LogSettings {
     pub overflow: LogOverflow,
     /// Whether flows that the kernel let out have a line.
     pub net_all: bool,
+    /// How long something is open before it has a line; `None`: it has one at its end.
+    pub open: Option<Duration>,
+    /// Whether connections without a byte have a line.
+    pub empty: bool,
 }
 
 /// What happens where lines come faster than they can be written.

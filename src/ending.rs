@@ -104,6 +104,8 @@ words! {
 words! {
     /// How the bytes stopped.
     Ending {
+        /// They have not stopped yet: in a line about what lasts.
+        Open = "open",
         /// Both sides finished.
         Closed = "closed",
         ClientReset = "client_reset",

@@ -5,7 +5,6 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -14,10 +13,10 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use crate::config::Adds;
 use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
 use crate::peek::http_head::{
-    AnswerLength, BodyLength, HeadReader, Onward, Overrides, RequestHead, ResponseHead, as_gateways_spell,
+    AnswerLength, BodyLength, HeadLimits, HeadReader, Onward, Overrides, RequestHead, ResponseHead, as_gateways_spell,
     is_token_byte,
 };
-use crate::relay::{self, Meter, Way};
+use crate::relay::{self, Meter, Watch, Way};
 use crate::stream::{self, ClientStream, ReadSide, WriteSide, send};
 
 /// From so many bytes on, a body is passed between the sockets without a look.
@@ -46,8 +45,7 @@ struct Seen {
 /// What an exchange may take.
 #[derive(Clone, Copy, Debug)]
 pub struct ExchangeLimits {
-    pub head: usize,
-    pub idle: Duration,
+    pub head: HeadLimits,
 }
 
 /// A request on its way out.
@@ -95,8 +93,9 @@ pub async fn run(
     upstream: &mut TcpStream,
     request: Outgoing<'_>,
     limits: ExchangeLimits,
-    meter: &Meter,
+    watch: Watch<'_>,
 ) -> Result<Answered, Halt> {
+    let meter = watch.meter();
     let (mut client_read, client_write) = stream::split(client);
     let (upstream_read, upstream_write) = upstream.split();
     let seen = Seen::default();
@@ -129,7 +128,7 @@ pub async fn run(
     };
     tokio::select! {
         result = both => result,
-        () = meter.idle(limits.idle) => Err(Halt::Broken(Ending::Idle)),
+        () = watch.idle() => Err(Halt::Broken(Ending::Idle)),
     }
 }
 
@@ -195,7 +194,7 @@ async fn send_answer(
     mut upstream: ReadHalf<'_>,
     mut client: WriteSide<'_>,
     request: Outgoing<'_>,
-    limit: usize,
+    limit: HeadLimits,
     seen: &Seen,
     meter: &Meter,
 ) -> Result<Answered, Halt> {
@@ -266,7 +265,7 @@ async fn send_answer(
 }
 
 /// The next head of an answer, which stays in front of what is held.
-async fn next_head(upstream: &mut ReadHalf<'_>, held: &mut Vec<u8>, limit: usize) -> Result<ResponseHead, Reason> {
+async fn next_head(upstream: &mut ReadHalf<'_>, held: &mut Vec<u8>, limit: HeadLimits) -> Result<ResponseHead, Reason> {
     let mut reader = HeadReader::default();
     loop {
         if let Some(head) = reader.response(held, limit)? {

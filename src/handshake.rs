@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
 use crate::peek::client_hello::{ClientHello, HelloReader};
 use crate::peek::retry::{ClientGate, SERVER_FIRST_MAX, ServerFirst, second_hello, server_first};
-use crate::relay::{Meter, Way};
+use crate::relay::{Meter, Watch, Way};
 use crate::stream::{ClientStream, read_with, send};
 
 /// One read while waiting; a server's first flight is a few of these.
@@ -42,7 +42,6 @@ pub struct SettleLimits {
     pub hello: usize,
     /// The time for a second hello.
     pub again: Duration,
-    pub idle: Duration,
 }
 
 /// Sends the hello on, waits for the upstream's first record and, after a HelloRetryRequest, for a second hello
@@ -56,12 +55,13 @@ pub async fn settle(
     first: &ClientHello,
     peeked: Vec<u8>,
     limits: SettleLimits,
-    meter: &Meter,
+    watch: Watch<'_>,
 ) -> Result<(), Halt> {
+    let meter = watch.meter();
     let mut wait = Wait { client, upstream, meter, held: peeked, gate: ClientGate::default(), client_ended: false };
     tokio::select! {
         settled = wait.settle(first, limits) => settled,
-        () = meter.idle(limits.idle) => Err(Halt::Broken(Ending::Idle)),
+        () = watch.idle() => Err(Halt::Broken(Ending::Idle)),
     }
 }
 

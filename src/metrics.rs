@@ -11,7 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::ending::{Ending, Reason, Stage, Totals};
+use crate::ending::{Ending, Reason, Stage};
 
 /// A label set of words from closed sets.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -30,6 +30,8 @@ pub struct Metrics {
     active: Gauge,
     peek_memory: Gauge,
     endings: Family<Words<1>, Counter>,
+    verdicts: Family<Words<1>, Counter>,
+    empty: Counter,
     refusals: Family<Words<2>, Counter>,
     bytes_up: Counter,
     bytes_down: Counter,
@@ -93,6 +95,7 @@ impl Default for Metrics {
         let mut registry = Registry::with_prefix("egret");
         let (active, peek_memory) = (Gauge::default(), Gauge::default());
         let (endings, refusals) = (Family::default(), Family::default());
+        let (verdicts, empty) = (Family::default(), Counter::default());
         let (bytes, lookups) = (Family::<Words<1>, Counter>::default(), Family::default());
         let [bytes_up, bytes_down] =
             ["up", "down"].map(|direction| bytes.get_or_create(&Words([("direction", direction)])).clone());
@@ -100,8 +103,10 @@ impl Default for Metrics {
         registry.register("connections_active", "Client connections open now", active.clone());
         registry.register("peek_memory_bytes", "Memory that all peeks hold now", peek_memory.clone());
         registry.register("connections", "Client connections by how they ended", Family::clone(&endings));
+        registry.register("verdicts", "Verdicts as they are given", Family::clone(&verdicts));
+        registry.register("connections_empty", "Client connections that were closed without a byte", empty.clone());
         registry.register("refusals", "Refused connections by reason and stage", Family::clone(&refusals));
-        registry.register("bytes", "Bytes relayed; up is towards the upstream", bytes);
+        registry.register("bytes", "Bytes relayed, as they go; up is towards the upstream", bytes);
         registry.register("dns_lookups", "Name look-ups by outcome", Family::clone(&lookups));
         registry.register("log_lines_lost", "Access lines that could not be written", Family::clone(&lost_lines));
         registry.register("reloads", "Reloads of the policy by outcome", Family::clone(&reloads));
@@ -116,6 +121,8 @@ impl Default for Metrics {
             active,
             peek_memory,
             endings,
+            verdicts,
+            empty,
             refusals,
             bytes_up,
             bytes_down,
@@ -145,14 +152,28 @@ impl Metrics {
         self.active.inc();
     }
 
-    pub(crate) fn closed(&self, ending: Ending, totals: Totals) {
+    pub(crate) fn closed(&self, ending: Ending) {
         self.active.dec();
         self.endings.get_or_create(&Words([("ending", ending.as_str())])).inc();
-        self.bytes_up.inc_by(totals.up);
-        self.bytes_down.inc_by(totals.down);
+    }
+
+    /// Bytes have gone on, up or down.
+    pub(crate) fn moved(&self, is_up: bool, bytes: u64) {
+        if is_up { &self.bytes_up } else { &self.bytes_down }.inc_by(bytes);
+    }
+
+    /// A connection was closed without a byte.
+    pub(crate) fn empty(&self) {
+        self.empty.inc();
+    }
+
+    /// Something has been let out.
+    pub(crate) fn allowed(&self) {
+        self.verdicts.get_or_create(&Words([("verdict", "allow")])).inc();
     }
 
     pub(crate) fn refused(&self, reason: Reason, stage: Stage) {
+        self.verdicts.get_or_create(&Words([("verdict", "deny")])).inc();
         self.refusals.get_or_create(&Words([("reason", reason.as_str()), ("stage", stage.as_str())])).inc();
     }
 
@@ -215,8 +236,11 @@ mod tests {
     fn every_metric_is_explained() {
         let metrics = Metrics::default();
         metrics.opened();
+        metrics.empty();
+        metrics.allowed();
         metrics.refused(Reason::NoRule, Stage::Name);
-        metrics.closed(Ending::Refused, Totals { up: 7, down: 0 });
+        metrics.moved(true, 7);
+        metrics.closed(Ending::Refused);
         metrics.dns_cached();
         metrics.fault(Fault::Kernel, true);
         metrics.net_refused(Reason::NoRule, 1);
@@ -238,7 +262,8 @@ mod tests {
         let metrics = Metrics::default();
         metrics.opened();
         metrics.refused(Reason::NoRule, Stage::Name);
-        metrics.closed(Ending::Refused, Totals { up: 7, down: 0 });
+        metrics.moved(true, 7);
+        metrics.closed(Ending::Refused);
         let page = metrics.page(5);
         for line in [
             "egret_connections_active 0",

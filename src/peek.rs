@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::budget::{Eviction, Full, Share};
 use crate::ending::{Reason, Refusal, Stage};
 use client_hello::{ClientHello, HelloReader};
-use http_head::{HeadReader, RequestHead};
+use http_head::{HeadLimits, HeadReader, RequestHead};
 
 /// What a client's first bytes show.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ pub struct Expected {
 #[derive(Clone, Copy, Debug)]
 pub struct PeekLimits {
     pub hello: usize,
-    pub head: usize,
+    pub head: HeadLimits,
     /// One for all that a client must show before it is let out or refused.
     pub until: Instant,
 }
@@ -51,6 +51,9 @@ pub struct Window {
     bytes: Vec<u8>,
     /// Of the memory that all peeks may hold together (`limits.peek_memory`).
     share: Share,
+    /// A byte has come.
+    has_read: bool,
+    has_ended: bool,
 }
 
 /// What a read brought.
@@ -64,7 +67,7 @@ pub enum Fill {
 impl Window {
     #[must_use]
     pub const fn new(share: Share) -> Self {
-        Self { bytes: Vec::new(), share }
+        Self { bytes: Vec::new(), share, has_read: false, has_ended: false }
     }
 
     /// Tells when its memory must go to another client: whatever it is held for must end then.
@@ -76,6 +79,12 @@ impl Window {
     #[must_use]
     pub fn unread(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Whether the client has closed or reset its connection without a byte, as probes of load balancers do.
+    #[must_use]
+    pub const fn stayed_empty(&self) -> bool {
+        self.has_ended && !self.has_read
     }
 
     /// Forgets the first `n` bytes: they were claimed by whoever read them.
@@ -117,10 +126,12 @@ impl Window {
             self.share.grow(STEP).map_err(|Full| io::ErrorKind::OutOfMemory)?;
             self.bytes.reserve_exact(STEP);
         }
-        match stream.read_buf(&mut self.bytes).await? {
-            0 => Ok(Fill::End),
-            _ => Ok(Fill::More),
+        let read = stream.read_buf(&mut self.bytes).await;
+        match read {
+            Ok(1..) => self.has_read = true,
+            Ok(0) | Err(_) => self.has_ended = true,
         }
+        read.map(|n| if n == 0 { Fill::End } else { Fill::More })
     }
 }
 
@@ -204,7 +215,11 @@ mod tests {
     }
 
     fn limits() -> PeekLimits {
-        PeekLimits { hello: 1 << 16, head: 1 << 16, until: Instant::now() + std::time::Duration::from_secs(5) }
+        PeekLimits {
+            hello: 1 << 16,
+            head: HeadLimits::from(1 << 16),
+            until: Instant::now() + std::time::Duration::from_secs(5),
+        }
     }
 
     const TLS: Expected = Expected { tls: true, http: false };

@@ -9,7 +9,7 @@ mod writer;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -23,7 +23,7 @@ use crate::peek::Sighting;
 use crate::peek::client_hello::{ClientHello, Sni};
 use crate::peek::http_head::{HostField, RequestHead};
 use crate::policy::Because;
-use crate::relay::Meter;
+use crate::relay::{Lasting, Meter};
 pub use line::Line;
 use line::{Id, Stamp};
 pub use writer::{LogState, LogWriter, Scribe};
@@ -88,7 +88,8 @@ impl Book {
             is_dialled: false,
             is_admitted: false,
             begun: Instant::now(),
-            meter: Arc::default(),
+            meter: Arc::new(Meter::new(Some(Arc::clone(&self.metrics)))),
+            opened: AtomicU32::new(0),
             book: Arc::clone(self),
             closed: false,
         }
@@ -185,6 +186,8 @@ pub struct Record {
     is_admitted: bool,
     begun: Instant,
     meter: Arc<Meter>,
+    /// Lines written while it is open.
+    opened: AtomicU32,
     book: Arc<Book>,
     closed: bool,
 }
@@ -194,12 +197,6 @@ impl Record {
     #[must_use]
     pub fn meter(&self) -> Arc<Meter> {
         Arc::clone(&self.meter)
-    }
-
-    /// The same, for who does not outlive the record.
-    #[must_use]
-    pub fn meter_ref(&self) -> &Meter {
-        &self.meter
     }
 
     fn tell(&mut self, what: impl FnOnce(&mut Line)) {
@@ -325,7 +322,9 @@ impl Record {
 
     /// The address that was dialled and answered.
     pub fn upstream(&mut self, address: SocketAddr) {
-        self.is_dialled = true;
+        if !std::mem::replace(&mut self.is_dialled, true) {
+            self.book.metrics.allowed();
+        }
         self.tell(|line| line.upstream = Some(address));
     }
 
@@ -352,6 +351,15 @@ impl Record {
         self.finish(ending);
     }
 
+    /// Closes the record of a connection that was closed without a byte: a probe, and not a refusal.
+    pub fn empty(mut self) {
+        if !self.book.scribe.writes_empty() {
+            self.line = None;
+        }
+        self.book.metrics.empty();
+        self.finish(Ending::Closed);
+    }
+
     /// Closes the record of a connection that was refused.
     pub fn refuse(mut self, refusal: &Refusal) {
         self.denied(refusal);
@@ -374,17 +382,46 @@ impl Record {
     fn finish(&mut self, ending: Ending) {
         let totals = self.meter.totals();
         self.closed = true;
-        self.book.metrics.closed(ending, totals);
+        self.book.metrics.closed(ending);
         if let Some(mut line) = self.line.take() {
-            line.bytes_up = totals.up;
-            line.bytes_down = totals.down;
-            line.duration_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-            line.ending = Some(ending.as_str());
+            self.sum_up(&mut line, totals, ending);
             if self.is_admitted {
                 self.book.scribe.write(line);
             } else {
                 self.book.scribe.write_if_admissible(line);
             }
+        }
+    }
+}
+
+impl Record {
+    fn sum_up(&self, line: &mut Line, totals: Totals, ending: Ending) {
+        (line.bytes_up, line.bytes_down) = (totals.up, totals.down);
+        line.duration_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        line.ending = Some(ending.as_str());
+    }
+}
+
+impl Lasting for Record {
+    fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    /// A line after `log.open`, and another one each hour.
+    fn lasts(&self) -> Option<Instant> {
+        const AGAIN: Duration = Duration::from_secs(3600);
+        let (line, first) = self.line.as_ref().zip(self.book.scribe.open())?;
+        loop {
+            let written = self.opened.load(Ordering::Relaxed);
+            let due = self.begun + first + AGAIN * written;
+            if Instant::now() < due {
+                return Some(due);
+            }
+            self.opened.store(written + 1, Ordering::Relaxed);
+            let mut line = line.clone();
+            line.verdict = Some("allow");
+            self.sum_up(&mut line, self.meter.totals(), Ending::Open);
+            self.book.scribe.write_if_room(line);
         }
     }
 }

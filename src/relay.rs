@@ -10,6 +10,7 @@ mod pipe;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::ending::{Ending, Totals};
+use crate::metrics::Metrics;
 use crate::stream::{self, ClientStream, Socket};
 use direct::OneWay;
 use tokio_util::either::Either;
@@ -29,6 +31,8 @@ pub const MOST_PIPES: usize = 128;
 /// Counts bytes as they go, so that a connection cut at any moment still has true totals.
 #[derive(Debug)]
 pub struct Meter {
+    /// Where everybody's bytes are counted too.
+    metrics: Option<Arc<Metrics>>,
     up: AtomicU64,
     down: AtomicU64,
     begun: Instant,
@@ -46,8 +50,14 @@ pub enum Way {
 
 impl Meter {
     #[must_use]
-    pub fn new() -> Self {
-        Self { up: AtomicU64::new(0), down: AtomicU64::new(0), begun: Instant::now(), moved: AtomicU64::new(0) }
+    pub fn new(metrics: Option<Arc<Metrics>>) -> Self {
+        Self {
+            metrics,
+            up: AtomicU64::new(0),
+            down: AtomicU64::new(0),
+            begun: Instant::now(),
+            moved: AtomicU64::new(0),
+        }
     }
 
     pub fn count(&self, way: Way, bytes: usize) {
@@ -56,6 +66,9 @@ impl Meter {
             Way::Down => &self.down,
         };
         total.fetch_add(bytes as u64, Ordering::Relaxed);
+        if let Some(metrics) = &self.metrics {
+            metrics.moved(way == Way::Up, bytes as u64);
+        }
         self.touch();
     }
 
@@ -71,13 +84,6 @@ impl Meter {
         Totals { up: self.up.load(Ordering::Relaxed), down: self.down.load(Ordering::Relaxed) }
     }
 
-    /// Returns when no byte has moved for `idle`.
-    pub async fn idle(&self, idle: Duration) {
-        while Instant::now() < self.deadline(idle) {
-            tokio::time::sleep_until(self.deadline(idle)).await;
-        }
-    }
-
     /// When no byte will have moved for `idle`, if none moves until then.
     fn deadline(&self, idle: Duration) -> Instant {
         self.begun + Duration::from_millis(self.moved.load(Ordering::Relaxed)) + idle
@@ -86,7 +92,45 @@ impl Meter {
 
 impl Default for Meter {
     fn default() -> Self {
-        Self::new()
+        Self::new(None)
+    }
+}
+
+/// What is said of a connection while it lasts.
+pub trait Lasting: std::fmt::Debug + Sync {
+    /// Where its bytes are counted.
+    fn meter(&self) -> &Meter;
+
+    /// Says what is due now, and when something will be due next.
+    fn lasts(&self) -> Option<Instant>;
+}
+
+/// What is looked at while bytes move: whether any do, and how long it has lasted.
+#[derive(Clone, Copy, Debug)]
+pub struct Watch<'a> {
+    /// How long no byte may move.
+    pub idle: Duration,
+    pub lasting: &'a dyn Lasting,
+}
+
+impl<'a> Watch<'a> {
+    #[must_use]
+    pub fn meter(self) -> &'a Meter {
+        self.lasting.meter()
+    }
+
+    /// Returns when no byte has moved for too long.
+    pub async fn idle(self) {
+        while let Some(next) = self.look() {
+            tokio::time::sleep_until(next).await;
+        }
+    }
+
+    /// When to look again; `None`: no byte has moved for too long.
+    fn look(self) -> Option<Instant> {
+        let deadline = self.meter().deadline(self.idle);
+        let next = self.lasting.lasts();
+        (Instant::now() < deadline).then(|| next.map_or(deadline, |next| next.min(deadline)))
     }
 }
 
@@ -99,20 +143,20 @@ pub fn run<'a>(
     client: &'a mut ClientStream,
     upstream: &'a mut TcpStream,
     first: Vec<u8>,
-    idle: Duration,
-    meter: &'a Meter,
+    watch: Watch<'a>,
     shared: &'a Shared,
 ) -> impl Future<Output = Ending> + 'a {
+    let meter = watch.meter();
     match client {
         ClientStream::Bare(client) => {
             let (client, upstream) = (&*client, &*upstream);
             let flow = |way| Flow { way, meter, shared };
             let up = OneWay::new(client, upstream, flow(Way::Up), first);
             let down = OneWay::new(upstream, client, flow(Way::Down), Vec::new());
-            Either::Left(within(idle, meter, Both::new(up, down, client)))
+            Either::Left(within(watch, Both::new(up, down, client)))
         }
         // Its buffers are large as it is; a bare client need not carry the room for it.
-        ClientStream::Tls(_) => Either::Right(Box::pin(through_tls(client, upstream, first, idle, meter, shared))),
+        ClientStream::Tls(_) => Either::Right(Box::pin(through_tls(client, upstream, first, watch, shared))),
     }
 }
 
@@ -120,10 +164,10 @@ async fn through_tls(
     client: &mut ClientStream,
     upstream: &mut TcpStream,
     first: Vec<u8>,
-    idle: Duration,
-    meter: &Meter,
+    watch: Watch<'_>,
     shared: &Shared,
 ) -> Ending {
+    let meter = watch.meter();
     let ClientStream::Tls(tls) = &*client else { return Ending::Failed };
     let wire = tls.get_ref().0.clone();
     let (client_read, client_write) = tokio::io::split(client);
@@ -131,29 +175,25 @@ async fn through_tls(
     let flow = |way| Flow { way, meter, shared };
     let up = pin!(copying::one_way(client_read, upstream_write, flow(Way::Up), first));
     let down = pin!(copying::one_way(upstream_read, client_write, flow(Way::Down), Vec::new()));
-    within(idle, meter, Both::new(up, down, &wire)).await
+    within(watch, Both::new(up, down, &wire)).await
 }
 
-/// Runs both directions until they end, or nothing moves for `idle`.
+/// Runs both directions until they end, or nothing moves for too long.
 #[allow(clippy::manual_async_fn, reason = "an `async fn` keeps a second place for what it is given")]
 fn within<'a>(
-    idle: Duration,
-    meter: &'a Meter,
+    watch: Watch<'a>,
     mut both: impl Future<Output = Ending> + Unpin + 'a,
 ) -> impl Future<Output = Ending> + 'a {
     async move {
-        let mut alarm = pin!(tokio::time::sleep_until(meter.deadline(idle)));
+        let mut alarm = pin!(tokio::time::sleep_until(watch.look().unwrap_or_else(Instant::now)));
         poll_fn(|cx| {
             if let Poll::Ready(ending) = Pin::new(&mut both).poll(cx) {
                 return Poll::Ready(ending);
             }
             while alarm.as_mut().poll(cx).is_ready() {
-                let deadline = meter.deadline(idle);
-                if Instant::now() >= deadline {
-                    return Poll::Ready(Ending::Idle);
-                }
-                // Bytes have moved since it was set.
-                alarm.as_mut().reset(deadline);
+                let Some(next) = watch.look() else { return Poll::Ready(Ending::Idle) };
+                // Bytes have moved since it was set, or it was set for something else.
+                alarm.as_mut().reset(next);
             }
             Poll::Pending
         })

@@ -20,14 +20,15 @@ use crate::drain::Guest;
 use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
 use crate::exchange::{self, Answered, ExchangeLimits, Outgoing, Then};
 use crate::handshake::{self, SettleLimits};
-use crate::listen::{Client, ConnectionLimit, ConnectionSlot, Entrance, arrival};
+use crate::listen::arrival::{self, NotArrived};
+use crate::listen::{Client, ConnectionLimit, ConnectionSlot, Entrance};
 use crate::netfilter::Kernel;
 use crate::peek::http_head::RequestHead;
 use crate::peek::ja4::Parts;
 use crate::peek::{Expected, PeekLimits, Sighting, Window};
 use crate::policy::{Clearance, Passage, Permit, Policy};
 use crate::record::{Book, Record};
-use crate::relay::{self, Link, Shared};
+use crate::relay::{self, Link, Shared, Watch};
 use crate::reload::Current;
 use crate::stream::ClientStream;
 use crate::upstream::{self, Departure, DialLimits, Dialled, OwnDial, OwnDials};
@@ -174,7 +175,8 @@ impl Tunnel {
         let Self { client, upstream, up, shared, record, grounds, house, .. } = self;
         let (stream, up) = (&mut upstream.link.stream, std::mem::take(up));
         let (dialled, mut reviewed) = (&upstream.address, grounds.reviewed);
-        let relay = relay::run(&mut client.stream, stream, up, idle, record.meter_ref(), shared);
+        let watch = Watch { idle, lasting: record };
+        let relay = relay::run(&mut client.stream, stream, up, watch, shared);
         (relay, move || grounds.fall(dialled.ip(), house, guest, &mut reviewed))
     }
 
@@ -199,17 +201,17 @@ async fn arrived(
     limits: &mut PeekLimits,
     record: &mut Record,
     slot: &mut ConnectionSlot,
-) -> Result<Client, Refusal> {
+) -> Result<Client, NotArrived> {
     let address = arrival::whose(&mut stream, peer, entrance, limits.until).await?;
     record.client(address);
     // Everybody else's place was counted where it was given.
     if entrance.proxies.is_some() && !slot.assign(house.connections.counts(address.ip(), false)) {
         relay::reset(&stream);
-        return Err(Refusal::new(Reason::TooManyConnections, Stage::Limit));
+        return Err(Refusal::new(Reason::TooManyConnections, Stage::Limit).into());
     }
     let begun = Instant::now();
     if !admitted(house, address.ip(), guest).await {
-        return Err(Refusal::new(Reason::Draining, Stage::Limit));
+        return Err(Refusal::new(Reason::Draining, Stage::Limit).into());
     }
     limits.until += begun.elapsed();
     record.admitted();
@@ -218,7 +220,7 @@ async fn arrived(
         && own.has(address.socket(), dst)
     {
         let what = format!("egret's own connection to {dst} was led back to it");
-        return Err(arrival::told(Reason::OwnAddress, &what));
+        return Err(arrival::told(Reason::OwnAddress, &what).into());
     }
     Ok(Client::new(arrived, Arc::clone(entrance), Window::new(house.peek_memory.share(address.ip()))))
 }
@@ -281,8 +283,12 @@ async fn tell(
     let mut limits = house.peek_limits();
     let mut client = match arrived(stream, peer, &entrance, &house, &guest, &mut limits, &mut record, &mut slot).await {
         Ok(client) => client,
-        Err(refusal) => {
+        Err(NotArrived::Refused(refusal)) => {
             record.refuse(&refusal);
+            return None;
+        }
+        Err(NotArrived::Empty) => {
+            record.empty();
             return None;
         }
     };
@@ -323,6 +329,10 @@ async fn tell(
             Ok((Visit::Next, grounds)) => {
                 record.close(Ending::Closed);
                 before = Some(grounds.claim);
+            }
+            Err(_) if client.window.stayed_empty() => {
+                record.empty();
+                return None;
             }
             Err(refusal) => {
                 let name = record.name();
@@ -368,7 +378,7 @@ async fn visit(
     before: Option<&Claim>,
 ) -> Result<(Visit, Grounds), Refusal> {
     let claimed = client.claim(peek_limits, before).await;
-    let claimed = claimed.inspect_err(|_| client.raw_target().into_iter().for_each(|raw| record.raw_name(raw)))?;
+    let claimed = claimed.inspect_err(|_| client.raw_host().into_iter().for_each(|raw| record.raw_name(raw)))?;
     let mut claim = claimed.claim;
     record.claim(&claim);
     if let Some(sighting) = &claimed.sighting {
@@ -400,7 +410,9 @@ async fn visit(
                     // Where requests have begun in a tunnel, nothing else follows.
                     let begun = before.is_some_and(|before| before.via != Via::Absolute);
                     let expected = if begun { Expected { tls: false, ..expected } } else { expected };
-                    let sighting = client.sight(expected, peek_limits).await?;
+                    let sighting = client.sight(expected, peek_limits).await;
+                    let sighting =
+                        sighting.inspect_err(|_| client.raw_host().into_iter().for_each(|raw| record.raw_name(raw)))?;
                     record.sighting(&sighting);
                     sighting
                 }
@@ -435,9 +447,10 @@ async fn visit(
         return Ok((Visit::Relay { upstream, up }, grounds));
     };
     let Limits { hello, peek, idle, .. } = house.limits;
-    let limits = SettleLimits { hello, again: peek, idle };
+    let limits = SettleLimits { hello, again: peek };
+    let watch = Watch { idle, lasting: &*record };
     let (stream, dialled) = (&mut upstream.link.stream, upstream.address.ip());
-    let settled = handshake::settle(&mut client.link.stream, stream, first, up, limits, &meter);
+    let settled = handshake::settle(&mut client.link.stream, stream, first, up, limits, watch);
     let settled = grounds.during(dialled, house, guest, settled).await;
     client.window.release();
     match settled {
@@ -484,14 +497,15 @@ async fn requested(
     let adds = client.adds();
     let fields = adds.to_request(client.address, request.is_http_10());
     let outgoing = Outgoing { head: request, raw: &raw, may_switch: seen, fields: &fields, adds };
-    let limits = ExchangeLimits { head, idle };
+    let limits = ExchangeLimits { head };
     let client_stream = &mut client.link.stream;
-    let mut ask = async |upstream: &mut Upstream| {
+    let mut ask = async |upstream: &mut Upstream, record: &Record| {
         let (stream, dialled) = (&mut upstream.link.stream, upstream.address.ip());
-        let exchange = exchange::run(client_stream, stream, outgoing, limits, &meter);
+        let watch = Watch { idle, lasting: record };
+        let exchange = exchange::run(client_stream, stream, outgoing, limits, watch);
         grounds.during(dialled, house, guest, exchange).await
     };
-    let mut result = ask(&mut upstream).await;
+    let mut result = ask(&mut upstream, record).await;
     // A server may close a standing connection at any moment; what changes nothing is asked once more.
     let unheard = is_reused && meter.totals().down == 0 && request.is_repeatable();
     if unheard
@@ -500,7 +514,7 @@ async fn requested(
             .is_err_and(|halt| !matches!(halt, Halt::Broken(Ending::ClientReset | Ending::Idle | Ending::Revoked)))
     {
         upstream = dialled(&permit, ip, departure, house, record).await?;
-        result = ask(&mut upstream).await;
+        result = ask(&mut upstream, record).await;
     }
     client.window.release();
     match result {

@@ -64,6 +64,8 @@ pub fn recording() -> Case {
         access: LogAccess::All,
         overflow: LogOverflow::Drop,
         net_all: false,
+        open: None,
+        empty: false,
     };
     let metrics = Arc::new(Metrics::default());
     let (scribe, _writer) = Scribe::start(&settings, Arc::clone(&metrics)).unwrap();

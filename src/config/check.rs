@@ -18,6 +18,7 @@ use crate::dns::HostsFile;
 use crate::files::{Files, Refreshed, read_bounded};
 use crate::identity::{TlsFiles, UsersFile};
 use crate::name::HostName;
+use crate::peek::http_head::HeadLimits;
 use crate::policy::guard;
 use crate::policy::pattern::Pattern;
 use crate::policy::prefixes::prefix;
@@ -119,7 +120,7 @@ pub(super) fn settings(text: &str, folder: &Path, depth: Depth) -> Result<Settin
     let learn = netfilter::learn(out, &written.learn, kernel.is_some());
     netfilter::what_goes_together(out, &written, kernel.as_ref(), &listeners);
     let limits = limits(out, &written.limits);
-    let log = log(&written.log);
+    let log = log(out, &written.log);
     let contact = contact(out, written.messages.contact.as_deref());
     let binds = one_socket_each(out, &listeners, admin, health);
     netfilter::dnat_of_own_ports(out, kernel.as_ref(), &binds);
@@ -487,7 +488,7 @@ fn limits(out: &mut Findings<'_>, written: &file::Limits) -> Option<Limits> {
     Some(Limits {
         hello: hello?,
         peek,
-        head: head?,
+        head: HeadLimits { bytes: head?, fields: usize::from(written.fields.unwrap_or(128)) },
         dns,
         dial,
         idle,
@@ -503,7 +504,7 @@ fn limits(out: &mut Findings<'_>, written: &file::Limits) -> Option<Limits> {
     })
 }
 
-fn log(written: &file::Log) -> LogSettings {
+fn log(out: &mut Findings<'_>, written: &file::Log) -> LogSettings {
     let output = match written.output.as_deref() {
         None | Some("stdout") => LogOutput::Stdout,
         Some("stderr") => LogOutput::Stderr,
@@ -528,7 +529,16 @@ fn log(written: &file::Log) -> LogSettings {
         None | Some(file::LogOverflow::Drop) => LogOverflow::Drop,
         Some(file::LogOverflow::Block) => LogOverflow::Block,
     };
-    LogSettings { format, output, access, overflow, net_all: written.net == Some(file::LogNet::All) }
+    let open = duration(out, "log.open", written.open.as_deref(), 10, Bounds::Zero);
+    LogSettings {
+        format,
+        output,
+        access,
+        overflow,
+        net_all: written.net == Some(file::LogNet::All),
+        open: Some(open).filter(|open| !open.is_zero()),
+        empty: written.empty == Some(true),
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

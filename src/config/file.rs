@@ -489,6 +489,9 @@ pub(super) struct Limits {
     pub(super) peek: Option<String>,
     /// The largest HTTP head. Default `64KiB`.
     pub(super) head: Option<String>,
+    /// The most fields of an HTTP head. Default 128.
+    #[schemars(range(min = 16, max = 4096))]
+    pub(super) fields: Option<u16>,
     /// The time for one name look-up. Default `5s`.
     pub(super) dns: Option<String>,
     /// The time to reach any of a name's addresses. Default `10s`.
@@ -537,6 +540,10 @@ pub(super) struct Log {
     pub(super) access: Option<LogAccess>,
     /// Which flows through the kernel have a line. Default `refused`.
     pub(super) net: Option<LogNet>,
+    /// What lasts longer has a line while it is open, and another one each hour. Default `10s`; `0s`: none.
+    pub(super) open: Option<String>,
+    /// Whether a connection that closes without a byte has a line. Default false.
+    pub(super) empty: Option<bool>,
     /// What happens where lines come faster than they can be written. Default `drop`.
     pub(super) overflow: Option<LogOverflow>,
 }

@@ -260,7 +260,7 @@ mod tests {
     use hickory_proto::rr::rdata::A;
     use hickory_proto::rr::{RData, Record, RecordType};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::{TcpListener, UdpSocket};
+    use tokio::net::{TcpSocket, UdpSocket};
 
     /// What a test's server was asked: over what, with EDNS or without, and in which case.
     type Asked = Arc<Mutex<Vec<(&'static str, bool, String)>>>;
@@ -274,7 +274,14 @@ mod tests {
 
     /// A server on loopback that answers over UDP as `says`, and over TCP as it should, if it is open.
     async fn server(says: fn(&Message) -> Option<Message>, has_tcp: bool) -> (Arc<Server>, Asked) {
-        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (udp, tcp) = loop {
+            // A port that is free for both. Bound and no more, TCP is closed.
+            let tcp = TcpSocket::new_v4().unwrap();
+            tcp.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            if let Ok(udp) = UdpSocket::bind(tcp.local_addr().unwrap()).await {
+                break (udp, tcp);
+            }
+        };
         let address = udp.local_addr().unwrap();
         let asked = Asked::default();
         let note = |asked: &Asked, over, question: &Message| {
@@ -282,7 +289,7 @@ mod tests {
             asked.lock().unwrap().push((over, question.edns.is_some(), name));
         };
         if has_tcp {
-            let listener = TcpListener::bind(address).await.unwrap();
+            let listener = tcp.listen(9).unwrap();
             let asked = Arc::clone(&asked);
             tokio::spawn(async move {
                 loop {
@@ -300,6 +307,11 @@ mod tests {
                         }
                     });
                 }
+            });
+        } else {
+            tokio::spawn(async move {
+                let _closed = tcp;
+                std::future::pending::<()>().await;
             });
         }
         let told = Arc::clone(&asked);

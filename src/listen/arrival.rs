@@ -57,6 +57,20 @@ impl ClientCertificates {
     }
 }
 
+/// Why a client does not come to speak.
+#[derive(Debug)]
+pub enum NotArrived {
+    Refused(Refusal),
+    /// It has closed without a byte.
+    Empty,
+}
+
+impl From<Refusal> for NotArrived {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
 /// Whose connection it is, from the header that the listed peers send; the peer's own where none is asked for.
 ///
 /// # Errors
@@ -66,17 +80,20 @@ pub async fn whose(
     peer: ClientAddr,
     entrance: &Entrance,
     until: Instant,
-) -> Result<ClientAddr, Refusal> {
+) -> Result<ClientAddr, NotArrived> {
     if entrance.proxies.is_none() {
         return Ok(peer);
     }
     let bad = |why| told(Reason::BadProxyHeader, why);
     if !entrance.is_proxy(peer.ip()) {
-        return Err(bad("the peer is not in proxy_protocol.from"));
+        return Err(bad("the peer is not in proxy_protocol.from").into());
+    }
+    if is_empty(stream, until).await? {
+        return Err(NotArrived::Empty);
     }
     let reading = async {
         let mut start = [0; proxy_header::START];
-        stream.read_exact(&mut start).await.map_err(|_| "the peer closed without a header, as a probe does")?;
+        stream.read_exact(&mut start).await.map_err(|_| "the peer closed amid its header")?;
         // Nothing behind the header is read: it may be TLS.
         let mut rest = vec![0; proxy_header::rest_of(&start).map_err(|_| proxy_header::what_else(&start))?];
         stream.read_exact(&mut rest).await.map_err(|_| "the peer closed amid its header")?;
@@ -97,12 +114,15 @@ pub async fn welcome(
     address: ClientAddr,
     entrance: &Entrance,
     until: Instant,
-) -> Result<Arrived, Refusal> {
+) -> Result<Arrived, NotArrived> {
     let Some(tls) = &entrance.tls else {
         let original_dst = entrance.original_dst(&stream)?;
         let link = Link::new(ClientStream::Bare(stream));
         return Ok(Arrived { link, address, identity: Identity::default(), shown: None, original_dst });
     };
+    if is_empty(&stream, until).await? {
+        return Err(NotArrived::Empty);
+    }
     let wire = Wire::new(stream);
     let tls = tls.get();
     let accepting = TlsAcceptor::from(Arc::clone(&tls.config)).accept(wire);
@@ -128,9 +148,9 @@ pub async fn welcome(
             // The alert has been written: it must arrive.
             let _ = wire.shutdown().await;
             linger(&mut wire).await;
-            Err(told(Reason::AuthFailed, &format!("TLS to the proxy: {}", why(&error))))
+            Err(told(Reason::AuthFailed, &format!("TLS to the proxy: {}", why(&error))).into())
         }
-        Err(refusal) => Err(refusal),
+        Err(refusal) => Err(refusal.into()),
     }
 }
 
@@ -139,7 +159,7 @@ fn why(error: &std::io::Error) -> String {
     use rustls::{AlertDescription as Alert, CertificateError as Certificate, Error, InvalidMessage};
     let of_tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     match of_tls {
-        None => "the client left amid the handshake, as a probe does".to_owned(),
+        None => "the client left amid the handshake".to_owned(),
         Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
             "the client speaks none; its proxy URL should begin with https://".to_owned()
         }
@@ -177,6 +197,11 @@ pub(super) fn instead(reason: Reason, instead: &'static str) -> Refusal {
 #[must_use]
 pub fn told(reason: Reason, nearest: &str) -> Refusal {
     Refusal::new(reason, Stage::Claim).with(Hint { nearest: Some(nearest.to_owned()), ..Hint::default() })
+}
+
+/// Whether a connection ends before its first byte.
+async fn is_empty(stream: &TcpStream, until: Instant) -> Result<bool, Refusal> {
+    Ok(!matches!(in_time(until, stream.peek(&mut [0])).await?, Ok(1..)))
 }
 
 async fn in_time<T>(until: Instant, work: impl Future<Output = T>) -> Result<T, Refusal> {

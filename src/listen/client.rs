@@ -305,12 +305,12 @@ impl Client {
         Ok(sighting)
     }
 
-    /// What stands where a host belongs in a claim that could not be read, for the record.
+    /// What stands where a host belongs in a claim or head that could not be read, for the record.
     #[must_use]
-    pub fn raw_target(&self) -> Option<&[u8]> {
+    pub fn raw_host(&self) -> Option<&[u8]> {
         match self.speech {
             Speech::Socks5 => socks5::raw_host(self.window.unread()),
-            Speech::Http | Speech::ByBytes => raw_authority(self.window.unread()),
+            Speech::Http | Speech::ByBytes => raw_host(self.window.unread()),
             Speech::Socks4 | Speech::Socks5Methods | Speech::Socks5Password | Speech::Tls => None,
         }
     }
@@ -390,6 +390,20 @@ fn other_scheme(bytes: &[u8]) -> Option<&'static str> {
         .then_some("the client asks for a WebSocket URL; set it to tunnel (CONNECT HOST:PORT)")
 }
 
+/// The host of something like a request head: of its target, else of the first Host field.
+fn raw_host(bytes: &[u8]) -> Option<&[u8]> {
+    raw_authority(bytes).or_else(|| {
+        let mut lines = bytes.split(|b| *b == b'\n').map(<[u8]>::trim_ascii);
+        let is_request = lines.next()?.split(|b| *b == b' ').any(|part| part.starts_with(b"HTTP/"));
+        let mut fields = lines.take_while(|line| !line.is_empty()).filter_map(|line| {
+            let colon = line.iter().position(|b| *b == b':')?;
+            let (name, value) = line.split_at_checked(colon)?;
+            name.trim_ascii().eq_ignore_ascii_case(b"host").then(|| value.get(1..).unwrap_or_default().trim_ascii())
+        });
+        fields.next().filter(|value| is_request && !value.is_empty())
+    })
+}
+
 /// The authority of a request line, where it has one that nobody could take for a secret: what stands before an `@`
 /// may be a password, and behind a slash a token.
 fn raw_authority(bytes: &[u8]) -> Option<&[u8]> {
@@ -410,6 +424,17 @@ fn raw_authority(bytes: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_host_of_a_head_that_cannot_be_read_is_found() {
+        let raw = |head: &[u8]| raw_host(head).map(|raw| raw.escape_ascii().to_string());
+        assert_eq!(raw(b"GET / HTTP/1.1\r\nA: b\r\nHost : a.test:80\r\nHost: b.test\r\n"), Some("a.test:80".into()));
+        assert_eq!(raw(b"GET http://a.test/ HTTP/1.1\r\nHost: b.test\r\n"), Some("a.test".into()));
+        assert_eq!(raw(b"GET /  HTTP/1.1\nhost:\ta.test\n"), Some("a.test".into()));
+        assert_eq!(raw(b"GET / HTTP/1.1\r\n\r\nHost: behind.test\r\n"), None);
+        assert_eq!(raw(b"GET / HTTP/1.1\r\nHost:\r\n"), None);
+        assert_eq!(raw(b"\x16\x03\x01\nHost: a.test\n"), None);
+    }
 
     #[test]
     fn no_secret_of_a_request_line_is_logged() {

@@ -8,8 +8,8 @@ use std::ops::Range;
 use crate::ending::Reason;
 use crate::name::{Host, NameFault};
 
-/// More fields than any client sends; past it the head counts as too large.
-const MAX_FIELDS: usize = 128;
+/// More fields than clients send.
+pub const USUAL_FIELDS: usize = 128;
 
 /// One request head, and where its parts lie in the bytes it was read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,6 +104,29 @@ pub enum BodyLength {
     Chunked,
 }
 
+/// How large a head may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadLimits {
+    pub bytes: usize,
+    pub fields: usize,
+}
+
+impl From<usize> for HeadLimits {
+    /// So many bytes, and the usual number of fields.
+    fn from(bytes: usize) -> Self {
+        Self { bytes, fields: USUAL_FIELDS }
+    }
+}
+
+/// Lends room for so many fields.
+fn with_fields<'a, T>(fields: usize, use_them: impl FnOnce(&mut [httparse::Header<'a>]) -> T) -> T {
+    let mut usual = [httparse::EMPTY_HEADER; USUAL_FIELDS];
+    match usual.get_mut(..fields) {
+        Some(few) => use_them(few),
+        None => use_them(&mut vec![httparse::EMPTY_HEADER; fields]),
+    }
+}
+
 /// Finds the end of a growing head, reading each byte once however they arrive.
 #[derive(Debug, Default)]
 pub struct HeadReader {
@@ -119,18 +142,18 @@ impl HeadReader {
     ///
     /// # Errors
     /// As [`RequestHead::look`].
-    pub fn look(&mut self, raw: &[u8], limit: usize) -> Result<Option<RequestHead>, Reason> {
-        let Some(head) = self.head(raw, limit)? else { return Ok(None) };
-        RequestHead::read(head).map(Some)
+    pub fn look(&mut self, raw: &[u8], limits: HeadLimits) -> Result<Option<RequestHead>, Reason> {
+        let Some(head) = self.head(raw, limits.bytes)? else { return Ok(None) };
+        RequestHead::read(head, limits.fields).map(Some)
     }
 
     /// The head of a response. `None` for "need more".
     ///
     /// # Errors
-    /// [`Reason::BadAnswer`] for bytes that begin no HTTP/1 response, or past `limit`.
-    pub fn response(&mut self, raw: &[u8], limit: usize) -> Result<Option<ResponseHead>, Reason> {
-        let Some(head) = self.head(raw, limit).map_err(|_| Reason::BadAnswer)? else { return Ok(None) };
-        ResponseHead::read(head).map(Some)
+    /// [`Reason::BadAnswer`] for bytes that begin no HTTP/1 response, or past `limits`.
+    pub fn response(&mut self, raw: &[u8], limits: HeadLimits) -> Result<Option<ResponseHead>, Reason> {
+        let Some(head) = self.head(raw, limits.bytes).map_err(|_| Reason::BadAnswer)? else { return Ok(None) };
+        ResponseHead::read(head, limits.fields).map(Some)
     }
 
     /// Bytes up to and including the empty line, if it is there; a bare CR or LF is a refusal as soon as it
@@ -167,24 +190,25 @@ impl RequestHead {
     /// [`Reason::BadRequest`] for what is not an HTTP/1 request, [`Reason::AmbiguousRequest`] for what two
     /// recipients may read differently, [`Reason::HeadTooLarge`], [`Reason::BadHost`],
     /// [`Reason::NoHost`], [`Reason::UpgradeDenied`].
-    pub fn look(raw: &[u8], limit: usize) -> Result<Option<Self>, Reason> {
-        HeadReader::default().look(raw, limit)
+    pub fn look(raw: &[u8], limits: impl Into<HeadLimits>) -> Result<Option<Self>, Reason> {
+        HeadReader::default().look(raw, limits.into())
     }
 
-    fn read(head: &[u8]) -> Result<Self, Reason> {
+    fn read(head: &[u8], fields: usize) -> Result<Self, Reason> {
         // RFC 9113 §3.4: the preface of HTTP/2, which has no request that could be judged here.
         if head.starts_with(b"PRI * HTTP/2.0\r\n") {
             return Err(Reason::UpgradeDenied);
         }
         check_bytes(head)?;
-        let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
-        let mut request = httparse::Request::new(&mut fields);
-        match request.parse(head) {
-            Ok(httparse::Status::Complete(n)) if n == head.len() => {}
-            Err(httparse::Error::TooManyHeaders) => return Err(Reason::HeadTooLarge),
-            _ => return Err(Reason::BadRequest),
-        }
-        Self::check(&request, head)
+        with_fields(fields, |fields| {
+            let mut request = httparse::Request::new(fields);
+            match request.parse(head) {
+                Ok(httparse::Status::Complete(n)) if n == head.len() => {}
+                Err(httparse::Error::TooManyHeaders) => return Err(Reason::HeadTooLarge),
+                _ => return Err(Reason::BadRequest),
+            }
+            Self::check(&request, head)
+        })
     }
 
     fn check(request: &httparse::Request<'_, '_>, head: &[u8]) -> Result<Self, Reason> {
@@ -404,9 +428,12 @@ pub enum AnswerLength {
 }
 
 impl ResponseHead {
-    fn read(head: &[u8]) -> Result<Self, Reason> {
-        let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
-        let mut response = httparse::Response::new(&mut fields);
+    fn read(head: &[u8], fields: usize) -> Result<Self, Reason> {
+        with_fields(fields, |fields| Self::read_into(head, fields))
+    }
+
+    fn read_into<'a>(head: &'a [u8], fields: &mut [httparse::Header<'a>]) -> Result<Self, Reason> {
+        let mut response = httparse::Response::new(fields);
         // RFC 9112 §5.1: a proxy removes them from an answer; in a request they are refused.
         let parsed = httparse::ParserConfig::default()
             .allow_spaces_after_header_name_in_responses(true)
@@ -859,9 +886,9 @@ mod tests {
         let raw = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
         let mut reader = HeadReader::default();
         for end in 0..raw.len() {
-            assert_eq!(reader.look(&raw[..end], 99), Ok(None));
+            assert_eq!(reader.look(&raw[..end], 99.into()), Ok(None));
         }
-        assert_eq!(reader.look(raw, 99).unwrap(), RequestHead::look(raw, 99).unwrap());
+        assert_eq!(reader.look(raw, 99.into()).unwrap(), RequestHead::look(raw, 99).unwrap());
         let head = look("OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n").unwrap().unwrap();
         assert!(
             head.for_origin(b"OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n", b"", Onward::Stay)
@@ -891,7 +918,10 @@ mod tests {
                 && !stays("GET / HTTP/1.0", "Connection: keep-alive\r\n")
         );
         let answer = |first: &str, fields: &str| {
-            HeadReader::default().response(format!("{first}\r\n{fields}\r\n").as_bytes(), 1 << 16).unwrap().unwrap()
+            HeadReader::default()
+                .response(format!("{first}\r\n{fields}\r\n").as_bytes(), (1 << 16).into())
+                .unwrap()
+                .unwrap()
         };
         assert!(answer("HTTP/1.1 200 OK", "").stays() && !answer("HTTP/1.0 200 OK", "").stays());
         assert!(!answer("HTTP/1.1 200 OK", "Connection: close\r\n").stays());
@@ -903,7 +933,7 @@ mod tests {
     #[test]
     fn the_client_is_told_that_the_connection_ends() {
         let raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\nhi";
-        let response = |raw: &[u8]| HeadReader::default().response(raw, 1 << 16);
+        let response = |raw: &[u8]| HeadReader::default().response(raw, (1 << 16).into());
         let head = response(raw).unwrap().unwrap();
         let kept = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n";
         assert_eq!(head.for_client(raw, b"", Onward::Close), format!("{kept}Connection: close\r\n\r\n").as_bytes());
@@ -938,7 +968,7 @@ mod tests {
 
     #[test]
     fn what_frames_an_answer_is_written_from_what_was_read() {
-        let read = |raw: &str| HeadReader::default().response(raw.as_bytes(), 1 << 16).map(Option::unwrap);
+        let read = |raw: &str| HeadReader::default().response(raw.as_bytes(), (1 << 16).into()).map(Option::unwrap);
         let sent =
             |raw: &str| String::from_utf8(read(raw).unwrap().for_client(raw.as_bytes(), b"", Onward::Stay)).unwrap();
         for (status, written, kept) in [

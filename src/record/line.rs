@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use serde::{Serialize, Serializer};
 
 /// One access record. Absent when unknown; every text from the wire has been escaped.
-#[derive(Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Line {
     #[serde(serialize_with = "as_text")]
     pub ts: Stamp,

@@ -45,6 +45,8 @@ pub struct Scribe {
     room: Arc<Notify>,
     access: LogAccess,
     overflow: LogOverflow,
+    open: Option<Duration>,
+    empty: bool,
     state: Arc<LogState>,
     metrics: Arc<Metrics>,
 }
@@ -150,7 +152,7 @@ impl Scribe {
         settings: &LogSettings,
         metrics: Arc<Metrics>,
     ) -> io::Result<(Self, LogWriter)> {
-        let LogSettings { format, access, overflow, .. } = *settings;
+        let LogSettings { format, access, overflow, open, empty, .. } = *settings;
         // Made into text by the writer: nobody's connection waits for that.
         let room = Arc::new(Notify::new());
         let (queue, lines) = crossbeam_channel::unbounded();
@@ -177,7 +179,8 @@ impl Scribe {
             let _ = end.send(());
         })?;
         let (refused, allowed) = (lane("refused"), lane("allowed"));
-        Ok((Self { queue, refused, allowed, of_clients, room, access, overflow, state, metrics }, LogWriter { ended }))
+        let scribe = Self { queue, refused, allowed, of_clients, room, access, overflow, open, empty, state, metrics };
+        Ok((scribe, LogWriter { ended }))
     }
 
     /// Whether lines get out.
@@ -194,6 +197,16 @@ impl Scribe {
     /// Whether lines are written of what was allowed.
     pub(super) fn writes_allowed(&self) -> bool {
         self.access == LogAccess::All
+    }
+
+    /// Whether lines are written of connections without a byte.
+    pub(super) fn writes_empty(&self) -> bool {
+        self.empty
+    }
+
+    /// How long something is open before it has a line.
+    pub(super) fn open(&self) -> Option<Duration> {
+        self.open.filter(|_| self.writes_allowed())
     }
 
     /// Writes what nobody waits with, if there is room.
@@ -421,6 +434,8 @@ mod tests {
             access: LogAccess::All,
             overflow,
             net_all: false,
+            open: None,
+            empty: false,
         };
         let (disk, metrics) = (Disk::default(), Arc::new(Metrics::default()));
         let (scribe, writer) = Scribe::write_to(Box::new(disk.clone()), &settings, Arc::clone(&metrics)).unwrap();

@@ -62,17 +62,31 @@ async fn relayed(kind: Kind, idle: Duration) -> (Client, TcpStream, tokio::task:
     let (client, near) = client(kind).await;
     let (far, upstream) = pair().await;
     let task = tokio::spawn(async move {
-        let meter = Meter::new();
+        let unwatched = Unwatched(Meter::default());
+        let watch = Watch { idle, lasting: &unwatched };
         let (mut near, mut far) = (Link::new(near), Link::new(far));
-        let ending =
-            run(&mut near.stream, &mut far.stream, b"first, ".to_vec(), idle, &meter, &Shared::default()).await;
+        let ending = run(&mut near.stream, &mut far.stream, b"first, ".to_vec(), watch, &Shared::default()).await;
         if ending == Ending::Closed {
             near.end();
             far.end();
         }
-        (ending, meter.totals())
+        (ending, unwatched.0.totals())
     });
     (client, upstream, task)
+}
+
+/// Nobody asks how long it has been.
+#[derive(Debug)]
+struct Unwatched(Meter);
+
+impl Lasting for Unwatched {
+    fn meter(&self) -> &Meter {
+        &self.0
+    }
+
+    fn lasts(&self) -> Option<Instant> {
+        None
+    }
 }
 
 const LONG: Duration = Duration::from_secs(60);
@@ -260,13 +274,13 @@ async fn a_reset_amid_a_transfer_leaves_nothing_behind() {
 
 #[tokio::test(start_paused = true)]
 async fn idleness_is_counted_from_the_last_byte() {
-    let meter = Meter::new();
+    let unwatched = Unwatched(Meter::default());
     let begun = Instant::now();
-    let idle = meter.idle(Duration::from_secs(10));
+    let idle = Watch { idle: Duration::from_secs(10), lasting: &unwatched }.idle();
     tokio::pin!(idle);
     tokio::select! {
         () = &mut idle => panic!("too early"),
-        () = tokio::time::sleep(Duration::from_secs(7)) => meter.count(Way::Up, 1),
+        () = tokio::time::sleep(Duration::from_secs(7)) => unwatched.0.count(Way::Up, 1),
     }
     idle.await;
     assert_eq!(begun.elapsed(), Duration::from_secs(17));

@@ -276,7 +276,13 @@ fn handshakes_of_one_client_wait_for_each_other_alone() {
         let mut first = [0; 1];
         stream.read_exact(&mut first).map(|()| first[0]).map_err(|error| error.kind())
     };
-    let silent: Vec<TcpStream> = (0..64).map(|_| from(attacker(1), to).unwrap()).collect();
+    // Who has not said a byte does not handshake yet.
+    let begins = |_| {
+        let mut stream = from(attacker(1), to).unwrap();
+        stream.write_all(&[22]).unwrap();
+        stream
+    };
+    let silent: Vec<TcpStream> = (0..64).map(begins).collect();
     eventually("all are there", || egret.metrics().contains("egret_connections_active 64"));
     assert_eq!(handshake(attacker(1)), Err(ErrorKind::WouldBlock), "behind its own");
     assert_eq!(handshake(attacker(2)), Ok(22));

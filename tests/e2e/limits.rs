@@ -236,7 +236,7 @@ fn many_quick_clients_leave_nothing_behind() {
     let (egret, _origin) = world("");
     let gauge = || egret.metrics().lines().find(|l| l.starts_with("egret_connections_active")).map(str::to_owned);
     for _ in 0..200 {
-        drop(connect(egret.forward()));
+        let _ = connect(egret.forward()).write_all(b"G");
     }
     eventually("all are gone", || gauge().as_deref() == Some("egret_connections_active 0"));
     eventually("each has its record", || egret.records().len() == 200);
@@ -269,4 +269,127 @@ fn a_line_holds_so_much_and_no_more() {
     write!(stream, "{} / HTTP/1.1\r\nHost: evil.test\r\n\r\n", "M".repeat(5000)).unwrap();
     read_all(&mut stream);
     assert_eq!(egret.record_of(local)["method"].as_str().unwrap().len(), 32);
+}
+
+#[test]
+fn a_connection_without_a_byte_is_not_a_refusal() {
+    let ip = own_ip();
+    let authority = crate::support::origin::Authority::new();
+    let stem = authority.sign("proxy", &["proxy.test"]);
+    let tls = format!("tls: {{ certificate: {0}.crt, key: {0}.key }}", stem.display());
+    let config = |empty: &str| {
+        format!(
+            "listeners:\n  - {{ kind: forward, bind: \"{ip}:3128\" }}\n  - {{ kind: forward, bind: \"{ip}:3129\", {tls} }}\n  \
+             - {{ kind: sni, bind: \"{ip}:8443\" }}\n  - {{ kind: sni, bind: \"{ip}:8080\", protocol: http }}\n  \
+             - {{ kind: sni, bind: \"{ip}:8444\", proxy_protocol: {{ v2: true, from: [127.0.0.0/8] }} }}\n\
+             dns: {{ upstreams: [\"{ip}:5353\"] }}\nadmin: {{ bind: \"{ip}:9901\" }}\n{empty}\npolicy: {{}}\n"
+        )
+    };
+    let probe = || {
+        for port in [3128, 3129, 8443, 8080, 8444] {
+            drop(connect((ip, port).into()));
+            // A reset, as some balancers end their probes.
+            let stream = connect((ip, port).into());
+            socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        }
+    };
+    let egret = Egret::run(&config(""), ip);
+    probe();
+    eventually("all are counted", || egret.metrics().contains("egret_connections_empty_total 10"));
+    assert!(!egret.metrics().contains("egret_refusals_total{"), "{}", egret.metrics());
+    // One byte makes it a refusal.
+    let mut stream = connect((ip, 8443).into());
+    stream.write_all(&[22]).unwrap();
+    let local = stream.local_addr().unwrap();
+    drop(stream);
+    refused(&egret.record_of(local), "bad_tls", "peek");
+    assert_eq!(egret.records().len(), 1, "{:#?}", egret.records());
+    drop(egret);
+    let egret = Egret::run(&config("log: { empty: true }"), ip);
+    probe();
+    let line = egret.record_number(9);
+    assert!(line["ending"] == "closed" && line["verdict"].is_null() && line["reason"].is_null(), "{line:#}");
+}
+
+#[test]
+fn a_refused_head_names_its_host_on_every_listener() {
+    let (egret, _origin) = world("limits: { fields: 16, head: 8KiB }");
+    let many: String = (0..16).map(|n| format!("X-{n}: y\r\n")).collect();
+    let long = format!("X: {}\r\n", "y".repeat(9000));
+    let heads = [
+        ("ambiguous_request", "GET {} HTTP/1.1\r\nHost: a.web.test\r\nHost: a.web.test\r\n\r\n".to_owned()),
+        ("ambiguous_request", "GET {} HTTP/1.1\nHost: a.web.test\n\n".to_owned()),
+        ("bad_request", "GET {} HTTP/1.1\r\nHost: a.web.test\r\nX : y\r\n\r\n".to_owned()),
+        ("head_too_large", format!("GET {{}} HTTP/1.1\r\nHost: a.web.test\r\n{many}\r\n")),
+        ("head_too_large", format!("GET {{}} HTTP/1.1\r\nHost: a.web.test\r\n{long}\r\n")),
+    ];
+    for (reason, head) in &heads {
+        for (listener, target) in
+            [(egret.forward(), "http://a.web.test/"), (egret.plain(), "/"), (egret.forward(), "/")]
+        {
+            // In a tunnel too.
+            let mut stream = match (listener == egret.forward(), target) {
+                (true, "/") => tunnel(&egret, &format!("a.web.test:{HTTP}")),
+                _ => connect(listener),
+            };
+            let local = stream.local_addr().unwrap();
+            let _ = stream.write_all(head.replace("{}", target).as_bytes());
+            read_all(&mut stream);
+            let record = egret.record_of(local);
+            assert_eq!((&record["reason"], &record["verdict"]), (&(*reason).into(), &"deny".into()), "{record:#}");
+            let named = record["name"] == "a.web.test" || record["name_raw"] == "a.web.test";
+            assert!(named, "{listener} {target} {head:?}: {record:#}");
+        }
+    }
+    // Fifteen fields and the host are sixteen.
+    let fits = many.replacen("X-0: y\r\n", "", 1);
+    let mut stream = connect(egret.plain());
+    write!(stream, "GET / HTTP/1.1\r\nHost: b.test\r\n{fits}\r\n").unwrap();
+    let local = stream.local_addr().unwrap();
+    read_all(&mut stream);
+    refused(&egret.record_of(local), "no_rule", "name");
+}
+
+#[test]
+fn what_lasts_is_seen_while_it_does() {
+    let (egret, _origin) = world("log: { open: 500ms }");
+    let mut stream = open(&egret);
+    let local = stream.local_addr().unwrap();
+    let metrics = egret.metrics();
+    let up = |metrics: &str| {
+        let line = metrics.lines().find_map(|line| line.strip_prefix("egret_bytes_total{direction=\"up\"} "));
+        line.map_or(0, |n| n.parse::<u64>().unwrap())
+    };
+    assert!(metrics.contains("egret_verdicts_total{verdict=\"allow\"} 1"), "{metrics}");
+    let before = up(&metrics);
+    assert!(before > 100 && metrics.contains("egret_bytes_total{direction=\"down\"} 7"), "{metrics}");
+    stream.write_all(&[0; 1000]).unwrap();
+    eventually("its bytes are counted", || up(&egret.metrics()) == before + 1000);
+    let line = egret.record_of(local);
+    assert!(line["ending"] == "open" && line["verdict"] == "allow" && line["name"] == "a.web.test", "{line:#}");
+    assert!(line["bytes_up"] == before + 1000 && line["duration_ms"].as_u64() >= Some(500), "{line:#}");
+    stream.write_all(&[0; 10]).unwrap();
+    drop(stream);
+    let last = egret.record("its end", |other| other["id"] == line["id"] && other["ending"] != "open");
+    assert_eq!(last["bytes_up"], before + 1010);
+    assert_eq!(egret.records().len(), 2, "the next one is due in an hour");
+    assert_eq!(up(&egret.metrics()), before + 1010, "not counted again at the end");
+}
+
+#[test]
+fn a_long_download_is_seen_too() {
+    let (dns, ip) = (Dns::start(), own_ip());
+    dns.answer("a.web.test", &[&ip.to_string()]);
+    let origin = std::net::TcpListener::bind((ip, HTTP)).unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = origin.accept().unwrap();
+        crate::support::read_head(&mut stream);
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nslow").unwrap();
+        let _ = stream.read(&mut [0; 1]);
+    });
+    let egret = Egret::start(dns.address, (HTTPS, HTTP), &policy(), "log: { open: 300ms }");
+    let mut stream = connect(egret.plain());
+    write!(stream, "GET / HTTP/1.1\r\nHost: a.web.test\r\n\r\n").unwrap();
+    let line = egret.record_of(stream.local_addr().unwrap());
+    assert!(line["ending"] == "open" && line["event"] == "http" && line["method"] == "GET", "{line:#}");
 }
