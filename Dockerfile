@@ -2,7 +2,7 @@
 #
 #   docker build -t egret .
 #   docker run --rm --read-only --network host egret
-#   docker run --rm --read-only -v "$PWD/egret.yaml:/etc/egret.yaml:ro" -e EGRET_CONFIG=/etc/egret.yaml egret
+#   docker run --rm --read-only --network host -v "$PWD/egret.yaml:/etc/egret.yaml:ro" -e EGRET_CONFIG=/etc/egret.yaml egret
 #
 # EGRET_CONFIG tells the server and its health check the same file.
 ARG BUILD_BASE=docker.io/library/rust:1.95-slim-bookworm

@@ -81,11 +81,11 @@ pub async fn serve(listener: TcpListener, access: Access, pages: Router, guest: 
     }
 }
 
-/// Asks a running egret for `/healthz`, for a container's health check.
+/// Asks a running egret for one of its pages.
 ///
 /// # Errors
-/// Where nobody answers within two seconds, or not with 200.
-pub async fn ask(bind: SocketAddr) -> io::Result<()> {
+/// Where nobody answers within two seconds, or not with 200: then the page says why.
+pub async fn ask(bind: SocketAddr, page: &str) -> io::Result<()> {
     let port = bind.port();
     // A wildcard answers on loopback; an IPv6 one may be asked for on a machine without IPv6 loopback.
     let places = match bind.ip() {
@@ -95,10 +95,16 @@ pub async fn ask(bind: SocketAddr) -> io::Result<()> {
     };
     let asking = async {
         let mut stream = TcpStream::connect(places.as_slice()).await?;
-        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: egret\r\nConnection: close\r\n\r\n").await?;
+        let request = format!("GET {page} HTTP/1.1\r\nHost: egret\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
         stream.take(4096).read_to_end(&mut answer).await?;
-        if answer.starts_with(b"HTTP/1.1 200 ") { Ok(()) } else { Err(io::Error::other("not healthy")) }
+        if answer.starts_with(b"HTTP/1.1 200 ") {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&answer);
+        let why = text.split_once("\r\n\r\n").and_then(|(_, body)| body.lines().next()).unwrap_or("no answer");
+        Err(io::Error::other(why.to_owned()))
     };
     tokio::time::timeout(Duration::from_secs(2), asking).await?
 }

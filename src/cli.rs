@@ -55,9 +55,9 @@ enum Command {
     },
     /// Validate and lint a configuration (exit 0; 1 with warnings under --strict; 2 with faults)
     Check {
-        /// The file to check
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
+        /// The file to check; without it the built-in one
+        #[arg(long, value_name = "FILE", env = "EGRET_CONFIG")]
+        config: Option<PathBuf>,
         /// Warnings are failures
         #[arg(long)]
         strict: bool,
@@ -65,7 +65,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Say what would happen to a connection, and why (exit 0 allow, 1 deny, 2 error)
+    /// Say what would happen to connections, and why (exit 0 allow, 1 any is denied, 2 any cannot be read)
     Explain(Explain),
     /// Look into the rule sets that come with egret
     #[command(subcommand)]
@@ -78,11 +78,17 @@ enum Command {
     Netfilter(NetfilterCommand),
     /// Print the JSON Schema of the configuration
     Schema,
-    /// Ask a running egret whether it is well, for a container's health check
+    /// Ask a running egret whether it lives, for a container's health check, or whether it is ready
     Health {
         /// Its configuration file; without it the built-in one
         #[arg(long, value_name = "FILE", env = "EGRET_CONFIG")]
         config: Option<PathBuf>,
+        /// Whether it serves with all that it needs (/readyz), and not only lives (/healthz)
+        #[arg(long)]
+        ready: bool,
+        /// Ask again until it is so, for at most this long
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        wait: Option<Duration>,
     },
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
@@ -91,11 +97,13 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct Explain {
     #[arg(
-        help = "https://host[:port], http://host[:port][/path], tcp://host-or-ip:port, udp://host-or-ip:port or dns://name"
+        required = true,
+        value_name = "TARGET",
+        help = "https://host[:port] (or the name alone), http://host[:port][/path], tcp://host-or-ip:port, udp://host-or-ip:port, icmp://ip or dns://name; - reads lines of them"
     )]
-    target: String,
+    targets: Vec<String>,
     /// Configuration file; without it the built-in one
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "EGRET_CONFIG")]
     config: Option<PathBuf>,
     /// The client's address; without it rules count for any client
     #[arg(long, value_name = "IP")]
@@ -149,7 +157,7 @@ impl Cli {
             netfilter: false,
         }) {
             Command::Run { config, netfilter } => run(config.as_deref(), netfilter),
-            Command::Check { config, strict, json } => check(&config, strict, json),
+            Command::Check { config, strict, json } => check(config.as_deref(), strict, json),
             Command::Explain(explain) => explain.answer(),
             Command::Bundle(bundle) => bundle.answer().and_then(|(text, said)| {
                 complain(&said);
@@ -158,7 +166,7 @@ impl Cli {
             Command::Init(init) => init.answer().and_then(|text| print(&text)),
             Command::Netfilter(command) => command.carry_out(),
             Command::Schema => print(&format!("{:#}\n", config::schema())),
-            Command::Health { config } => health(config.as_deref()),
+            Command::Health { config, ready, wait } => health(config.as_deref(), ready, wait.unwrap_or_default()),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Self::command(), "egret", &mut script);
@@ -177,6 +185,11 @@ fn load(path: Option<&Path>) -> Result<Settings, ConfigError> {
         Some(path) => Settings::load(path),
         None => Settings::parse(config::DEFAULT, BUILT_IN, Path::new(".")),
     }
+}
+
+/// What a configuration is called.
+fn judged(path: Option<&Path>) -> String {
+    path.map_or_else(|| format!("{BUILT_IN} (built in)"), |path| path.display().to_string())
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
@@ -239,9 +252,13 @@ fn needs(settings: &Settings, removes: bool) -> Needs {
     Needs { network, writes: log.into_iter().chain(state).chain(forwarding).collect() }
 }
 
-fn check(path: &Path, strict: bool, as_json: bool) -> Result<ExitCode, CommandError> {
-    let file = path.display().to_string();
-    let (faults, warnings, notes, summary) = match Settings::lint(path) {
+fn check(path: Option<&Path>, strict: bool, as_json: bool) -> Result<ExitCode, CommandError> {
+    let file = judged(path);
+    let linted = match path {
+        Some(path) => Settings::lint(path),
+        None => Settings::lint_text(config::DEFAULT, BUILT_IN),
+    };
+    let (faults, warnings, notes, summary) = match linted {
         Ok(settings) => {
             let counts = [
                 count(settings.listeners.len(), "listener"),
@@ -298,89 +315,124 @@ fn check(path: &Path, strict: bool, as_json: bool) -> Result<ExitCode, CommandEr
 impl Explain {
     fn answer(self) -> Result<ExitCode, CommandError> {
         let settings = load(self.config.as_deref())?;
-        let subject: Subject = self.target.parse().map_err(|e| CommandError::Usage(format!("{e}")))?;
+        let file = judged(self.config.as_deref());
         let binds = settings.listeners.iter().map(|l| l.bind).chain(settings.admin).chain(settings.health).collect();
         let own = Arc::new(OwnAddresses::new(binds, settings.own_addresses));
         let policy = settings.rules.compile(own);
-        let alpn = self.alpn.iter().map(|p| p.as_bytes().into()).collect();
         let names: Vec<Box<str>> = self.client.iter().map(|name| name.as_str().into()).collect();
         let identity = (!names.is_empty()).then(|| Identity::new(names));
         let asker = Asker { ip: self.from.map(|ip| ip.to_canonical()), identity };
-        let question = Question { subject, asker, dst: self.dst, alpn };
-        let verdict = policy.explain(&question);
-        let whom = verdict.as_ref().ok().and_then(|because| policy.whom(&because.rule));
-        let text = if self.json {
-            json_verdict(&self.target, &verdict, whom.as_deref())
-        } else {
-            text_verdict(&self.target, &verdict, whom.as_deref())
-        };
-        print(&text)?;
-        Ok(ExitCode::from(u8::from(verdict.is_err())))
+        let mut code = 0;
+        for (at, target) in self.asked()?.iter().enumerate() {
+            let subject: Subject = match target.parse() {
+                Ok(subject) => subject,
+                Err(fault) => {
+                    code = 2;
+                    complain(&format!("egret: {fault}\n"));
+                    continue;
+                }
+            };
+            let alpn = self.alpn.iter().map(|p| p.as_bytes().into()).collect();
+            let question = Question { subject, asker: asker.clone(), dst: self.dst, alpn };
+            let verdict = policy.explain(&question);
+            code = code.max(u8::from(verdict.is_err()));
+            let whom = verdict.as_ref().ok().and_then(|because| policy.whom(&because.rule));
+            let answer = Explained { target, file: &file, verdict: &verdict, whom: whom.as_deref() };
+            let gap = if at > 0 && !self.json { "\n" } else { "" };
+            print(&format!("{gap}{}", if self.json { answer.json() } else { answer.text() }))?;
+        }
+        Ok(ExitCode::from(code))
     }
-}
 
-fn json_verdict(target: &str, verdict: &Result<Because, Refusal>, whom: Option<&str>) -> String {
-    let mut out = serde_json::Map::new();
-    let mut put = |key: &str, value: Option<&str>| {
-        if let Some(value) = value {
-            out.insert(key.to_owned(), value.into());
-        }
-    };
-    put("target", Some(target));
-    match verdict {
-        Ok(because) => {
-            put("verdict", Some("allow"));
-            put("rule", Some(&because.rule));
-            put("pattern", because.pattern.as_deref());
-            put("for", whom);
-        }
-        Err(refusal) => {
-            put("verdict", Some("deny"));
-            put("reason", Some(refusal.reason.as_str()));
-            put("stage", Some(refusal.stage.as_str()));
-            if let Some(hint) = &refusal.hint {
-                put("rule", hint.rule.as_deref());
-                put("pattern", hint.pattern.as_deref());
-                put("nearest", hint.nearest.as_deref());
-                put("fix", hint.fix.as_deref());
+    /// The targets, those of standard input in the place of `-`.
+    fn asked(&self) -> Result<Vec<String>, CommandError> {
+        let mut asked = Vec::new();
+        for target in &self.targets {
+            if target == "-" {
+                for line in std::io::stdin().lines() {
+                    asked.push(line?.trim().to_owned());
+                }
+            } else {
+                asked.push(target.clone());
             }
         }
+        asked.retain(|target| !target.is_empty() && !target.starts_with('#'));
+        Ok(asked)
     }
-    format!("{}\n", serde_json::Value::Object(out))
 }
 
-fn text_verdict(target: &str, verdict: &Result<Because, Refusal>, whom: Option<&str>) -> String {
-    let mut lines = Vec::new();
-    match verdict {
-        Ok(because) => {
-            lines.push(("allow", Some(target)));
-            lines.push(("rule", Some(&*because.rule)));
-            lines.push(("pattern", because.pattern.as_deref()));
-            lines.push(("for", whom));
-        }
-        Err(refusal) => {
-            lines.push(("deny", Some(target)));
-            lines.push(("reason", Some(refusal.reason.as_str())));
-            let hint = refusal.hint.as_deref();
-            lines.push(("rule", hint.and_then(|h| h.rule.as_deref())));
-            lines.push(("pattern", hint.and_then(|h| h.pattern.as_deref())));
-            lines.push(("nearest", hint.and_then(|h| h.nearest.as_deref())));
-            lines.push(("fix", hint.and_then(|h| h.fix.as_deref())));
-        }
-    }
-    lines.iter().filter_map(|(key, value)| value.map(|value| format!("{key:<8} {value}\n"))).collect()
+/// An answer of `explain`.
+struct Explained<'a> {
+    target: &'a str,
+    /// The configuration that was judged by.
+    file: &'a str,
+    verdict: &'a Result<Because, Refusal>,
+    /// Whom the rule lets out, where not everybody.
+    whom: Option<&'a str>,
 }
 
-fn health(path: Option<&Path>) -> Result<ExitCode, CommandError> {
+impl Explained<'_> {
+    /// Keys and values, in their order; the verdict's own word is the first key of a text.
+    fn parts(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let because = self.verdict.as_ref().ok();
+        let refusal = self.verdict.as_ref().err();
+        let hint = refusal.and_then(|refusal| refusal.hint.as_deref());
+        let rule = because.map(|because| &*because.rule).or_else(|| hint?.rule.as_deref());
+        let pattern = because.map_or_else(|| hint?.pattern.as_deref(), |because| because.pattern.as_deref());
+        let parts = [
+            ("reason", refusal.map(|refusal| refusal.reason.as_str())),
+            ("stage", refusal.map(|refusal| refusal.stage.as_str())),
+            ("rule", rule),
+            ("pattern", pattern),
+            ("for", self.whom),
+            ("nearest", hint.and_then(|hint| hint.nearest.as_deref())),
+            ("fix", hint.and_then(|hint| hint.fix.as_deref())),
+            ("config", Some(self.file)),
+        ];
+        parts.into_iter().filter_map(|(key, value)| Some((key, value?)))
+    }
+
+    const fn word(&self) -> &'static str {
+        if self.verdict.is_ok() { "allow" } else { "deny" }
+    }
+
+    fn json(&self) -> String {
+        let own = [("target", self.target), ("verdict", self.word())];
+        let parts = own.into_iter().chain(self.parts()).map(|(key, value)| (key.to_owned(), value.into()));
+        format!("{}\n", serde_json::Value::Object(parts.collect()))
+    }
+
+    fn text(&self) -> String {
+        let parts = self.parts().filter(|(key, _)| *key != "stage");
+        let lines = std::iter::once((self.word(), self.target)).chain(parts);
+        lines.map(|(key, value)| format!("{key:<8} {value}\n")).collect()
+    }
+}
+
+fn health(path: Option<&Path>, ready: bool, wait: Duration) -> Result<ExitCode, CommandError> {
+    /// Between two questions.
+    const PAUSE: Duration = Duration::from_millis(100);
     let settings = load(path)?;
     let bind: SocketAddr = settings
         .health
         .or(settings.admin)
         .ok_or_else(|| CommandError::Usage("the configuration has neither `health` nor `admin` to ask".to_owned()))?;
-    match runtime()?.block_on(crate::admin::ask(bind)) {
-        Ok(()) => print("ok\n"),
+    let page = if ready { "/readyz" } else { "/healthz" };
+    let asking = async {
+        let until = tokio::time::Instant::now() + wait;
+        loop {
+            match crate::admin::ask(bind, page).await {
+                Err(_) if tokio::time::Instant::now() < until => tokio::time::sleep(PAUSE).await,
+                answer => return answer,
+            }
+        }
+    };
+    match runtime()?.block_on(asking) {
+        Ok(()) => print(if ready { "ready\n" } else { "ok\n" }),
         Err(error) => {
-            Err(CommandError::Io(std::io::Error::new(error.kind(), format!("{bind} does not answer: {error}"))))
+            let says = if error.kind() == std::io::ErrorKind::Other { "says" } else { "does not answer" };
+            let message = format!("http://{bind}{page} {says}: {error}");
+            Err(CommandError::Io(std::io::Error::new(error.kind(), message)))
         }
     }
 }

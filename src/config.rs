@@ -409,6 +409,14 @@ impl Settings {
         Self::read(path, check::Depth::Lint)
     }
 
+    /// The same for a text.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with every fault.
+    pub fn lint_text(text: &str, file: &str) -> Result<Self, ConfigError> {
+        Self::from_text(text, file, Path::new("."), check::Depth::Lint)
+    }
+
     fn read(path: &Path, depth: check::Depth) -> Result<Self, ConfigError> {
         let file = path.display().to_string();
         let text = read_bounded(path).map_err(|message| ConfigError {

@@ -537,6 +537,8 @@ impl Policy {
             let mut refusal = self.miss(name, evidence, missed);
             if let (Some(hint), Some((_, rule, why)), None) = (&mut refusal.hint, closed, missed) {
                 hint.nearest = Some(if why.starts_with("expected") {
+                    // Nothing depends on it, so there is nothing to mend.
+                    hint.fix = None;
                     why.to_string()
                 } else {
                     format!("rule {rule} is closed: {why}")

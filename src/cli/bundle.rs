@@ -126,13 +126,19 @@ fn list(format: Plain) -> Result<String, String> {
     let mut out = String::new();
     for bundle in all {
         let _ = writeln!(out, "{}", bundle.name);
-        let clouds: Vec<&str> = bundle.clouds.keys().map(String::as_str).collect();
-        let _ = writeln!(out, "  clouds    {}", clouds.join(", "));
+        let also = |also: &[String]| match also {
+            [] => String::new(),
+            also => format!(" (also {})", also.join(", ")),
+        };
+        for (at, (name, cloud)) in bundle.clouds.iter().enumerate() {
+            let key = if at == 0 { "clouds" } else { "" };
+            let _ = writeln!(out, "  {key:<9} {name}{}", also(&cloud.also));
+        }
         let dates: Vec<String> = bundle.editions.iter().map(|edition| edition.date.to_string()).collect();
         let _ = writeln!(out, "  editions  {}", dates.join(", "));
         out.push_str("  features\n");
         for (name, feature) in &bundle.features {
-            let _ = writeln!(out, "    {name:<21} {}", feature.about);
+            let _ = writeln!(out, "    {name:<21} {}{}", feature.about, also(&feature.also));
         }
     }
     Ok(out)

@@ -159,7 +159,7 @@ impl Aks {
             subnets.iter().find(|net| SERVICES.contains(*net) || net.contains(&SERVICES)).map(Ipv4Net::to_string)
         });
         if let Some(taken) = taken {
-            hints.push(format!("{taken} lies in the services' range {SERVICES} that AKS takes by default: give az aks create --service-cidr and --dns-service-ip of a free range."));
+            hints.push(format!("{taken} lies in the services' range {SERVICES} that AKS takes by default: give az aks create --service-cidr and --dns-service-ip of a free range, and SERVICE_CIDR here."));
         }
         Ok(Plan { aks: self, choice, subnets, own, hints })
     }
@@ -253,6 +253,7 @@ health: {{ bind: "0.0.0.0:9902" }}            # /healthz and /readyz, for a load
         let mut out = format!(
             r#"# Fill in what is yours. docs/aks.md explains each step, docs/aks-http-proxy.md the proxy setting.
 GROUP=aks-egress VNET=aks-vnet CLUSTER=mycluster LOCATION={location} EGRET_IP={address} EGRET_SUBNET={own}
+SERVICE_CIDR={SERVICES}    # what az aks create takes by default
 ADMIN_IP=    # the address you administer from
 az cloud set --name {azure} && az login
 "#,
@@ -290,7 +291,7 @@ az network nic create --resource-group $GROUP --name egret-nic --vnet-name $VNET
 az vm create --resource-group $GROUP --name egret --nics egret-nic --image Ubuntu2404 --admin-username azureuser --generate-ssh-keys
 EGRESS_IP=$(az network public-ip show --resource-group $GROUP --name egret-ip --query ipAddress --output tsv)
 scp egret egret.yaml deploy/egret-next-hop*.service azureuser@$EGRESS_IP:
-ssh azureuser@$EGRESS_IP 'sudo apt-get install -y nftables && sudo install -D -m 755 egret /usr/local/bin/egret && sudo install -D -m 644 egret.yaml /etc/egret/egret.yaml && sudo install -m 644 egret-next-hop*.service /etc/systemd/system/ && sudo systemctl enable --now egret-next-hop-table egret-next-hop && egret health --config /etc/egret/egret.yaml'
+ssh azureuser@$EGRESS_IP 'sudo apt-get install -y nftables && sudo install -D -m 755 egret /usr/local/bin/egret && sudo install -D -m 644 egret.yaml /etc/egret/egret.yaml && sudo install -m 644 egret-next-hop*.service /etc/systemd/system/ && sudo systemctl enable --now egret-next-hop-table egret-next-hop && egret health --ready --wait 30s --config /etc/egret/egret.yaml'
 
 # 3. The route: all that leaves the cluster's subnets goes to egret. They have it before the cluster comes.
 az network route-table create --resource-group $GROUP --name aks-routes
@@ -355,7 +356,7 @@ IDENTITY=$(az identity show --resource-group $GROUP --name $CLUSTER --query id -
 SUBNET_ID=$(az network vnet subnet show --resource-group $GROUP --vnet-name $VNET --name aks-0 --query id --output tsv){pods}
 az aks create --resource-group $GROUP --name $CLUSTER --location $LOCATION --assign-identity $IDENTITY {flags} --generate-ssh-keys
 # Not needed, and possible: nodes and pods that ask egret as their HTTP proxy too (docs/aks-http-proxy.md).
-# egret bundle show aks --cloud {cloud} --location $LOCATION --format aks-http-proxy --proxy http://$EGRET_IP:3128 --no-proxy {no_proxy} > aks-http-proxy.json
+# egret bundle show aks --cloud {cloud} --location $LOCATION --format aks-http-proxy --proxy http://$EGRET_IP:3128 --no-proxy {no_proxy},$SERVICE_CIDR > aks-http-proxy.json
 # az aks update --resource-group $GROUP --name $CLUSTER --http-proxy-config aks-http-proxy.json
 "#,
             no_proxy = subnets.join(","),

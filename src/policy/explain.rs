@@ -19,7 +19,7 @@ pub struct Question {
     pub alpn: Vec<Box<[u8]>>,
 }
 
-/// `https://a.example`, `tcp://10.0.0.1:22`, `dns://a.example`.
+/// `https://a.example` (or `a.example`), `tcp://10.0.0.1:22`, `icmp://10.0.0.1`, `dns://a.example`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
     App {
@@ -37,6 +37,9 @@ pub enum Subject {
         host: Host,
         port: u16,
     },
+    Icmp {
+        host: Host,
+    },
     Dns {
         name: HostName,
     },
@@ -45,7 +48,9 @@ pub enum Subject {
 /// Why a subject could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubjectFault {
-    #[error("`{0}` is not a target; write https://host, http://host, tcp://host:port, udp://host:port or dns://name")]
+    #[error(
+        "`{0}` is not a target; write https://host, http://host, tcp://host:port, udp://host:port, icmp://host or dns://name"
+    )]
     Scheme(String),
     #[error("`{0}` needs a port, as in `{0}:1194`")]
     Port(String),
@@ -59,7 +64,7 @@ impl std::str::FromStr for Subject {
     type Err = SubjectFault;
 
     fn from_str(text: &str) -> Result<Self, SubjectFault> {
-        let (scheme, rest) = text.split_once("://").ok_or_else(|| SubjectFault::Scheme(text.to_owned()))?;
+        let (scheme, rest) = text.split_once("://").unwrap_or(("https", text));
         let (rest, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
         let path = path.split('#').next().filter(|path| path.starts_with('/')).map(Into::into);
         let (host, port) = match rest.rsplit_once(':') {
@@ -69,13 +74,17 @@ impl std::str::FromStr for Subject {
             }
             _ => (rest, None),
         };
+        // As browsers write names (IDNA); on the wire they are A-labels.
+        let ascii = idna::domain_to_ascii(host).ok().filter(|_| !host.is_ascii());
+        let host = ascii.as_deref().unwrap_or(host);
         let host = Host::from_wire(host.as_bytes()).map_err(|fault| SubjectFault::Host(host.to_owned(), fault))?;
         let needed = port.ok_or_else(|| SubjectFault::Port(text.to_owned()));
-        Ok(match (scheme, host) {
+        Ok(match (&*scheme.to_ascii_lowercase(), host) {
             ("https", host) => Self::App { protocol: AppProtocol::Https, host, port: port.unwrap_or(443), path: None },
             ("http", host) => Self::App { protocol: AppProtocol::Http, host, port: port.unwrap_or(80), path },
             ("tcp", host) => Self::Tcp { host, port: needed? },
             ("udp", host) => Self::Udp { host, port: needed? },
+            ("icmp", host) => Self::Icmp { host },
             ("dns", Host::Name(name)) => Self::Dns { name },
             ("dns", Host::Address(_)) => {
                 return Err(SubjectFault::Host(rest.to_owned(), crate::name::NameFault::Address));
@@ -101,10 +110,24 @@ impl Policy {
                 });
                 self.explain_app(question, *protocol, host, *port, request)
             }
+            Subject::Tcp { host: Host::Name(name), port } if self.reads_name_of(question, name, *port) => {
+                let tls = self.ports.get(port).is_none_or(|expected| expected.tls);
+                let protocol = if tls { AppProtocol::Https } else { AppProtocol::Http };
+                self.explain_app(question, protocol, &Host::Name(name.clone()), *port, None)
+            }
             Subject::Tcp { host, port } => self.explain_net(question, host, *port, NetKind::Tcp),
             Subject::Udp { host, port } => self.explain_net(question, host, *port, NetKind::Udp),
+            Subject::Icmp { host } => self.explain_net(question, host, 0, NetKind::Icmp),
             Subject::Dns { name } => self.explain_dns(question, name),
         }
+    }
+
+    /// Whether TCP to a name at a port is judged by the name that egret reads there: an application rule uses the port, and
+    /// no network rule lists the name for it.
+    fn reads_name_of(&self, question: &Question, name: &HostName, port: u16) -> bool {
+        self.ports.contains_key(&port)
+            && self.net_by_name(&question.asker, name, |rule| rule.takes_tcp(port)).is_empty()
+            && question.dst.is_none()
     }
 
     fn explain_app(
@@ -124,11 +147,7 @@ impl Policy {
         }
         let name = match host {
             Host::Name(name) => name,
-            // Where names are judged, the bytes would have to bring one.
-            Host::Address(_) if self.ports.contains_key(&port) => {
-                let nearest = self.kept_hint(port, NetKind::Tcp);
-                return Err(Refusal::new(Reason::IpLiteral, Stage::Name).with(Hint { nearest, ..Hint::default() }));
-            }
+            Host::Address(_) if self.ports.contains_key(&port) => return Err(self.without_name(port)),
             Host::Address(ip) => {
                 let hint = self.address_hint(&question.asker, *ip, port, NetKind::Tcp);
                 return Err(Refusal::new(Reason::NoRule, Stage::Network).with(hint));
@@ -175,11 +194,25 @@ impl Policy {
         {
             return Ok(self.because(*grant));
         }
+        if kind == NetKind::Tcp && self.ports.contains_key(&port) {
+            return Err(self.without_name(port));
+        }
         let hint = match ip {
             Some(ip) => self.address_hint(&question.asker, ip, port, kind),
             None => Hint::default(),
         };
         Err(Refusal::new(Reason::NoRule, Stage::Network).with(hint))
+    }
+
+    /// Where names are judged, the bytes would have to bring one.
+    fn without_name(&self, port: u16) -> Refusal {
+        let reads = || {
+            format!(
+                "application rules use port {port}: egret reads the name in the bytes there; ask for https://NAME:{port}"
+            )
+        };
+        let nearest = Some(self.kept_hint(port, NetKind::Tcp).unwrap_or_else(reads));
+        Refusal::new(Reason::IpLiteral, Stage::Name).with(Hint { nearest, ..Hint::default() })
     }
 
     fn first_grant(&self, name: &HostName, evidence: &Evidence<'_>) -> Result<Because, Refusal> {
@@ -272,7 +305,11 @@ mod tests {
         assert!(matches!("udp://20.1.2.3".parse::<Subject>(), Err(SubjectFault::Port(_))));
         assert!(matches!("https://a.example:0".parse::<Subject>(), Err(SubjectFault::BadPort(_))));
         assert!(matches!("ftp://a.example".parse::<Subject>(), Err(SubjectFault::Scheme(_))));
-        assert!(matches!("a.example".parse::<Subject>(), Err(SubjectFault::Scheme(_))));
+        assert_eq!("a.example".parse(), app(AppProtocol::Https, "a.example", 443, None));
+        assert_eq!("a.example:8443".parse(), app(AppProtocol::Https, "a.example", 8443, None));
+        assert_eq!("HTTPS://A.example".parse(), app(AppProtocol::Https, "a.example", 443, None));
+        assert_eq!("https://Bücher.example".parse(), app(AppProtocol::Https, "xn--bcher-kva.example", 443, None));
+        assert!(matches!("icmp://20.1.2.3".parse(), Ok(Subject::Icmp { .. })));
         assert!(matches!("https://a..b".parse::<Subject>(), Err(SubjectFault::Host(..))));
         assert!(matches!("dns://10.0.0.1".parse::<Subject>(), Err(SubjectFault::Host(..))));
     }

@@ -6,11 +6,26 @@ use std::cmp::Reverse;
 use std::net::IpAddr;
 
 use super::rule::{Action, AppProtocol, NetKind, NetPort};
-use super::{Because, Evidence, Grant, Policy, Progress};
+use super::{Because, Evidence, Grant, Policy, Progress, guard};
 use crate::claim::Asker;
 use crate::ending::{Hint, Reason, Refusal};
 use crate::likeness::typos;
 use crate::name::HostName;
+
+/// Why a pattern is near whose letters hardly differ.
+const ALIKE: &str = ", which is spelled almost alike";
+
+/// Whether a pattern is about names of the same registered domain.
+fn is_kin(pattern: &str, name: &HostName) -> bool {
+    psl::domain_str(name.as_str()).is_some_and(|domain| {
+        pattern.strip_suffix(domain).is_some_and(|front| front.is_empty() || front.ends_with('.'))
+    })
+}
+
+/// Whether the registered domain has letters enough for a likeness to be no chance.
+fn is_long(name: &HostName) -> bool {
+    psl::domain_str(name.as_str()).and_then(|domain| domain.split('.').next()).is_some_and(|label| label.len() >= 4)
+}
 
 /// Patterns compared letter by letter when nothing hangs near the name; more would make refusals dear.
 const MAX_COMPARED: usize = 1024;
@@ -18,12 +33,15 @@ const MAX_COMPARED: usize = 1024;
 impl Policy {
     pub(super) fn name_hint(&self, name: &HostName, evidence: &Evidence<'_>) -> Hint {
         let near = self.hanging_near(name).or_else(|| self.spelled_alike(name));
+        // Whoever has registered a name that is easily taken for another one is not to be let out by a copied line.
+        let is_lure = near
+            .is_some_and(|(pattern, why)| why == ALIKE && is_long(name) && !is_kin(self.app_hosts.text(pattern), name));
         // A refusal by no rule names none: what came close stands in `nearest`.
         let nearest = near.map(|(pattern, why)| {
             let Because { rule, .. } = self.because(Grant::App { rule: self.app_hosts.rule(pattern), pattern });
             format!("rule {rule} allows {}{why}", self.app_hosts.text(pattern))
         });
-        Hint { nearest, fix: Some(self.name_fix(name, evidence)), ..Hint::default() }
+        Hint { nearest, fix: (!is_lure).then(|| self.name_fix(name, evidence)), ..Hint::default() }
     }
 
     fn hanging_near(&self, name: &HostName) -> Option<(u32, &'static str)> {
@@ -45,14 +63,15 @@ impl Policy {
         found
     }
 
-    /// The pattern with the fewest letters that differ, or else with the longest ending in common.
+    /// The pattern with the fewest letters that differ, or else the one of the same registered domain with the longest ending
+    /// in common.
     fn spelled_alike(&self, name: &HostName) -> Option<(u32, &'static str)> {
         let allowed = || self.app_hosts.ids().take(MAX_COMPARED).filter(|pattern| self.allows(*pattern));
         let alike = allowed()
             .filter_map(|pattern| typos(self.app_hosts.text(pattern), name.as_str()).map(|n| (n, pattern)))
             .min();
         if let Some((_, pattern)) = alike {
-            return Some((pattern, ", which is spelled almost alike"));
+            return Some((pattern, ALIKE));
         }
         let ending = |pattern: &u32| {
             let text = self.app_hosts.text(*pattern).bytes().rev();
@@ -60,6 +79,7 @@ impl Policy {
         };
         // The first of equals: `max_by_key` alone would take the last.
         allowed()
+            .filter(|pattern| is_kin(self.app_hosts.text(*pattern), name))
             .max_by_key(|pattern| (ending(pattern), Reverse(*pattern)))
             .map(|pattern| (pattern, ", which is another name"))
     }
@@ -91,11 +111,21 @@ impl Policy {
             .find(|rule| rule.action == Action::Allow && rule.covers(ip))
             .map(|rule| format!("rule {} covers the address on {}", rule.name, ports(&rule.ports)));
         let nearest = covering.or_else(|| self.kept_hint(port, kind));
+        let meant = guard::meant(ip, self.nat64);
+        if guard::metadata().any(|metadata| meant == metadata) {
+            let what = format!("{meant} hands out this machine's identity and secrets; no rule is offered for it");
+            return Hint { nearest: Some(what), ..Hint::default() };
+        }
         let protocol = kind.as_str();
+        let (id, opens) = match kind {
+            NetKind::Icmp => ("icmp".to_owned(), "icmp".to_owned()),
+            NetKind::Tcp | NetKind::Udp => (format!("{protocol}-{port}"), format!("{protocol}:{port}")),
+        };
         let sources = self.fix_sources(asker);
         let len = if ip.is_ipv4() { 32 } else { 128 };
+        let warning = if meant.is_loopback() { "; opens services of egret's own machine" } else { "" };
         let fix = format!(
-            "- {{ name: {protocol}-{port}, {sources}destinations: [\"{ip}/{len}\"], protocols: [\"{protocol}:{port}\"] }} # policy.network_rules"
+            "- {{ name: {id}, {sources}destinations: [\"{ip}/{len}\"], protocols: [\"{opens}\"] }} # policy.network_rules{warning}"
         );
         Hint { nearest, fix: Some(fix), ..Hint::default() }
     }

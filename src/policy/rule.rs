@@ -61,11 +61,13 @@ pub enum NetPort {
     Icmp,
 }
 
-/// The protocols with ports.
+/// What network rules open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NetKind {
     Tcp,
     Udp,
+    /// Echo; it has no port.
+    Icmp,
 }
 
 impl NetKind {
@@ -74,6 +76,7 @@ impl NetKind {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Icmp => "icmp",
         }
     }
 }
@@ -225,7 +228,7 @@ impl NetRule {
         self.ports.iter().any(|p| match p {
             NetPort::Tcp(range) => kind == NetKind::Tcp && range.contains(&port),
             NetPort::Udp(range) => kind == NetKind::Udp && range.contains(&port),
-            NetPort::Icmp => false,
+            NetPort::Icmp => kind == NetKind::Icmp,
         })
     }
 

@@ -352,22 +352,35 @@ fn a_refusal_names_what_came_close_and_the_cure() {
         "rule web allows a.example only, not the names under it",
         &fix("x-a-example", "x.a.example"),
     );
-    hinted(
-        "https://teem.example",
-        "rule team allows team.example, which is spelled almost alike",
-        &fix("teem-example", "teem.example"),
-    );
-    hinted(
-        "https://elsewhere.test",
-        "rule web allows a.example, which is another name",
-        &fix("elsewhere-test", "elsewhere.test"),
-    );
+    hinted("https://teem.example", "rule team allows team.example, which is spelled almost alike", "");
+    hinted("https://elsewhere.test", "", &fix("elsewhere-test", "elsewhere.test"));
     hinted("https://team.example", "rule team allows it, for sources 10.1.0.0/16", "");
     hinted("https://a.example:8443", "rule web allows it, on https:443, http:80", "");
     hinted(
         "tcp://192.9.1.1:8444",
         "rule partner covers the address on tcp:8443, udp:1194",
         "- { name: tcp-8444, sources: [\"10.9.0.1/32\"], destinations: [\"192.9.1.1/32\"], protocols: [\"tcp:8444\"] } # policy.network_rules",
+    );
+    // By address nothing is opened that is judged by name.
+    let reads = "application rules use port 443: egret reads the name in the bytes there; ask for https://NAME:443";
+    hinted("tcp://192.9.2.1:443", reads, "");
+    hinted("https://192.9.2.1", reads, "");
+    hinted(
+        "tcp://zebra.example:443",
+        "",
+        "- { name: zebra-example, sources: [\"10.9.0.1/32\"], fqdns: [\"zebra.example\"], protocols: [\"https:443\"] } # policy.application_rules",
+    );
+    hinted(
+        "icmp://192.9.2.1",
+        "rule partner covers the address on tcp:8443, udp:1194",
+        "- { name: icmp, sources: [\"10.9.0.1/32\"], destinations: [\"192.9.2.1/32\"], protocols: [\"icmp\"] } # policy.network_rules",
+    );
+    let secrets = "169.254.169.254 hands out this machine's identity and secrets; no rule is offered for it";
+    hinted("tcp://169.254.169.254:8080", secrets, "");
+    hinted(
+        "udp://127.0.0.1:53",
+        "rule partner covers the address on tcp:8443, udp:1194",
+        "- { name: udp-53, sources: [\"10.9.0.1/32\"], destinations: [\"127.0.0.1/32\"], protocols: [\"udp:53\"] } # policy.network_rules; opens services of egret's own machine",
     );
 }
 

@@ -1,10 +1,11 @@
 //! The commands as a shell sees them: what they print, and their exit codes.
 
+use std::io::Write as _;
 use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use crate::support::{own_ip, text};
+use crate::support::{eventually, own_ip, text};
 
 pub fn egret(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_egret")).args(args).output().unwrap()
@@ -127,7 +128,34 @@ fn explain_answers_with_verdict_reason_and_code() {
     );
     exits(&["explain", "https://data.mcr.microsoft.com"], 1, &["does not cover the bare name"]);
     exits(&["explain", "http://mcr.microsoft.com"], 1, &["port_not_allowed", "on https:443"]);
-    exits(&["explain", "mcr.microsoft.com"], 2, &["write https://host"]);
+    exits(&["explain", "mcr.microsoft.com"], 0, &["allow    mcr.microsoft.com", "config   default.yaml (built in)"]);
+    exits(&["explain", "HTTPS://MCR.Microsoft.COM"], 0, &["aks/global/registry"]);
+    exits(&["explain", "ftp://mcr.microsoft.com"], 2, &["write https://host"]);
+    exits(&["explain", "https://Bücher.example"], 1, &["fqdns: [\"xn--bcher-kva.example\"]"]);
+    exits(&["explain", "tcp://20.1.2.3:443"], 1, &["ip_literal", "egret reads the name in the bytes there"]);
+    exits(&["explain", "icmp://20.1.2.3"], 1, &["protocols: [\"icmp\"]"]);
+    exits(&["explain", "mcr.microsoft.com", "https://evil.test"], 1, &["allow    mcr", "deny     https://evil.test"]);
+    exits(
+        &["explain", "mcr.microsoft.com", "x://y", "evil.test"],
+        2,
+        &["allow    mcr", "deny     evil", "`x://y` is not"],
+    );
+    let mut piped = Command::new(env!("CARGO_BIN_EXE_egret"))
+        .args(["explain", "--json", "-"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    piped.stdin.take().unwrap().write_all(b"mcr.microsoft.com\n\n# a comment\nevil.test\n").unwrap();
+    let out = piped.wait_with_output().unwrap();
+    let verdicts = String::from_utf8(out.stdout).unwrap();
+    let verdicts: Vec<Value> = verdicts.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(out.status.code(), Some(1));
+    assert!(
+        verdicts.len() == 2 && verdicts[0]["verdict"] == "allow" && verdicts[1]["verdict"] == "deny",
+        "{verdicts:?}"
+    );
+    assert_eq!(verdicts[0]["config"], "default.yaml (built in)");
     exits(&["explain", "udp://mcr.microsoft.com"], 2, &["needs a port"]);
     let (_folder, path) = config(GOOD);
     exits(&["explain", "--config", &path, "--from", "10.1.2.3", "https://a.web.test"], 0, &["rule     web"]);
@@ -144,6 +172,24 @@ fn explain_answers_with_verdict_reason_and_code() {
     );
     assert_eq!(out.status.code(), Some(1));
     exits(&["explain", "--config", "/nowhere", "https://a.test"], 2, &["cannot read"]);
+}
+
+#[test]
+fn every_command_knows_its_file_from_the_environment() {
+    let (_folder, path) = config(GOOD);
+    let with = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_egret")).args(args).env("EGRET_CONFIG", &path).output().unwrap();
+        text(&output)
+    };
+    assert!(with(&["check"]).contains(&format!("{path}: ")), "{}", with(&["check"]));
+    let explained = with(&["explain", "--from", "10.1.2.3", "https://a.web.test"]);
+    assert!(explained.contains("rule     web") && explained.contains(&format!("config   {path}")), "{explained}");
+    exits(&["check"], 0, &["default.yaml (built in): 1 warning"]);
+}
+
+#[test]
+fn bundles_are_listed_with_their_other_names() {
+    exits(&["bundle", "list"], 0, &["global (also public, AzureCloud", "(also policy)"]);
 }
 
 #[test]
@@ -166,7 +212,24 @@ fn health_asks_the_running_one() {
     let text = text.replace("0.0.0.0:19902", &format!("{}:9902", own_ip()));
     let (_folder, path) = config(&text);
     exits(&["health", "--config", &path], 1, &["does not answer"]);
-    let running = crate::support::Egret::run(&text, ip);
+    let early = Command::new(env!("CARGO_BIN_EXE_egret"))
+        .args(["health", "--ready", "--wait", "20s", "--config", &path])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut running = crate::support::Egret::run(&text, ip);
     exits(&["health", "--config", &path], 0, &["ok"]);
-    drop(running);
+    exits(&["health", "--ready", "--config", &path], 0, &["ready"]);
+    assert_eq!(crate::support::text(&early.wait_with_output().unwrap()), "ready\n");
+    // Stopping, it lives and is not ready.
+    let held = crate::support::connect((ip, 3128).into());
+    running.signal("TERM");
+    eventually("draining", || text_of_health(&path).contains("/readyz says: draining"));
+    exits(&["health", "--config", &path], 0, &["ok"]);
+    drop(held);
+    running.wait();
+}
+
+fn text_of_health(path: &str) -> String {
+    text(&egret(&["health", "--ready", "--config", path]))
 }
