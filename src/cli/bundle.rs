@@ -130,9 +130,10 @@ fn list(format: Plain) -> Result<String, String> {
             [] => String::new(),
             also => format!(" (also {})", also.join(", ")),
         };
-        for (at, (name, cloud)) in bundle.clouds.iter().enumerate() {
-            let key = if at == 0 { "clouds" } else { "" };
-            let _ = writeln!(out, "  {key:<9} {name}{}", also(&cloud.also));
+        let clouds: Vec<&str> = bundle.clouds.keys().map(String::as_str).collect();
+        let _ = writeln!(out, "  clouds    {}", clouds.join(", "));
+        for (name, cloud) in &bundle.clouds {
+            let _ = writeln!(out, "            {name}{}", also(&cloud.also));
         }
         let dates: Vec<String> = bundle.editions.iter().map(|edition| edition.date.to_string()).collect();
         let _ = writeln!(out, "  editions  {}", dates.join(", "));

@@ -253,7 +253,7 @@ health: {{ bind: "0.0.0.0:9902" }}            # /healthz and /readyz, for a load
         let mut out = format!(
             r#"# Fill in what is yours. docs/aks.md explains each step, docs/aks-http-proxy.md the proxy setting.
 GROUP=aks-egress VNET=aks-vnet CLUSTER=mycluster LOCATION={location} EGRET_IP={address} EGRET_SUBNET={own}
-SERVICE_CIDR={SERVICES}    # what az aks create takes by default
+SERVICE_CIDR={SERVICES}    # AKS's default
 ADMIN_IP=    # the address you administer from
 az cloud set --name {azure} && az login
 "#,

@@ -15,9 +15,13 @@ use crate::name::HostName;
 /// Why a pattern is near whose letters hardly differ.
 const ALIKE: &str = ", which is spelled almost alike";
 
-/// Whether a pattern is about names of the same registered domain.
+/// Whether a pattern is about names of the same registered domain; where nobody registers any, as under `.internal`, of the
+/// same top-level domain.
 fn is_kin(pattern: &str, name: &HostName) -> bool {
-    psl::domain_str(name.as_str()).is_some_and(|domain| {
+    let text = name.as_str();
+    let is_public = psl::suffix(text.as_bytes()).is_some_and(|suffix| suffix.is_known());
+    let domain = if is_public { psl::domain_str(text) } else { text.rsplit('.').next() };
+    domain.is_some_and(|domain| {
         pattern.strip_suffix(domain).is_some_and(|front| front.is_empty() || front.ends_with('.'))
     })
 }

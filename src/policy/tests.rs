@@ -352,7 +352,11 @@ fn a_refusal_names_what_came_close_and_the_cure() {
         "rule web allows a.example only, not the names under it",
         &fix("x-a-example", "x.a.example"),
     );
-    hinted("https://teem.example", "rule team allows team.example, which is spelled almost alike", "");
+    hinted(
+        "https://teem.example",
+        "rule team allows team.example, which is spelled almost alike",
+        &fix("teem-example", "teem.example"),
+    );
     hinted("https://elsewhere.test", "", &fix("elsewhere-test", "elsewhere.test"));
     hinted("https://team.example", "rule team allows it, for sources 10.1.0.0/16", "");
     hinted("https://a.example:8443", "rule web allows it, on https:443, http:80", "");
@@ -367,7 +371,7 @@ fn a_refusal_names_what_came_close_and_the_cure() {
     hinted("https://192.9.2.1", reads, "");
     hinted(
         "tcp://zebra.example:443",
-        "",
+        "rule web allows a.example, which is another name",
         "- { name: zebra-example, sources: [\"10.9.0.1/32\"], fqdns: [\"zebra.example\"], protocols: [\"https:443\"] } # policy.application_rules",
     );
     hinted(
@@ -483,4 +487,25 @@ fn what_was_found_for_a_name_is_inherited_from_every_rule_that_keeps_it() {
     }
     new.inherit(&old);
     assert_eq!(found(&new), [[outside], [inside]]);
+}
+
+#[test]
+fn what_is_easily_taken_for_a_listed_name_is_not_offered() {
+    let rule = "{ name: registry, fqdns: [mcr.microsoft.com], protocols: [\"https:443\"] }";
+    let text =
+        format!("listeners: [{{ kind: forward, bind: \"127.0.0.1:1\" }}]\npolicy: {{ application_rules: [{rule}] }}\n");
+    let settings = Settings::parse(&text, "lures", Path::new(".")).unwrap();
+    let policy = Policy::compile(settings.rules.apps, settings.rules.nets, None, Arc::default());
+    let alike = Some("rule registry allows mcr.microsoft.com, which is spelled almost alike");
+    for (target, nearest, has_fix) in [
+        ("mcr.micros0ft.com", alike, false),
+        ("mcr-microsoft.com", alike, false),
+        ("mcr2.microsoft.com", alike, true),
+        ("aka.microsoft.com", Some("rule registry allows mcr.microsoft.com, which is another name"), true),
+        ("github.com", None, true),
+    ] {
+        let question = Question { subject: target.parse().unwrap(), asker: Asker::anybody(), dst: None, alpn: vec![] };
+        let hint = policy.explain(&question).unwrap_err().hint.unwrap();
+        assert_eq!((hint.nearest.as_deref(), hint.fix.is_some()), (nearest, has_fix), "{target}");
+    }
 }
