@@ -5,20 +5,21 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::admin::{self, Access, Told};
 use crate::budget::Budget;
 use crate::config::{Capture, Limits, ListenerKind, ListenerSettings, PerClient, Settings};
+use crate::control;
 use crate::dns::{DnsLimits, Resolver, UpstreamError};
 use crate::drain::Drain;
 use crate::listen::{self, ConnectionLimit, Entrance};
@@ -66,6 +67,12 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    #[error("cannot listen on control.socket {}: {source}", path.display())]
+    Control {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error(transparent)]
     Dns(#[from] UpstreamError),
     #[error("cannot write the access log to {output}: {source}; use a place that exists and may be written")]
@@ -96,6 +103,7 @@ pub struct Bound {
     listeners: Vec<std::net::TcpListener>,
     admin: Option<std::net::TcpListener>,
     health: Option<std::net::TcpListener>,
+    control: Option<std::os::unix::net::UnixListener>,
 }
 
 impl Bound {
@@ -112,6 +120,11 @@ impl Bound {
             listeners: listeners.collect::<Result<_, _>>()?,
             admin: settings.admin.map(|bind| bind_to(bind, keepalive, "admin", false)).transpose()?,
             health: settings.health.map(|bind| bind_to(bind, keepalive, "health", false)).transpose()?,
+            control: settings
+                .control
+                .as_ref()
+                .map(|path| control::bind(path).map_err(|source| StartError::Control { path: path.clone(), source }))
+                .transpose()?,
         })
     }
 }
@@ -123,6 +136,7 @@ pub struct App {
     listeners: Vec<(TcpListener, Arc<Entrance>)>,
     admin: Option<TcpListener>,
     health: Option<TcpListener>,
+    control: Option<UnixListener>,
     /// Who may ask for health.
     probes: Access,
     log: Arc<LogState>,
@@ -161,6 +175,7 @@ impl App {
         let listeners =
             bound.listeners.into_iter().zip(entrances).map(|(socket, entrance)| Ok((listen(socket)?, entrance)));
         let listeners = listeners.collect::<Result<Vec<_>, StartError>>()?;
+        let control = bound.control.map(UnixListener::from_std).transpose().map_err(StartError::Runtime)?;
         let (admin, health) = (bound.admin.map(listen).transpose()?, bound.health.map(listen).transpose()?);
         let binds = settings.listeners.iter().map(|l| l.bind).chain(settings.admin).chain(settings.health).collect();
         let own = Arc::new(OwnAddresses::new(binds, settings.own_addresses.clone()));
@@ -178,6 +193,7 @@ impl App {
         let sidecar = redirected.then(|| sidecar::others(&settings.rules.nets, settings.rules.nat64));
         let connections = ConnectionLimit::new(room.connections, limits.connections_per_client);
         let screen_parts = Screen::of(&settings, config, room.connections, connections.per_client());
+        let watches = settings.rules.watches;
         let policy = std::mem::take(&mut settings.rules).compile(Arc::clone(&own));
         let dns_limits = DnsLimits {
             deadline: limits.dns,
@@ -211,12 +227,14 @@ impl App {
         if house.kernel.is_some() {
             netfilter::told::listen(&house, tells_flows).map_err(StartError::Told)?;
         }
-        let source = Source { file: config.map(Path::to_owned), began: settings, own: Arc::clone(&own), sidecar };
+        let source =
+            Source { file: config.map(Path::to_owned), began: settings, own: Arc::clone(&own), sidecar, watches };
         Ok(Self {
             house,
             listeners,
             admin,
             health,
+            control,
             probes,
             log,
             metrics,
@@ -279,7 +297,11 @@ impl App {
             tokio::spawn(watch_kernel(kernel, Arc::downgrade(&self.house), self.counted, Arc::clone(&self.own)))
         });
         let table = self.table.map(|table| tokio::spawn(watch_table(table, Arc::clone(&self.metrics))));
-        let policies = tokio::spawn(reload::run(hangup, self.source, Arc::downgrade(&self.house), drain.reviewer()));
+        let (reloads, requests) = mpsc::channel(1);
+        let control = self.control.map(|listener| tokio::spawn(control::serve(listener, reloads)));
+        let control_path = self.source.began.control.clone();
+        let policies =
+            tokio::spawn(reload::run(hangup, requests, self.source, Arc::downgrade(&self.house), drain.reviewer()));
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
@@ -296,7 +318,9 @@ impl App {
         tracing::info!("stopped");
         pages.stop(Duration::ZERO, std::future::ready(())).await;
         watch.abort();
-        kernel.iter().chain(&table).for_each(JoinHandle::abort);
+        kernel.iter().chain(&table).chain(&control).for_each(JoinHandle::abort);
+        // Should it stay, the next egret takes it for one that was left.
+        control_path.iter().for_each(|path| drop(std::fs::remove_file(path)));
         files.abort();
         policies.abort();
         // The watch holds no book; the last scribe goes with the house, and the writer ends.

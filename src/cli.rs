@@ -21,6 +21,7 @@ use serde_json::json;
 use crate::app::{App, Bound, StartError};
 use crate::claim::{Asker, Identity};
 use crate::config::{self, Capture, ConfigError, LogOutput, Settings};
+use crate::control;
 use crate::ending::Refusal;
 use crate::keeper;
 use crate::netfilter::{FORWARDING, KernelError};
@@ -76,6 +77,15 @@ enum Command {
     /// The kernel's rules for the transparent listener and the network rules
     #[command(subcommand)]
     Netfilter(NetfilterCommand),
+    /// Have a running egret read its policy again, and print what came of it (exit 0; 2 with faults)
+    Reload {
+        /// Its configuration file; without it the usual socket is asked
+        #[arg(long, value_name = "FILE", env = "EGRET_CONFIG")]
+        config: Option<PathBuf>,
+        /// Its control socket, instead of the one in the configuration
+        #[arg(long, value_name = "PATH")]
+        socket: Option<PathBuf>,
+    },
     /// Print the JSON Schema of the configuration
     Schema,
     /// Ask a running egret whether it lives, for a container's health check, or whether it is ready
@@ -165,6 +175,7 @@ impl Cli {
             }),
             Command::Init(init) => init.answer().and_then(|text| print(&text)),
             Command::Netfilter(command) => command.carry_out(),
+            Command::Reload { config, socket } => reload(config.as_deref(), socket),
             Command::Schema => print(&format!("{:#}\n", config::schema())),
             Command::Health { config, ready, wait } => health(config.as_deref(), ready, wait.unwrap_or_default()),
             Command::Completions { shell } => {
@@ -248,8 +259,9 @@ fn needs(settings: &Settings, removes: bool) -> Needs {
         // Should this fail, whoever writes there will say so.
         let _ = std::fs::create_dir_all(dir);
     });
+    let control = settings.control.as_ref().and_then(|path| path.parent()).map(Path::to_owned);
     let forwarding = removes.then(|| FORWARDING.map(PathBuf::from)).into_iter().flatten();
-    Needs { network, writes: log.into_iter().chain(state).chain(forwarding).collect() }
+    Needs { network, writes: log.into_iter().chain(state).chain(control).chain(forwarding).collect() }
 }
 
 fn check(path: Option<&Path>, strict: bool, as_json: bool) -> Result<ExitCode, CommandError> {
@@ -435,6 +447,29 @@ fn health(path: Option<&Path>, ready: bool, wait: Duration) -> Result<ExitCode, 
             Err(CommandError::Io(std::io::Error::new(error.kind(), message)))
         }
     }
+}
+
+fn reload(path: Option<&Path>, socket: Option<PathBuf>) -> Result<ExitCode, CommandError> {
+    let usage = |message: String| CommandError::Usage(message);
+    let socket = match (socket, path) {
+        (Some(socket), _) => socket,
+        (None, None) => PathBuf::from(control::USUAL_SOCKET),
+        // The rest of it may have faults: what it says of them is the answer.
+        (None, Some(path)) => config::control_socket(path).map_err(usage)?.ok_or_else(|| {
+            let cure =
+                format!("write control: {{ socket: {} }}, restart egret, or send it SIGHUP", control::USUAL_SOCKET);
+            usage(format!("{}: there is no control socket to ask; {cure}", path.display()))
+        })?,
+    };
+    let (is_done, said) = control::ask(&socket, "reload").map_err(|error| {
+        std::io::Error::new(error.kind(), format!("cannot ask at {}: {error}; does egret run?", socket.display()))
+    })?;
+    let text: String = said.iter().map(|line| format!("{line}\n")).collect();
+    if is_done {
+        return print(&text);
+    }
+    complain(&text);
+    Ok(ExitCode::from(2))
 }
 
 fn count(n: usize, thing: &str) -> String {

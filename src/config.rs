@@ -36,6 +36,18 @@ use crate::policy::{OwnAddresses, Policy};
 /// The configuration in the binary: a forward proxy for this machine with the AKS rules.
 pub const DEFAULT: &str = include_str!("../config/default.yaml");
 
+/// The control socket that a configuration names, whatever else is wrong with it.
+///
+/// # Errors
+/// Where the file cannot be read, or is not YAML.
+pub fn control_socket(path: &Path) -> Result<Option<PathBuf>, String> {
+    let text = read_bounded(path)?;
+    let tree = document::parse(&text).map_err(|fault| fault.at(&path.display().to_string()))?;
+    let all = tree.json_without(&[], "");
+    let socket = all.pointer("/control/socket").and_then(|socket| socket.as_str());
+    Ok(socket.map(|socket| path.parent().unwrap_or_else(|| Path::new(".")).join(socket)))
+}
+
 /// Checked settings.
 #[derive(Debug)]
 pub struct Settings {
@@ -53,6 +65,10 @@ pub struct Settings {
     pub health: Option<SocketAddr>,
     /// Who may ask for health, besides this machine; `None`: everyone.
     pub health_from: Option<Vec<IpNet>>,
+    /// The control socket's path.
+    pub control: Option<PathBuf>,
+    /// Files that the policy was read from, besides the configuration.
+    pub files: Vec<PathBuf>,
     /// Whom refused clients may ask.
     pub contact: Option<Arc<str>>,
     /// What is allowed and probably not meant.
@@ -69,6 +85,8 @@ pub struct Rules {
     pub nat64: Option<Ipv6Net>,
     /// Whether flows of the kernel end with the rule that let them out.
     pub cuts: bool,
+    /// Whether the policy is read again when its files change.
+    pub watches: bool,
     /// The prefixes of bundles' rule names, one for each bundle.
     pub bundles: Vec<String>,
     /// Where each rule stands in the file.
@@ -333,6 +351,8 @@ pub struct ConfigError {
     pub file: String,
     /// At least one, in the order of the text.
     pub faults: Vec<Fault>,
+    /// Files that were read, or looked for, besides the configuration.
+    pub files: Vec<PathBuf>,
 }
 
 impl std::error::Error for ConfigError {}
@@ -396,6 +416,7 @@ impl Settings {
             ("log", self.log != other.log),
             ("messages", self.contact != other.contact),
             ("admin", self.admin != other.admin),
+            ("control", self.control != other.control),
             ("health", self.health != other.health || self.health_from != other.health_from),
         ];
         all.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
@@ -422,6 +443,7 @@ impl Settings {
         let text = read_bounded(path).map_err(|message| ConfigError {
             file: file.clone(),
             faults: vec![Fault { place: Place::default(), path: String::new(), message }],
+            files: Vec::new(),
         })?;
         Self::from_text(&text, &file, path.parent().unwrap_or_else(|| Path::new(".")), depth)
     }
@@ -435,10 +457,14 @@ impl Settings {
     }
 
     fn from_text(text: &str, file: &str, folder: &Path, depth: check::Depth) -> Result<Self, ConfigError> {
-        check::settings(text, folder, depth).map_err(|mut faults| {
-            faults.sort_by_key(|fault| fault.place);
-            ConfigError { file: file.to_owned(), faults }
-        })
+        let mut files = Vec::new();
+        match check::settings(text, folder, depth, &mut files) {
+            Ok(settings) => Ok(Self { files, ..settings }),
+            Err(mut faults) => {
+                faults.sort_by_key(|fault| fault.place);
+                Err(ConfigError { file: file.to_owned(), faults, files })
+            }
+        }
     }
 }
 

@@ -14,6 +14,7 @@ pub mod bundle;
 pub mod claim;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod dns;
 pub mod drain;
 pub mod ending;

@@ -60,6 +60,11 @@ impl Book {
         &self.metrics
     }
 
+    /// Has the log's file opened again.
+    pub fn reopen_log(&self) {
+        self.scribe.reopen();
+    }
+
     /// Waits until the log takes lines again, where none may be lost.
     pub async fn room(&self) {
         self.scribe.room().await;

@@ -37,6 +37,8 @@ pub(super) enum Depth {
 pub(super) struct Findings<'a> {
     tree: &'a Node,
     pub(super) folder: &'a Path,
+    /// Files that the policy names.
+    files: &'a mut Vec<PathBuf>,
     /// Whether the kernel carries what egret itself does not.
     pub(super) has_kernel: bool,
     /// Whether its rules are made once, by somebody else.
@@ -74,13 +76,25 @@ impl Findings<'_> {
         value.map_err(|message| self.fault(path, message)).ok()
     }
 
+    /// A file that the policy names.
+    pub(super) fn policy_file(&mut self, name: &str) -> PathBuf {
+        let file = self.folder.join(name);
+        self.files.push(file.clone());
+        file
+    }
+
     pub(super) fn nets(&mut self, path: &str, texts: &[String]) -> Vec<IpNet> {
         let read = |(at, text): (usize, &String)| self.keep(&format!("{path}[{at}]"), prefix(text));
         texts.iter().enumerate().filter_map(read).collect()
     }
 }
 
-pub(super) fn settings(text: &str, folder: &Path, depth: Depth) -> Result<Settings, Vec<Fault>> {
+pub(super) fn settings(
+    text: &str,
+    folder: &Path,
+    depth: Depth,
+    files: &mut Vec<PathBuf>,
+) -> Result<Settings, Vec<Fault>> {
     let tree = document::parse(text).map_err(|fault| vec![fault])?;
     let shape = schema::check(&tree);
     let written: file::File = match serde_json::from_value(tree.json_without(&shape, "")) {
@@ -97,6 +111,7 @@ pub(super) fn settings(text: &str, folder: &Path, depth: Depth) -> Result<Settin
     let mut findings = Findings {
         tree: &tree,
         folder,
+        files,
         has_kernel: written.netfilter.is_some() || redirects,
         is_sidecar: redirects && !has_clients,
         shape_faults: shape.len(),
@@ -122,6 +137,8 @@ pub(super) fn settings(text: &str, folder: &Path, depth: Depth) -> Result<Settin
     let limits = limits(out, &written.limits);
     let log = log(out, &written.log);
     let contact = contact(out, written.messages.contact.as_deref());
+    let control = file::present(written.control.as_ref());
+    let control = control.and_then(|part| out.keep("control.socket", control_socket(out.folder, &part.socket)));
     let binds = one_socket_each(out, &listeners, admin, health);
     netfilter::dnat_of_own_ports(out, kernel.as_ref(), &binds);
     let listeners: Vec<ListenerSettings> = listeners.into_iter().map(|(listener, _)| listener).collect();
@@ -146,6 +163,8 @@ pub(super) fn settings(text: &str, folder: &Path, depth: Depth) -> Result<Settin
             admin,
             health,
             health_from,
+            control,
+            files: Vec::new(),
             contact,
             warnings,
             notes,
@@ -165,7 +184,9 @@ fn nothing_left_out(out: &mut Findings<'_>, written: &file::File) {
     let nets = nets.map(|(at, why)| (format!("policy.network_rules[{at}]"), why));
     let admin = written.admin.as_ref().and_then(|part| part.0.as_ref().err()).map(|why| ("admin".to_owned(), why));
     let health = written.health.as_ref().and_then(|part| part.0.as_ref().err()).map(|why| ("health".to_owned(), why));
-    let services = admin.into_iter().chain(health);
+    let control =
+        written.control.as_ref().and_then(|part| part.0.as_ref().err()).map(|why| ("control".to_owned(), why));
+    let services = admin.into_iter().chain(health).chain(control);
     let kernel = written.netfilter.as_ref().map(|part| part.0.as_ref());
     let dnat = kernel.and_then(Result::ok).map(|part| file::unreadable(&part.dnat));
     let dnat = dnat.into_iter().flatten().map(|(at, why)| (format!("netfilter.dnat[{at}]"), why));
@@ -308,6 +329,19 @@ fn contact(out: &mut Findings<'_>, text: Option<&str>) -> Option<Arc<str>> {
         fits(text).then(|| text.into()).ok_or_else(wrong)
     };
     text.and_then(|text| out.keep("messages.contact", read(text)))
+}
+
+/// unix(7): a path of at most 107 bytes. Containers of a pod share the names that have none.
+fn control_socket(folder: &Path, text: &str) -> Result<PathBuf, String> {
+    const MAX_PATH: usize = 107;
+    let path = folder.join(text);
+    if text.is_empty() || text.starts_with('@') || text.contains('\0') || text.ends_with('/') {
+        return Err(format!("`{}` is not a file's path; write such as /run/egret/control.sock", text.escape_debug()));
+    }
+    if path.as_os_str().len() > MAX_PATH {
+        return Err(format!("is longer than {MAX_PATH} bytes, which sockets may have at most; write a shorter path"));
+    }
+    Ok(path)
 }
 
 /// Where probes ask, and who may, besides this machine.

@@ -51,6 +51,9 @@ pub(super) struct File {
     /// `/healthz` and `/readyz` only, for probes from elsewhere.
     #[serde(default)]
     pub(super) health: Option<Lenient<Health>>,
+    /// Where `egret reload` reaches the running egret. Absent: nowhere.
+    #[serde(default)]
+    pub(super) control: Option<Lenient<Control>>,
 }
 
 /// A part that may have the wrong shape, which the schema has told already: what is around it can still be
@@ -324,6 +327,8 @@ pub(super) struct Policy {
     /// What becomes of open tunnels, and of flows through the kernel, that a reload's policy would not let begin. Default
     /// `keep`.
     pub(super) on_change: Option<OnChange>,
+    /// Whether the policy is read again when this file, or one that the policy names, has changed. Default false.
+    pub(super) watch: Option<bool>,
     /// The network's NAT64 prefix (RFC 6052): addresses under it are judged by the IPv4 address they carry.
     pub nat64_prefix: Option<String>,
     /// Microsoft's file "Azure IP Ranges and Service Tags" (JSON), relative to this file: fills the tags in
@@ -594,6 +599,14 @@ pub(super) enum LogOverflow {
 pub(super) struct Bind {
     /// Address and port.
     pub(super) bind: String,
+}
+
+/// The control socket.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Control {
+    /// Its path, in a folder that only egret's user may enter, such as `/run/egret/control.sock`.
+    pub(super) socket: String,
 }
 
 /// What refused clients are told.

@@ -26,7 +26,12 @@ pub(super) fn rules(out: &mut Findings<'_>, policy: &file::Policy) -> Rules {
     // The one mode there is; `audit` is refused by the schema.
     let file::Mode::Enforce = policy.mode;
     let nat64 = policy.nat64_prefix.as_deref().and_then(|text| out.keep("policy.nat64_prefix", nat64_prefix(text)));
-    let mut rules = Rules { nat64, cuts: policy.on_change == Some(file::OnChange::Cut), ..Rules::default() };
+    let mut rules = Rules {
+        nat64,
+        cuts: policy.on_change == Some(file::OnChange::Cut),
+        watches: policy.watch == Some(true),
+        ..Rules::default()
+    };
     let tags = TagSource::load(out, policy);
     for (at, written) in file::readable(&policy.bundles) {
         bundle::add(out, &format!("policy.bundles[{at}]"), written, &tags, &mut rules);
@@ -223,7 +228,7 @@ impl TagSource {
     fn load(out: &mut Findings<'_>, policy: &file::Policy) -> Self {
         let name = policy.service_tags.as_ref();
         let file = name.and_then(|name| {
-            let read = ServiceTags::load(&out.folder.join(name));
+            let read = ServiceTags::load(&out.policy_file(name));
             out.keep("policy.service_tags", read)
         });
         Self { file, is_named: name.is_some() }
@@ -314,7 +319,7 @@ fn patterns(out: &mut Findings<'_>, path: &str, texts: &[String], action: &Actio
 }
 
 fn patterns_of_file(out: &mut Findings<'_>, path: &str, name: &str) -> Vec<Pattern> {
-    let file = out.folder.join(name);
+    let file = out.policy_file(name);
     let Some(text) = out.keep(path, read_bounded(&file)) else { return Vec::new() };
     let mut kept: Vec<Pattern> = Vec::new();
     let (mut seen, mut twins): (HashMap<String, usize>, usize) = (HashMap::new(), 0);

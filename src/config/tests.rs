@@ -277,7 +277,7 @@ fn what_a_listener_asks_of_clients_is_checked() {
         let text = format!(
             "listeners:\n  - {{ kind: forward, bind: \"{bind}\", {keys} }}\npolicy:\n  application_rules:\n    - {{ fqdns: [a.example], protocols: [\"https:443\"], clients: [\"user:alice\"] }}\n"
         );
-        check::settings(&text, folder.path(), check::Depth::Lint)
+        check::settings(&text, folder.path(), check::Depth::Lint, &mut Vec::new())
     };
     let good = "tls: { certificate: proxy.pem, key: proxy.key, client_ca: proxy.pem }, auth: { users_file: users }";
     let settings = checked("0.0.0.0:1", good).unwrap();
@@ -320,7 +320,7 @@ fn what_a_listener_asks_of_clients_is_checked() {
         let text = format!(
             "listeners:\n  - {{ kind: forward, bind: \"127.0.0.1:1\", {listener} }}\npolicy:\n  application_rules:\n    - {{ fqdns: [a.example], protocols: [\"https:443\"], clients: [\"{name}\"] }}\n"
         );
-        let settings = check::settings(&text, folder.path(), check::Depth::Lint).unwrap();
+        let settings = check::settings(&text, folder.path(), check::Depth::Lint, &mut Vec::new()).unwrap();
         settings.warnings.first().map(|warning| warning.message.clone()).unwrap_or_default()
     };
     let (users, mutual) =

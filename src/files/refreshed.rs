@@ -52,8 +52,16 @@ struct Seen {
     told: String,
 }
 
+/// What changes when a file does, behind all links; `None`: it is not there.
+#[must_use]
+pub fn stamp(path: &Path) -> Option<Stamp> {
+    let meta = std::fs::metadata(path).ok()?;
+    let changed = (meta.ctime(), meta.ctime_nsec());
+    Some((meta.dev(), meta.ino(), meta.len(), (meta.mtime(), meta.mtime_nsec()), changed))
+}
+
 /// What changes when a file does: device and inode behind all links, length, times of contents and of the inode.
-type Stamp = (u64, u64, u64, (i64, i64), (i64, i64));
+pub type Stamp = (u64, u64, u64, (i64, i64), (i64, i64));
 
 impl<F: Files> Refreshed<F> {
     /// Reads the files for the first time.
@@ -118,11 +126,6 @@ impl<F: Files + PartialEq> PartialEq for Refreshed<F> {
 impl<F: Files + Eq> Eq for Refreshed<F> {}
 
 fn stamps(files: &impl Files) -> Vec<Option<Stamp>> {
-    let stamp = |path: &Path| {
-        let meta = std::fs::metadata(path).ok()?;
-        let changed = (meta.ctime(), meta.ctime_nsec());
-        Some((meta.dev(), meta.ino(), meta.len(), (meta.mtime(), meta.mtime_nsec()), changed))
-    };
     files.paths().into_iter().map(stamp).collect()
 }
 

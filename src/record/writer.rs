@@ -48,6 +48,8 @@ pub struct Scribe {
     open: Option<Duration>,
     empty: bool,
     state: Arc<LogState>,
+    /// The file is to be opened again.
+    reopens: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
 }
 
@@ -123,8 +125,14 @@ impl OfClients {
     }
 }
 
-/// A line and the lane that it is counted in.
-type Queued = (Arc<Lane>, Box<Line>);
+/// What the writer is given.
+#[derive(Debug)]
+enum Queued {
+    /// A line and the lane that it is counted in.
+    Line(Arc<Lane>, Box<Line>),
+    /// The file may be another one by now.
+    Reopen,
+}
 
 /// The writing thread; ends when every [`Scribe`] is gone and the queue is empty.
 #[derive(Debug)]
@@ -138,13 +146,7 @@ impl Scribe {
     /// # Errors
     /// The output's, where it cannot be opened.
     pub fn start(settings: &LogSettings, metrics: Arc<Metrics>) -> io::Result<(Self, LogWriter)> {
-        let output: Box<dyn Write + Send> = match &settings.output {
-            // Their own handles would keep a rest of what was written, and call it done.
-            LogOutput::Stdout => Box::new(File::from(io::stdout().as_fd().try_clone_to_owned()?)),
-            LogOutput::Stderr => Box::new(File::from(io::stderr().as_fd().try_clone_to_owned()?)),
-            LogOutput::File(path) => Box::new(OpenOptions::new().create(true).append(true).open(path)?),
-        };
-        Self::write_to(output, settings, metrics)
+        Self::write_to(opened(&settings.output)?, settings, metrics)
     }
 
     fn write_to(
@@ -160,11 +162,14 @@ impl Scribe {
         let (end, ended) = oneshot::channel();
         let state = Arc::new(LogState::new(overflow));
         let of_clients = Arc::new(OfClients::default());
+        let reopens = Arc::new(AtomicBool::new(false));
         let desk = Desk {
+            reopens: Arc::clone(&reopens),
             state: Arc::clone(&state),
             of_clients: Arc::clone(&of_clients),
             lines,
             format,
+            place: settings.output.clone(),
             output,
             batch: Vec::with_capacity(BATCH),
             held: Vec::new(),
@@ -179,7 +184,8 @@ impl Scribe {
             let _ = end.send(());
         })?;
         let (refused, allowed) = (lane("refused"), lane("allowed"));
-        let scribe = Self { queue, refused, allowed, of_clients, room, access, overflow, open, empty, state, metrics };
+        let scribe =
+            Self { queue, refused, allowed, of_clients, room, access, overflow, open, empty, state, reopens, metrics };
         Ok((scribe, LogWriter { ended }))
     }
 
@@ -249,10 +255,17 @@ impl Scribe {
         if let Some(client) = self.charged(&line) {
             self.of_clients.add(client, size);
         }
-        if !fits || self.queue.send((Arc::clone(lane), line)).is_err() {
+        if !fits || self.queue.send(Queued::Line(Arc::clone(lane), line)).is_err() {
             lane.waiting.fetch_sub(size, Ordering::Relaxed);
             self.metrics.lines_lost(lane.name, 1);
         }
+    }
+
+    /// Has the file opened again, behind the lines that are on their way.
+    pub(super) fn reopen(&self) {
+        self.reopens.store(true, Ordering::Relaxed);
+        // A writer that has ended writes nowhere.
+        let _ = self.queue.send(Queued::Reopen);
     }
 
     /// Waits for the writer, where no line may be lost.
@@ -304,11 +317,13 @@ struct Held {
 
 /// The writer's side.
 struct Desk {
+    reopens: Arc<AtomicBool>,
     state: Arc<LogState>,
     of_clients: Arc<OfClients>,
     /// Bounded by the lanes.
     lines: Receiver<Queued>,
     format: LogFormat,
+    place: LogOutput,
     output: Box<dyn Write + Send>,
     batch: Vec<u8>,
     /// The lines of the batch.
@@ -337,7 +352,11 @@ impl Desk {
         }
     }
 
-    fn take(&mut self, (lane, line): Queued) {
+    fn take(&mut self, queued: Queued) {
+        let (lane, line) = match queued {
+            Queued::Line(lane, line) => (lane, line),
+            Queued::Reopen => return self.reopen(),
+        };
         // One that could not be finished must not spoil the next.
         let torn = std::mem::take(&mut self.is_torn);
         let begin = self.batch.len();
@@ -348,6 +367,17 @@ impl Desk {
         }
         let client = charged(&line, self.overflow);
         self.held.push(Held { client, lane, waiting: line.size(), bytes: self.batch.len() - begin });
+    }
+
+    /// Goes on in a new file where the old one was moved away (logrotate(8)).
+    fn reopen(&mut self) {
+        if !self.batch.is_empty() {
+            self.write();
+        }
+        if let Some(output) = self.reopens.swap(false, Ordering::Relaxed).then(|| opened_again(&self.place)).flatten() {
+            self.output = output;
+            self.is_torn = false;
+        }
     }
 
     /// Writes the batch whole, or says that its lines are lost.
@@ -369,6 +399,12 @@ impl Desk {
                         break;
                     }
                     pause(RETRY);
+                    // Whoever could not write here may write there.
+                    if let Some(output) =
+                        self.reopens.swap(false, Ordering::Relaxed).then(|| opened_again(&self.place)).flatten()
+                    {
+                        self.output = output;
+                    }
                 }
             }
         }
@@ -394,6 +430,28 @@ impl Desk {
         }
         self.room.notify_waiters();
     }
+}
+
+/// The file as it is now; `None` where what is open must do.
+fn opened_again(place: &LogOutput) -> Option<Box<dyn Write + Send>> {
+    let LogOutput::File(path) = place else { return None };
+    let opened = opened(place);
+    match &opened {
+        Ok(_) => tracing::info!(file = %path.display(), "the access log is open again"),
+        Err(error) => {
+            tracing::error!(file = %path.display(), %error, "cannot open the access log again: lines go on into the file that was open");
+        }
+    }
+    opened.ok()
+}
+
+fn opened(place: &LogOutput) -> io::Result<Box<dyn Write + Send>> {
+    Ok(match place {
+        // Their own handles would keep a rest of what was written, and call it done.
+        LogOutput::Stdout => Box::new(File::from(io::stdout().as_fd().try_clone_to_owned()?)),
+        LogOutput::Stderr => Box::new(File::from(io::stderr().as_fd().try_clone_to_owned()?)),
+        LogOutput::File(path) => Box::new(OpenOptions::new().create(true).append(true).open(path)?),
+    })
 }
 
 #[allow(clippy::disallowed_methods, reason = "the writer is a thread of its own, and no worker")]

@@ -16,6 +16,7 @@ struct World {
     egret: Egret,
     dns: Dns,
     origin: Recorder,
+    logs: tempfile::TempDir,
 }
 
 impl World {
@@ -28,7 +29,7 @@ impl World {
         let own = own_ip();
         let config = Self::config(&dns, own, "names.txt");
         let egret = Egret::run_with(&config, own, &[("names.txt", names)]);
-        Self { egret, dns, origin }
+        Self { egret, dns, origin, logs: tempfile::tempdir().unwrap() }
     }
 
     fn config(dns: &Dns, ip: std::net::IpAddr, file: &str) -> String {
@@ -219,4 +220,122 @@ fn a_long_list_is_compiled_while_others_are_served() {
     });
     assert!(served > 10, "{served} connections during the reload");
     assert!(world.lets_out("b.web.test"));
+}
+
+/// A world with a control socket, a log file and a policy that is watched, or not.
+fn controlled(watch: bool) -> World {
+    let (dns, ip, own) = (Dns::start(), own_ip(), own_ip());
+    for name in ["a.web.test", "b.web.test", "c.web.test"] {
+        dns.answer(name, &[&ip.to_string()]);
+    }
+    let origin = Recorder::start(ip, HTTPS, ALERT);
+    let config = World::config(&dns, own, "names.txt").replace("policy:\n", &format!("policy:\n  watch: {watch}\n"));
+    let config = format!("control: {{ socket: run/control.sock }}\nlog: {{ output: /LOG }}\n{config}");
+    let logs = tempfile::tempdir().unwrap();
+    let config = config.replace("/LOG", &logs.path().join("access.log").display().to_string());
+    let egret = Egret::run_with(&config, own, &[("names.txt", "a.web.test\n")]);
+    World { egret, dns, origin, logs }
+}
+
+fn reload(world: &World) -> (Option<i32>, String) {
+    let config = world.egret.folder().join("egret.yaml");
+    let output = run(env!("CARGO_BIN_EXE_egret"), &["reload", "--config", config.to_str().unwrap()]);
+    (output.status.code(), crate::support::text(&output))
+}
+
+#[test]
+fn the_control_socket_reloads_and_says_what_happened() {
+    let world = controlled(false);
+    world.write("names.txt", "b.web.test\n");
+    let (code, said) = reload(&world);
+    assert_eq!((code, said.as_str()), (Some(0), "the new policy is in force: 1 rules with 1 names and patterns\n"));
+    assert!(!world.lets_out("a.web.test") && world.lets_out("b.web.test"));
+    // A fault changes nothing, and the socket is found although the file has one.
+    world.write("names.txt", "b.web.test\na..b\n");
+    let (code, said) = reload(&world);
+    assert!(code == Some(2) && said.contains("nothing has changed") && said.contains("names.txt:2"), "{said}");
+    assert!(world.lets_out("b.web.test"));
+    let faulty = std::fs::read_to_string(world.egret.folder().join("egret.yaml")).unwrap() + "unknown: 1\n";
+    world.write("egret.yaml", &faulty);
+    let (code, said) = reload(&world);
+    assert!(code == Some(2) && said.contains("unknown key"), "{said}");
+    // Nobody else may speak on it.
+    let socket = world.egret.folder().join("run/control.sock");
+    let mode = |path: &std::path::Path| {
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path).unwrap().permissions()) & 0o777
+    };
+    assert_eq!((mode(&socket), mode(socket.parent().unwrap())), (0o600, 0o700));
+    let mut world = world;
+    world.egret.signal("TERM");
+    world.egret.wait();
+    assert!(!socket.exists(), "it is gone with its egret");
+    let (code, said) = reload(&world);
+    assert!(code == Some(1) && said.contains("cannot ask at"), "{said}");
+}
+
+#[test]
+fn a_watched_policy_is_read_again_when_its_files_rest() {
+    let world = controlled(true);
+    let rest = || std::thread::sleep(std::time::Duration::from_millis(600));
+    // Written in pieces, each of which would be a policy.
+    for names in ["b.web.test\n", "b.web.test\nc.web.test\n", "b.web.test\nc.web.test\n# all\n"] {
+        world.write("names.txt", names);
+        rest();
+        assert!(world.lets_out("a.web.test"), "not while it changes");
+    }
+    eventually("the new names", || world.lets_out("c.web.test") && !world.lets_out("a.web.test"));
+    assert_eq!(world.egret.errors().matches(DONE).count(), 1, "{}", world.egret.errors());
+    // Half a file changes nothing, and is not asked for again.
+    world.write("egret.yaml", "listeners: [{ kind: forward, bind: \"127.0");
+    eventually(REFUSED, || world.egret.errors().contains(REFUSED));
+    assert!(world.lets_out("c.web.test"));
+    // Other files, by the swap of a link, as Kubernetes does it.
+    let folder = world.egret.folder();
+    for (n, names) in [(1, "a.web.test\n"), (2, "b.web.test\n")] {
+        std::fs::create_dir(folder.join(format!("data{n}"))).unwrap();
+        world.write(&format!("data{n}/names.txt"), names);
+    }
+    let lead_to = |n: u8| {
+        std::os::unix::fs::symlink(format!("data{n}"), folder.join("next")).unwrap();
+        std::fs::rename(folder.join("next"), folder.join("data")).unwrap();
+    };
+    lead_to(1);
+    let config = World::config(&world.dns, world.egret.ip, "data/names.txt");
+    world.write("egret.yaml", &config.replace("policy:\n", "policy:\n  watch: true\n"));
+    eventually("the other file", || world.lets_out("a.web.test"));
+    lead_to(2);
+    eventually("the other folder", || world.lets_out("b.web.test") && !world.lets_out("a.web.test"));
+    // A file that is not there yet.
+    world.write("egret.yaml", &config.replace("policy:\n", "policy:\n  watch: true\n").replace("data/", "later/"));
+    eventually("the missing file", || world.egret.errors().contains("later/names.txt"));
+    std::fs::create_dir(folder.join("later")).unwrap();
+    world.write("later/names.txt", "c.web.test\n");
+    eventually("the file that came later", || world.lets_out("c.web.test"));
+    // And no longer.
+    world.write("egret.yaml", &config.replace("data/", "later/"));
+    eventually("watching ends", || world.egret.errors().matches(DONE).count() == 5);
+    world.write("later/names.txt", "a.web.test\n");
+    rest();
+    rest();
+    rest();
+    assert!(world.lets_out("c.web.test") && world.origin.count() == 0);
+}
+
+#[test]
+fn a_signal_opens_the_log_again() {
+    let world = controlled(false);
+    let log = world.logs.path().join("access.log");
+    let lines = |path: &std::path::Path| std::fs::read_to_string(path).unwrap_or_default().lines().count();
+    assert!(!world.lets_out("b.web.test"));
+    eventually("a line", || lines(&log) == 1);
+    let old = log.with_extension("1");
+    std::fs::rename(&log, &old).unwrap();
+    world.hang_up("the access log is open again");
+    assert!(!world.lets_out("b.web.test"));
+    eventually("a line in the new file", || lines(&log) == 1);
+    assert_eq!(lines(&old), 1);
+    // What cannot be opened changes nothing.
+    std::fs::remove_file(&log).unwrap();
+    std::fs::create_dir(&log).unwrap();
+    world.hang_up("lines go on into the file that was open");
 }

@@ -158,6 +158,23 @@ fn a_table_from_before_the_network_lets_nothing_by() {
 }
 
 #[test]
+fn a_reload_right_after_the_table_was_made_anew_is_no_fault() {
+    let Some(world) = World::build(Through::One) else { return };
+    let egret = hop(&world, &config(POLICY, ""));
+    let file = egret.folder().join("egret.yaml");
+    for n in 1..=3 {
+        let output = world.at("hop1", || {
+            run(env!("CARGO_BIN_EXE_egret"), &["netfilter", "apply", "--config", file.to_str().unwrap()])
+        });
+        assert!(output.status.success(), "{}", text(&output));
+        egret.signal("HUP");
+        let done = "the new policy is in force";
+        eventually(done, || egret.errors().matches(done).count() == n);
+    }
+    assert!(!egret.errors().contains("nothing has changed"), "{}", egret.errors());
+}
+
+#[test]
 fn a_missing_interface_is_seen() {
     let Some(world) = World::build(Through::One) else { return };
     let text = config(POLICY, "").replace("interfaces: [lan]", "interfaces: [lan, lan2]");
