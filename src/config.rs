@@ -25,6 +25,7 @@ pub use document::Place;
 pub use netfilter::{Dnat, Learn, Netfilter};
 pub use schema::schema;
 
+use crate::bundle::Asked;
 use crate::dns::HostsFile;
 use crate::files::{Refreshed, read_bounded};
 use crate::identity::{TlsFiles, UsersFile};
@@ -46,6 +47,18 @@ pub fn control_socket(path: &Path) -> Result<Option<PathBuf>, String> {
     let all = tree.json_without(&[], "");
     let socket = all.pointer("/control/socket").and_then(|socket| socket.as_str());
     Ok(socket.map(|socket| path.parent().unwrap_or_else(|| Path::new(".")).join(socket)))
+}
+
+/// The rule sets that a configuration asks for, in their order, whatever else stands in it.
+///
+/// # Errors
+/// Where the file cannot be read, or the list of rule sets not be understood.
+pub fn bundles(path: &Path) -> Result<Vec<Asked>, String> {
+    let text = read_bounded(path)?;
+    let tree = document::parse(&text).map_err(|fault| fault.at(&path.display().to_string()))?;
+    let all = tree.json_without(&[], "");
+    let bundles = all.pointer("/policy/bundles").cloned().unwrap_or_else(|| serde_json::json!([]));
+    serde_json::from_value(bundles).map_err(|error| format!("{}: policy.bundles: {error}", path.display()))
 }
 
 /// Checked settings.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::CommandError;
 use super::cluster::Cluster;
 use crate::bundle::{self, Asked, Bundle, Change, Choice, Closed, Level, Opening, Row, Why};
+use crate::config;
 
 /// Where nodes reach egret, as long as nobody has said it.
 const SOMEWHERE: &str = "http://egret:3128";
@@ -57,6 +58,9 @@ enum Format {
 pub(super) struct Show {
     #[command(flatten)]
     wishes: Wishes,
+    /// Without a bundle's name: those of this configuration, as it asks for them
+    #[arg(long, value_name = "FILE", env = "EGRET_CONFIG")]
+    config: Option<PathBuf>,
     #[arg(long, value_enum, default_value_t)]
     format: Format,
     /// aks-http-proxy: where nodes reach a forward listener
@@ -73,7 +77,8 @@ pub(super) struct Show {
 /// A bundle's parameters as options.
 #[derive(Debug, Args)]
 struct Wishes {
-    bundle: String,
+    /// Such as aks; without it, those of a configuration
+    bundle: Option<String>,
     /// global, china or usgov
     #[arg(long, default_value = "global")]
     cloud: String,
@@ -168,11 +173,32 @@ fn listed(bundle: &Bundle) -> Value {
 
 impl Show {
     fn answer(self) -> Result<(String, String), String> {
-        let bundle = bundle::named(&self.wishes.bundle)?;
-        let mut remarks = Vec::new();
-        let asked = self.wishes.asked();
-        let choice = bundle.choose(&asked, |_| false, &mut remarks);
+        let Some(name) = &self.wishes.bundle else { return self.of_configuration() };
         let mut said = String::new();
+        let text = self.shown(&self.wishes.asked(name), &mut said)?;
+        Ok((text, said))
+    }
+
+    fn of_configuration(&self) -> Result<(String, String), String> {
+        let path = self.config.as_ref().ok_or("which bundle? write `egret bundle show aks`, or --config FILE")?;
+        let (mut text, mut said) = (String::new(), String::new());
+        let all = config::bundles(path)?;
+        if all.is_empty() {
+            return Err(format!("{}: there are no bundles in it (policy.bundles)", path.display()));
+        }
+        for (at, asked) in all.iter().enumerate() {
+            let _ = writeln!(said, "{}: policy.bundles[{at}]", path.display());
+            text.push_str(if at > 0 { "\n" } else { "" });
+            text.push_str(&self.shown(asked, &mut said)?);
+        }
+        Ok((text, said))
+    }
+
+    /// The rules of one bundle as they are asked for, and what is to be said beside them.
+    fn shown(&self, asked: &Asked, said: &mut String) -> Result<String, String> {
+        let bundle = bundle::named(&asked.bundle)?;
+        let mut remarks = Vec::new();
+        let choice = bundle.choose(asked, |_| false, &mut remarks);
         for remark in &remarks {
             let level = match remark.level {
                 Level::Fault => "error",
@@ -182,7 +208,7 @@ impl Show {
             let _ = writeln!(said, "{level}: --{}: {}", remark.key.replace('_', "-"), remark.message);
         }
         let choice = choice.ok_or_else(|| said.trim_end().to_owned())?;
-        let text = match self.format {
+        Ok(match self.format {
             Format::Table => table(&choice),
             Format::Yaml => yaml(&choice),
             Format::Json => format!("{:#}\n", as_json(&choice)),
@@ -192,8 +218,7 @@ impl Show {
                 }
                 format!("{:#}\n", self.http_proxy()?)
             }
-        };
-        Ok((text, said))
+        })
     }
 
     /// AKS, HTTP proxy: the file for `az aks create --http-proxy-config`.
@@ -222,7 +247,7 @@ impl Show {
 }
 
 impl Wishes {
-    fn asked(&self) -> Asked {
+    fn asked(&self, bundle: &str) -> Asked {
         Asked {
             cloud: Some(self.cloud.clone()),
             edition: Some(self.edition.clone()),
@@ -232,7 +257,7 @@ impl Wishes {
             region_cidrs: self.region_cidrs.clone(),
             monitor_by_tag: Some(self.monitor_by_tag),
             any_destination: self.any_destination.clone(),
-            ..self.cluster.asked(&self.bundle, &self.location)
+            ..self.cluster.asked(bundle, &self.location)
         }
     }
 }

@@ -189,6 +189,12 @@ fn every_command_knows_its_file_from_the_environment() {
 
 #[test]
 fn bundles_are_listed_with_their_other_names() {
+    let (_folder, path) = config(
+        "listeners: [{ kind: forward, bind: \"127.0.0.1:1\" }]\npolicy: { bundles: [{ bundle: aks, location: northeurope, features: [gpu] }] }\n",
+    );
+    let of_file = ["aks in global at northeurope", "features: gpu", &format!("{path}: policy.bundles[0]")];
+    exits(&["bundle", "show", "--config", &path], 0, &of_file);
+    exits(&["bundle", "show"], 2, &["which bundle?"]);
     exits(&["bundle", "list"], 0, &["global (also public, AzureCloud", "(also policy)"]);
 }
 
