@@ -113,7 +113,14 @@ impl Policy {
             Subject::Tcp { host: Host::Name(name), port } if self.reads_name_of(question, name, *port) => {
                 let tls = self.ports.get(port).is_none_or(|expected| expected.tls);
                 let protocol = if tls { AppProtocol::Https } else { AppProtocol::Http };
-                self.explain_app(question, protocol, &Host::Name(name.clone()), *port, None)
+                let because = self.explain_app(question, protocol, &Host::Name(name.clone()), *port, None)?;
+                let scheme = protocol.as_str();
+                let nearest = format!(
+                    "rule {} allows {scheme}://{name}:{port}: egret reads the name in the bytes there, and other bytes have none",
+                    because.rule
+                );
+                let hint = Hint { nearest: Some(nearest), ..Hint::default() };
+                Err(Refusal::new(Reason::NoRule, Stage::Network).with(hint))
             }
             Subject::Tcp { host, port } => self.explain_net(question, host, *port, NetKind::Tcp),
             Subject::Udp { host, port } => self.explain_net(question, host, *port, NetKind::Udp),

@@ -15,20 +15,28 @@ use crate::name::HostName;
 /// Why a pattern is near whose letters hardly differ.
 const ALIKE: &str = ", which is spelled almost alike";
 
-/// Whether a pattern is about names of the same registered domain; where nobody registers any, as under `.internal`, of the
-/// same top-level domain.
+/// Whether a pattern is about names of the same registered domain.
 fn is_kin(pattern: &str, name: &HostName) -> bool {
-    let text = name.as_str();
-    let is_public = psl::suffix(text.as_bytes()).is_some_and(|suffix| suffix.is_known());
-    let domain = if is_public { psl::domain_str(text) } else { text.rsplit('.').next() };
-    domain.is_some_and(|domain| {
-        pattern.strip_suffix(domain).is_some_and(|front| front.is_empty() || front.ends_with('.'))
-    })
+    pattern.strip_suffix(registered(name.as_str())).is_some_and(|front| front.is_empty() || front.ends_with('.'))
+}
+
+/// What somebody has registered; under a top-level domain where nobody registers any, such as `.internal`, that domain. What a
+/// provider hands out under its own domain is part of that one here.
+fn registered(name: &str) -> &str {
+    let last = || name.rsplit('.').next().unwrap_or(name);
+    let ending = |len: usize| name.get(name.len() - len..).unwrap_or(name);
+    match psl::suffix(name.as_bytes()).filter(psl::Suffix::is_known) {
+        None => last(),
+        Some(suffix) if suffix.typ() == Some(psl::Type::Private) => {
+            ending(suffix.as_bytes().len()).split_once('.').map_or_else(last, |(_, rest)| registered(rest))
+        }
+        Some(_) => psl::domain_str(name).unwrap_or(name),
+    }
 }
 
 /// Whether the registered domain has letters enough for a likeness to be no chance.
 fn is_long(name: &HostName) -> bool {
-    psl::domain_str(name.as_str()).and_then(|domain| domain.split('.').next()).is_some_and(|label| label.len() >= 4)
+    registered(name.as_str()).split('.').next().is_some_and(|label| label.len() >= 4)
 }
 
 /// Patterns compared letter by letter when nothing hangs near the name; more would make refusals dear.
