@@ -12,7 +12,7 @@ pub struct Answers {
     pub addresses: Vec<IpAddr>,
     /// How long the shortest-lived record on the way holds.
     pub ttl: Duration,
-    /// Whether that time is over, and nobody could be asked for newer ones (RFC 8767).
+    /// Whether that time is over and no server gave newer ones (RFC 8767).
     pub is_stale: bool,
 }
 

@@ -318,9 +318,9 @@ impl App {
         tracing::info!("stopped");
         pages.stop(Duration::ZERO, std::future::ready(())).await;
         watch.abort();
-        kernel.iter().chain(&table).chain(&control).for_each(JoinHandle::abort);
-        // Should it stay, the next egret takes it for one that was left.
+        // While it is bound, it cannot be a successor's. Should it stay, the next egret takes it for one that was left.
         control_path.iter().for_each(|path| drop(std::fs::remove_file(path)));
+        kernel.iter().chain(&table).chain(&control).for_each(JoinHandle::abort);
         files.abort();
         policies.abort();
         // The watch holds no book; the last scribe goes with the house, and the writer ends.

@@ -462,7 +462,8 @@ fn reload(path: Option<&Path>, socket: Option<PathBuf>) -> Result<ExitCode, Comm
         })?,
     };
     let (is_done, said) = control::ask(&socket, "reload").map_err(|error| {
-        std::io::Error::new(error.kind(), format!("cannot ask at {}: {error}; does egret run?", socket.display()))
+        let cure = if error.kind() == std::io::ErrorKind::Other { "" } else { "; does egret run?" };
+        std::io::Error::new(error.kind(), format!("cannot ask at {}: {error}{cure}", socket.display()))
     })?;
     let text: String = said.iter().map(|line| format!("{line}\n")).collect();
     if is_done {

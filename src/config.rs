@@ -27,7 +27,7 @@ pub use schema::schema;
 
 use crate::bundle::Asked;
 use crate::dns::HostsFile;
-use crate::files::{Refreshed, read_bounded};
+use crate::files::{Refreshed, StampedFile, read_bounded, stamp};
 use crate::identity::{TlsFiles, UsersFile};
 use crate::name::HostName;
 use crate::peek::http_head::HeadLimits;
@@ -37,14 +37,17 @@ use crate::policy::{OwnAddresses, Policy};
 /// The configuration in the binary: a forward proxy for this machine with the AKS rules.
 pub const DEFAULT: &str = include_str!("../config/default.yaml");
 
+fn as_json(path: &Path) -> Result<serde_json::Value, String> {
+    let tree = document::parse(&read_bounded(path)?).map_err(|fault| fault.at(&path.display().to_string()))?;
+    Ok(tree.json_without(&[], ""))
+}
+
 /// The control socket that a configuration names, whatever else is wrong with it.
 ///
 /// # Errors
 /// Where the file cannot be read, or is not YAML.
 pub fn control_socket(path: &Path) -> Result<Option<PathBuf>, String> {
-    let text = read_bounded(path)?;
-    let tree = document::parse(&text).map_err(|fault| fault.at(&path.display().to_string()))?;
-    let all = tree.json_without(&[], "");
+    let all = as_json(path)?;
     let socket = all.pointer("/control/socket").and_then(|socket| socket.as_str());
     Ok(socket.map(|socket| path.parent().unwrap_or_else(|| Path::new(".")).join(socket)))
 }
@@ -54,10 +57,7 @@ pub fn control_socket(path: &Path) -> Result<Option<PathBuf>, String> {
 /// # Errors
 /// Where the file cannot be read, or the list of rule sets not be understood.
 pub fn bundles(path: &Path) -> Result<Vec<Asked>, String> {
-    let text = read_bounded(path)?;
-    let tree = document::parse(&text).map_err(|fault| fault.at(&path.display().to_string()))?;
-    let all = tree.json_without(&[], "");
-    let bundles = all.pointer("/policy/bundles").cloned().unwrap_or_else(|| serde_json::json!([]));
+    let bundles = as_json(path)?.pointer("/policy/bundles").cloned().unwrap_or_else(|| serde_json::json!([]));
     serde_json::from_value(bundles).map_err(|error| format!("{}: policy.bundles: {error}", path.display()))
 }
 
@@ -80,8 +80,8 @@ pub struct Settings {
     pub health_from: Option<Vec<IpNet>>,
     /// The control socket's path.
     pub control: Option<PathBuf>,
-    /// Files that the policy was read from, besides the configuration.
-    pub files: Vec<PathBuf>,
+    /// Files that the policy was read from, the configuration's among them, as they were before.
+    pub files: Vec<StampedFile>,
     /// Whom refused clients may ask.
     pub contact: Option<Arc<str>>,
     /// What is allowed and probably not meant.
@@ -222,7 +222,7 @@ pub struct DnsSettings {
     pub min_ttl: Duration,
     pub max_ttl: Duration,
     pub negative_ttl: Duration,
-    /// How long an answer may still be used when its time is over and nobody can be asked.
+    /// How long an answer may still be used when its time is over and no server answers.
     pub stale: Duration,
     /// Asked before any server.
     pub hosts: Option<Arc<Refreshed<HostsFile>>>,
@@ -364,8 +364,8 @@ pub struct ConfigError {
     pub file: String,
     /// At least one, in the order of the text.
     pub faults: Vec<Fault>,
-    /// Files that were read, or looked for, besides the configuration.
-    pub files: Vec<PathBuf>,
+    /// Files that were read, or looked for, as they were before.
+    pub files: Vec<StampedFile>,
 }
 
 impl std::error::Error for ConfigError {}
@@ -453,12 +453,22 @@ impl Settings {
 
     fn read(path: &Path, depth: check::Depth) -> Result<Self, ConfigError> {
         let file = path.display().to_string();
+        let own = (path.to_owned(), stamp(path));
         let text = read_bounded(path).map_err(|message| ConfigError {
             file: file.clone(),
             faults: vec![Fault { place: Place::default(), path: String::new(), message }],
-            files: Vec::new(),
+            files: vec![own.clone()],
         })?;
-        Self::from_text(&text, &file, path.parent().unwrap_or_else(|| Path::new(".")), depth)
+        match Self::from_text(&text, &file, path.parent().unwrap_or_else(|| Path::new(".")), depth) {
+            Ok(mut settings) => {
+                settings.files.push(own);
+                Ok(settings)
+            }
+            Err(mut error) => {
+                error.files.push(own);
+                Err(error)
+            }
+        }
     }
 
     /// Checks a configuration's text; relative paths in it start at `folder`.

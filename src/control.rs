@@ -1,6 +1,7 @@
 //! The control socket: what its owner and root may ask of a running egret, one JSON object a line.
 //!
-//! Owns the socket, who may speak on it, and the form of questions and answers. What is asked is done elsewhere.
+//! Owns the socket, who may speak on it, and the form of questions and answers. Carrying a request out is
+//! another room's job: `reload`'s.
 
 use std::fs::{DirBuilder, Permissions};
 use std::io::{self, BufRead as _, Write as _};
@@ -17,7 +18,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::reload::{self, Outcome};
 
-/// Of the protocol; both sides say it.
+/// Protocol version, in both directions.
 const VERSION: u32 = 1;
 /// Peers at once.
 const MAX_PEERS: usize = 16;
@@ -78,7 +79,7 @@ pub fn bind(path: &Path) -> io::Result<std_unix::UnixListener> {
         Ok(meta) if !meta.file_type().is_socket() => {
             return Err(io::Error::other("something else is there; remove it, or use another path"));
         }
-        // One that nobody listens on is left from an egret that was killed.
+        // A socket without a listener is left from an egret that was killed.
         Ok(_) if std_unix::UnixStream::connect(path).is_ok() => {
             return Err(io::Error::other("another egret has it; stop that one, or use another path"));
         }
@@ -111,7 +112,7 @@ pub async fn serve(listener: UnixListener, reloads: mpsc::Sender<reload::Request
         };
         let reloads = reloads.clone();
         tokio::spawn(async move {
-            // A peer that leaves has its reasons.
+            // A peer may close at any time.
             let _ = converse(stream, &reloads).await;
             drop(place);
         });
@@ -175,7 +176,10 @@ pub fn ask(path: &Path, action: &str) -> io::Result<(bool, Vec<String>)> {
     line.push('\n');
     (&stream).write_all(line.as_bytes())?;
     let mut answer = String::new();
-    io::BufReader::new(&stream).read_line(&mut answer)?;
+    io::BufReader::new(&stream).read_line(&mut answer).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::other("no answer within two minutes; the log says what came of it"),
+        _ => error,
+    })?;
     let answer: Answer = serde_json::from_str(&answer)?;
     Ok((answer.ok, answer.said))
 }

@@ -95,7 +95,7 @@ enum LookupOutcome {
 /// One family's part of an answer.
 type Family = Result<(Vec<IpAddr>, Duration), Failure>;
 
-/// Why a name has no addresses, for those who asked.
+/// Why a look-up brought no addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct NoAnswer {
     reason: Reason,
@@ -179,6 +179,9 @@ impl Resolver {
             Destination::Literal(ip) => return Ok(Answers::literal(*ip)),
             Destination::Name(name) => name,
         };
+        if let Some(answers) = self.context.of_hosts_file(name) {
+            return Ok(answers);
+        }
         let stale = match cache.get(name, Instant::now()) {
             Known::Answer(answers) => {
                 metrics.dns_cached();
@@ -205,7 +208,7 @@ impl Resolver {
             Some(stale) => Box::pin(self.look_up_or(name, clearance.client(), stale)).await?,
         };
         // Where clients bring an address of their own, it may be one of an earlier answer.
-        if clearance.dst().is_some() {
+        if clearance.dst().is_some() && !found.is_stale {
             cache.remember(name, &found.addresses, Instant::now());
         }
         Ok(found)
@@ -219,7 +222,10 @@ impl Resolver {
     pub async fn resolve_again(&self, clearance: &Clearance) -> Result<Answers, Refusal> {
         let cache = &self.context.cache;
         match clearance.destination() {
-            Destination::Name(name) if !cache.answered_within(name, MOMENT, Instant::now()) => {
+            Destination::Name(name)
+                if self.context.of_hosts_file(name).is_none()
+                    && !cache.answered_within(name, MOMENT, Instant::now()) =>
+            {
                 let found = Box::pin(self.look_up(name, clearance.client())).await?;
                 cache.remember(name, &found.addresses, Instant::now());
                 Ok(found)
@@ -236,6 +242,9 @@ impl Resolver {
         match clearance.destination() {
             Destination::Literal(ip) => Ok(Answers::literal(*ip)),
             Destination::Name(name) => {
+                if let Some(answers) = self.context.of_hosts_file(name) {
+                    return Ok(answers);
+                }
                 let found = self.context.look_up(name).await?;
                 self.context.cache.remember(name, &found.addresses, Instant::now());
                 Ok(found)
@@ -351,6 +360,12 @@ impl Drop for LookupGuard {
 }
 
 impl LookupContext {
+    /// What the hosts file says, which is never older than the file.
+    fn of_hosts_file(&self, name: &HostName) -> Option<Answers> {
+        let addresses = self.settings.hosts.as_ref()?.get().get(name)?.to_vec();
+        Some(Answers { addresses, ttl: self.settings.min_ttl, is_stale: false })
+    }
+
     async fn look_up(&self, name: &HostName) -> Result<Answers, NoAnswer> {
         let found = self.ask(name).await;
         let (reason, is_silence) = match &found {
@@ -376,11 +391,6 @@ impl LookupContext {
     }
 
     async fn ask(&self, name: &HostName) -> Result<Answers, Failure> {
-        if let Some(hosts) = &self.settings.hosts
-            && let Some(addresses) = hosts.get().get(name)
-        {
-            return Ok(Answers { addresses: addresses.to_vec(), ttl: Duration::ZERO, is_stale: false });
-        }
         let group = &self.upstreams.group_for(name);
         let deadline = self.limits.deadline;
         // A trailing dot: no search list ever applies.
@@ -413,7 +423,7 @@ fn grace(first: &Family, deadline: Duration) -> Duration {
 async fn within(time: Duration, family: impl Future<Output = Family>) -> Family {
     let late = || Failure {
         is_silence: true,
-        ..Failure::of(Reason::DnsTimeout, "the other address family was not answered in time")
+        ..Failure::of(Reason::DnsTimeout, "the question for the other address family was not answered in time")
     };
     tokio::time::timeout(time, family).await.unwrap_or_else(|_| Err(late()))
 }

@@ -16,7 +16,8 @@ use crate::peek::http_head::{
     AnswerLength, BodyLength, HeadLimits, HeadReader, Onward, Overrides, RequestHead, ResponseHead, as_gateways_spell,
     is_token_byte,
 };
-use crate::relay::{self, Meter, Watch, Way};
+use crate::record::{Meter, Way};
+use crate::relay::{self, IdleWatch};
 use crate::stream::{self, ClientStream, ReadSide, WriteSide, send};
 
 /// From so many bytes on, a body is passed between the sockets without a look.
@@ -93,7 +94,7 @@ pub async fn run(
     upstream: &mut TcpStream,
     request: Outgoing<'_>,
     limits: ExchangeLimits,
-    watch: Watch<'_>,
+    watch: IdleWatch<'_>,
 ) -> Result<Answered, Halt> {
     let meter = watch.meter();
     let (mut client_read, client_write) = stream::split(client);

@@ -5,7 +5,7 @@ mod refreshed;
 use std::io::Read as _;
 use std::path::Path;
 
-pub use refreshed::{FileFault, Files, Refreshed, Stamp, stamp};
+pub use refreshed::{FileFault, Files, Refreshed, StampedFile, stamp};
 
 /// A larger file holds a list that belongs into `fqdns_file`.
 const MAX_FILE: u64 = 64 << 20;

@@ -11,7 +11,8 @@ use tokio::net::TcpStream;
 use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
 use crate::peek::client_hello::{ClientHello, HelloReader};
 use crate::peek::retry::{ClientGate, SERVER_FIRST_MAX, ServerFirst, second_hello, server_first};
-use crate::relay::{Meter, Watch, Way};
+use crate::record::{Meter, Way};
+use crate::relay::IdleWatch;
 use crate::stream::{ClientStream, read_with, send};
 
 /// One read while waiting; a server's first flight is a few of these.
@@ -55,7 +56,7 @@ pub async fn settle(
     first: &ClientHello,
     peeked: Vec<u8>,
     limits: SettleLimits,
-    watch: Watch<'_>,
+    watch: IdleWatch<'_>,
 ) -> Result<(), Halt> {
     let meter = watch.meter();
     let mut wait = Wait { client, upstream, meter, held: peeked, gate: ClientGate::default(), client_ended: false };

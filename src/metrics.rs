@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabel as _, EncodeLabelSet, LabelSetEncoder};
@@ -33,8 +34,8 @@ pub struct Metrics {
     verdicts: Family<Words<1>, Counter>,
     empty: Counter,
     refusals: Family<Words<2>, Counter>,
-    bytes_up: Counter,
-    bytes_down: Counter,
+    bytes_up: ShardedCounter,
+    bytes_down: ShardedCounter,
     lookups: Family<Words<1>, Counter>,
     lost_lines: Family<Words<1>, Counter>,
     reloads: Family<Words<1>, Counter>,
@@ -42,6 +43,36 @@ pub struct Metrics {
     net_refusals: Family<Words<1>, Counter>,
     net_flows: Family<RuleLabel, Counter>,
     source_ports: Family<SourceLabel, Gauge>,
+}
+
+/// A counter that all threads add to all the time, each to a part of its own.
+#[derive(Debug)]
+struct ShardedCounter {
+    /// What was shown last.
+    shown: Mutex<Counter>,
+    shards: [Shard; 16],
+}
+
+/// Alone in its cache line, and in the one that is fetched beside it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Shard(AtomicU64);
+
+impl ShardedCounter {
+    fn add(&self, n: u64) {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        thread_local! {
+            static THREAD: usize = THREADS.fetch_add(1, Ordering::Relaxed);
+        }
+        let shard = self.shards.get(THREAD.with(|thread| *thread) % self.shards.len());
+        shard.map(|shard| shard.0.fetch_add(n, Ordering::Relaxed));
+    }
+
+    fn sum_up(&self) {
+        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let sum: u64 = self.shards.iter().map(|shard| shard.0.load(Ordering::Relaxed)).sum();
+        shown.inc_by(sum - shown.get());
+    }
 }
 
 /// An address of this machine.
@@ -97,8 +128,10 @@ impl Default for Metrics {
         let (endings, refusals) = (Family::default(), Family::default());
         let (verdicts, empty) = (Family::default(), Counter::default());
         let (bytes, lookups) = (Family::<Words<1>, Counter>::default(), Family::default());
-        let [bytes_up, bytes_down] =
-            ["up", "down"].map(|direction| bytes.get_or_create(&Words([("direction", direction)])).clone());
+        let [bytes_up, bytes_down] = ["up", "down"].map(|direction| {
+            let shown = bytes.get_or_create(&Words([("direction", direction)])).clone();
+            ShardedCounter { shown: Mutex::new(shown), shards: Default::default() }
+        });
         let (lost_lines, reloads, faults) = (Family::default(), Family::default(), Family::default());
         registry.register("connections_active", "Client connections open now", active.clone());
         registry.register("peek_memory_bytes", "Memory that all peeks hold now", peek_memory.clone());
@@ -142,6 +175,7 @@ impl Metrics {
     #[must_use]
     pub fn page(&self, peek_memory: usize) -> String {
         self.peek_memory.set(i64::try_from(peek_memory).unwrap_or(i64::MAX));
+        [&self.bytes_up, &self.bytes_down].into_iter().for_each(ShardedCounter::sum_up);
         let mut out = String::new();
         // Writing into a string cannot fail.
         let _ = encode(&mut out, &self.registry);
@@ -159,7 +193,7 @@ impl Metrics {
 
     /// Bytes have gone on, up or down.
     pub(crate) fn moved(&self, is_up: bool, bytes: u64) {
-        if is_up { &self.bytes_up } else { &self.bytes_down }.inc_by(bytes);
+        if is_up { &self.bytes_up } else { &self.bytes_down }.add(bytes);
     }
 
     /// A connection was closed without a byte.

@@ -5,6 +5,7 @@
 //! What does not fit is counted, or new ones wait. Decides nothing.
 
 mod line;
+mod meter;
 mod writer;
 
 use std::net::{IpAddr, SocketAddr};
@@ -23,9 +24,9 @@ use crate::peek::Sighting;
 use crate::peek::client_hello::{ClientHello, Sni};
 use crate::peek::http_head::{HostField, RequestHead};
 use crate::policy::Because;
-use crate::relay::{Lasting, Meter};
 pub use line::Line;
 use line::{Id, Stamp};
+pub use meter::{Lasting, Meter, Way};
 pub use writer::{LogState, LogWriter, Scribe};
 
 /// Entries of a list in one line; a peer chooses how many there are.
@@ -413,7 +414,7 @@ impl Lasting for Record {
     }
 
     /// A line after `log.open`, and another one each hour.
-    fn lasts(&self) -> Option<Instant> {
+    fn report_due(&self) -> Option<Instant> {
         const AGAIN: Duration = Duration::from_secs(3600);
         let (line, first) = self.line.as_ref().zip(self.book.scribe.open())?;
         loop {

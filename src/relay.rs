@@ -10,8 +10,7 @@ mod pipe;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,8 +18,8 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::ending::{Ending, Totals};
-use crate::metrics::Metrics;
+use crate::ending::Ending;
+use crate::record::{Lasting, Meter, Way};
 use crate::stream::{self, ClientStream, Socket};
 use direct::OneWay;
 use tokio_util::either::Either;
@@ -28,92 +27,15 @@ use tokio_util::either::Either;
 /// Pipes at once, two descriptors each; who finds none copies.
 pub const MOST_PIPES: usize = 128;
 
-/// Counts bytes as they go, so that a connection cut at any moment still has true totals.
-#[derive(Debug)]
-pub struct Meter {
-    /// Where everybody's bytes are counted too.
-    metrics: Option<Arc<Metrics>>,
-    up: AtomicU64,
-    down: AtomicU64,
-    begun: Instant,
-    /// Milliseconds after `begun` at which a byte last moved.
-    moved: AtomicU64,
-}
-
-/// Which way bytes go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// Client to upstream.
-    Up,
-    Down,
-}
-
-impl Meter {
-    #[must_use]
-    pub fn new(metrics: Option<Arc<Metrics>>) -> Self {
-        Self {
-            metrics,
-            up: AtomicU64::new(0),
-            down: AtomicU64::new(0),
-            begun: Instant::now(),
-            moved: AtomicU64::new(0),
-        }
-    }
-
-    pub fn count(&self, way: Way, bytes: usize) {
-        let total = match way {
-            Way::Up => &self.up,
-            Way::Down => &self.down,
-        };
-        total.fetch_add(bytes as u64, Ordering::Relaxed);
-        if let Some(metrics) = &self.metrics {
-            metrics.moved(way == Way::Up, bytes as u64);
-        }
-        self.touch();
-    }
-
-    /// Idleness counts from now. Called once as bytes begin to move, too: what came before was waited for under
-    /// limits of its own.
-    pub fn touch(&self) {
-        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.moved.store(now, Ordering::Relaxed);
-    }
-
-    #[must_use]
-    pub fn totals(&self) -> Totals {
-        Totals { up: self.up.load(Ordering::Relaxed), down: self.down.load(Ordering::Relaxed) }
-    }
-
-    /// When no byte will have moved for `idle`, if none moves until then.
-    fn deadline(&self, idle: Duration) -> Instant {
-        self.begun + Duration::from_millis(self.moved.load(Ordering::Relaxed)) + idle
-    }
-}
-
-impl Default for Meter {
-    fn default() -> Self {
-        Self::new(None)
-    }
-}
-
-/// What is said of a connection while it lasts.
-pub trait Lasting: std::fmt::Debug + Sync {
-    /// Where its bytes are counted.
-    fn meter(&self) -> &Meter;
-
-    /// Says what is due now, and when something will be due next.
-    fn lasts(&self) -> Option<Instant>;
-}
-
 /// What is looked at while bytes move: whether any do, and how long it has lasted.
 #[derive(Clone, Copy, Debug)]
-pub struct Watch<'a> {
+pub struct IdleWatch<'a> {
     /// How long no byte may move.
     pub idle: Duration,
     pub lasting: &'a dyn Lasting,
 }
 
-impl<'a> Watch<'a> {
+impl<'a> IdleWatch<'a> {
     #[must_use]
     pub fn meter(self) -> &'a Meter {
         self.lasting.meter()
@@ -129,7 +51,7 @@ impl<'a> Watch<'a> {
     /// When to look again; `None`: no byte has moved for too long.
     fn look(self) -> Option<Instant> {
         let deadline = self.meter().deadline(self.idle);
-        let next = self.lasting.lasts();
+        let next = self.lasting.report_due();
         (Instant::now() < deadline).then(|| next.map_or(deadline, |next| next.min(deadline)))
     }
 }
@@ -143,7 +65,7 @@ pub fn run<'a>(
     client: &'a mut ClientStream,
     upstream: &'a mut TcpStream,
     first: Vec<u8>,
-    watch: Watch<'a>,
+    watch: IdleWatch<'a>,
     shared: &'a Shared,
 ) -> impl Future<Output = Ending> + 'a {
     let meter = watch.meter();
@@ -164,7 +86,7 @@ async fn through_tls(
     client: &mut ClientStream,
     upstream: &mut TcpStream,
     first: Vec<u8>,
-    watch: Watch<'_>,
+    watch: IdleWatch<'_>,
     shared: &Shared,
 ) -> Ending {
     let meter = watch.meter();
@@ -181,7 +103,7 @@ async fn through_tls(
 /// Runs both directions until they end, or nothing moves for too long.
 #[allow(clippy::manual_async_fn, reason = "an `async fn` keeps a second place for what it is given")]
 fn within<'a>(
-    watch: Watch<'a>,
+    watch: IdleWatch<'a>,
     mut both: impl Future<Output = Ending> + Unpin + 'a,
 ) -> impl Future<Output = Ending> + 'a {
     async move {

@@ -1,10 +1,10 @@
 //! A new policy for a running egret: read and compiled beside the old one, then put in its place.
 //!
-//! Connections never wait for it: who has begun to be judged is judged by the policy he began with, and the old one
-//! is freed when the last of them is through. What is open goes on, or under `policy.on_change: cut` only as far as the
+//! Connections never wait for it: a connection is judged by the policy it started with, and the old policy is freed when
+//! its last user is done. What is open goes on, or under `policy.on_change: cut` only as far as the
 //! new policy would let it begin. A configuration with a fault changes nothing.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::config::Settings;
 use crate::drain::Reviewer;
-use crate::files::{Stamp, stamp};
+use crate::files::{StampedFile, stamp};
 use crate::keeper;
 use crate::netfilter::kernel::ReloadError;
 use crate::netfilter::plan::Filter;
@@ -88,10 +88,10 @@ pub struct Source {
 }
 
 impl Source {
-    fn compile(&self, file: &Path) -> (Vec<PathBuf>, Result<Fresh, String>) {
+    fn compile(&self, file: &Path) -> (Vec<StampedFile>, Result<Fresh, String>) {
         let mut settings = match Settings::load(file) {
             Ok(settings) => settings,
-            Err(error) => return (error.files.clone(), Err(error.to_string())),
+            Err(mut error) => return (std::mem::take(&mut error.files), Err(error.to_string())),
         };
         let files = std::mem::take(&mut settings.files);
         let others = || sidecar::others(&settings.rules.nets, settings.rules.nat64);
@@ -117,7 +117,7 @@ struct Fresh {
     watches: bool,
 }
 
-/// Somebody asks for a reload, and waits for what comes of it.
+/// A request for a reload, and where its outcome goes.
 #[derive(Debug)]
 pub struct Request {
     pub done: oneshot::Sender<Outcome>,
@@ -149,26 +149,41 @@ pub async fn run(
 ) {
     let keep = |policy| AbortOnDrop(tokio::spawn(keeper::run(Weak::clone(&house), policy)));
     let Some(keeper) = house.upgrade().map(|house| keep(house.policy.get())) else { return };
-    let files = source.began.files.iter().chain(&source.file).cloned().collect();
-    let mut watch = Watch::of(files, source.watches && source.file.is_some());
+    let mut watch = FileWatch { files: source.began.files.clone(), is_on: source.watches && source.file.is_some() };
     let source = Arc::new(source);
     let mut reloading = Reloading { source, reviewer, keeper };
     loop {
-        let (why, done) = tokio::select! {
-            Some(()) = hangup.recv() => ("SIGHUP", None),
-            Some(Request { done }) = requests.recv() => ("asked by the control socket", Some(done)),
-            () = watch.changed() => ("files have changed", None),
-            else => return,
+        let cause = tokio::select! {
+            Some(()) = hangup.recv() => Cause::Signal,
+            Some(request) = requests.recv() => Cause::Control(request),
+            () = watch.changed() => Cause::Files,
         };
         let Some(house) = house.upgrade() else { return };
-        if why != "files have changed" {
+        if !matches!(cause, Cause::Files) {
             house.book.reopen_log();
         }
-        let outcome = reloading.reload(why, &house, &mut watch, &keep).await;
-        if let Some(done) = done {
-            // Who has asked may be gone.
+        let outcome = reloading.reload(&cause, &house, &mut watch, &keep).await;
+        if let Cause::Control(Request { done }) = cause {
+            // The requester may have disconnected.
             let _ = done.send(outcome);
         }
+    }
+}
+
+/// Why the policy is read again.
+enum Cause {
+    Signal,
+    Control(Request),
+    Files,
+}
+
+impl Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Signal => "SIGHUP",
+            Self::Control(_) => "control socket",
+            Self::Files => "files changed",
+        })
     }
 }
 
@@ -182,25 +197,22 @@ struct Reloading {
 impl Reloading {
     async fn reload(
         &mut self,
-        why: &str,
+        cause: &Cause,
         house: &Arc<House>,
-        watch: &mut Watch,
+        watch: &mut FileWatch,
         keep: &impl Fn(Arc<Policy>) -> AbortOnDrop,
     ) -> Outcome {
         let Some(file) = self.source.file.clone() else {
             let message = "the configuration in the binary cannot change; start egret with --config";
-            tracing::warn!("{why}: {message}");
+            tracing::warn!("{cause}: {message}");
             return Outcome { is_done: false, said: vec![message.to_owned()] };
         };
-        tracing::info!(file = %file.display(), "{why}: reading the configuration again");
-        // Before they are read: what changes meanwhile is read again.
-        watch.look();
+        tracing::info!(file = %file.display(), "{cause}: reading the configuration again");
         let compiling = Arc::clone(&self.source);
-        let path = file.clone();
-        let compiled = tokio::task::spawn_blocking(move || compiling.compile(&path)).await;
+        let compiled = tokio::task::spawn_blocking(move || compiling.compile(&file)).await;
         let Fresh { policy, waits, warnings, cuts, watches } = match compiled {
             Ok((files, compiled)) => {
-                watch.follow(files.into_iter().chain([file]));
+                watch.files = files;
                 match compiled {
                     Ok(fresh) => fresh,
                     Err(error) => return Outcome::refused(house, &error),
@@ -226,7 +238,8 @@ impl Reloading {
         }
         let (rules, patterns) = policy.size();
         tracing::info!(rules, patterns, "the new policy is in force");
-        let mut said = vec![format!("the new policy is in force: {rules} rules with {patterns} names and patterns")];
+        let size = format!("{} with {}", count(rules, "rule"), count(patterns, "name or pattern"));
+        let mut said = vec![format!("the new policy is in force: {size}")];
         if warnings > 0 {
             tracing::warn!(warnings, "`egret check` shows what is probably not meant");
             said.push(format!("warnings: {warnings}; `egret check` shows them"));
@@ -244,53 +257,37 @@ impl Reloading {
     }
 }
 
-/// Files that are looked at, so that a change of them is a reload.
-struct Watch {
-    seen: Vec<(PathBuf, Option<Stamp>)>,
+fn count(n: usize, thing: &str) -> String {
+    match (n, thing.split_once(" or ")) {
+        (1, _) => format!("1 {thing}"),
+        (_, Some((one, other))) => format!("{n} {one}s or {other}s"),
+        (_, None) => format!("{n} {thing}s"),
+    }
+}
+
+/// Files that the policy was read from, and how they were then.
+struct FileWatch {
+    files: Vec<StampedFile>,
     is_on: bool,
 }
 
-impl Watch {
-    fn of(files: Vec<PathBuf>, is_on: bool) -> Self {
-        let mut watch = Self { seen: Vec::new(), is_on };
-        watch.follow(files);
-        watch
-    }
-
-    /// Looks at these from now on. What of them is known keeps how it was seen.
-    fn follow(&mut self, files: impl IntoIterator<Item = PathBuf>) {
-        let known = std::mem::take(&mut self.seen);
-        let seen = |file: PathBuf| {
-            let stamp = known.iter().find(|(path, _)| *path == file).map_or_else(|| stamp(&file), |(_, seen)| *seen);
-            (file, stamp)
-        };
-        self.seen = files.into_iter().map(seen).collect();
-    }
-
-    /// Sees all as they are now; whether any has changed.
-    fn look(&mut self) -> bool {
-        let mut has_changed = false;
-        for (file, seen) in &mut self.seen {
-            let now = stamp(file);
-            has_changed |= std::mem::replace(seen, now) != now;
-        }
-        has_changed
-    }
-
+impl FileWatch {
     /// Returns when some file has changed, and all have been left alone for a while since.
     async fn changed(&mut self) {
         let mut changed_at: Option<Instant> = None;
-        loop {
-            if !self.is_on {
-                return std::future::pending().await;
-            }
+        while self.is_on {
             tokio::time::sleep(LOOK_EVERY).await;
-            if tokio::task::block_in_place(|| self.look()) {
+            let before = self.files.clone();
+            // A file system may hang.
+            let look = move || before.into_iter().map(|(path, _)| (stamp(&path), path)).map(|(now, path)| (path, now));
+            let Ok(now) = tokio::task::spawn_blocking(move || look().collect::<Vec<_>>()).await else { continue };
+            if std::mem::replace(&mut self.files, now.clone()) != now {
                 changed_at = Some(Instant::now());
             } else if changed_at.is_some_and(|at| at.elapsed() >= QUIET) {
                 return;
             }
         }
+        std::future::pending::<()>().await;
     }
 }
 

@@ -28,7 +28,7 @@ use crate::peek::ja4::Parts;
 use crate::peek::{Expected, PeekLimits, Sighting, Window};
 use crate::policy::{Clearance, Passage, Permit, Policy};
 use crate::record::{Book, Record};
-use crate::relay::{self, Link, Shared, Watch};
+use crate::relay::{self, IdleWatch, Link, Shared};
 use crate::reload::Current;
 use crate::stream::ClientStream;
 use crate::upstream::{self, Departure, DialLimits, Dialled, OwnDial, OwnDials};
@@ -175,7 +175,7 @@ impl Tunnel {
         let Self { client, upstream, up, shared, record, grounds, house, .. } = self;
         let (stream, up) = (&mut upstream.link.stream, std::mem::take(up));
         let (dialled, mut reviewed) = (&upstream.address, grounds.reviewed);
-        let watch = Watch { idle, lasting: record };
+        let watch = IdleWatch { idle, lasting: record };
         let relay = relay::run(&mut client.stream, stream, up, watch, shared);
         (relay, move || grounds.fall(dialled.ip(), house, guest, &mut reviewed))
     }
@@ -448,7 +448,7 @@ async fn visit(
     };
     let Limits { hello, peek, idle, .. } = house.limits;
     let limits = SettleLimits { hello, again: peek };
-    let watch = Watch { idle, lasting: &*record };
+    let watch = IdleWatch { idle, lasting: &*record };
     let (stream, dialled) = (&mut upstream.link.stream, upstream.address.ip());
     let settled = handshake::settle(&mut client.link.stream, stream, first, up, limits, watch);
     let settled = grounds.during(dialled, house, guest, settled).await;
@@ -501,7 +501,7 @@ async fn requested(
     let client_stream = &mut client.link.stream;
     let mut ask = async |upstream: &mut Upstream, record: &Record| {
         let (stream, dialled) = (&mut upstream.link.stream, upstream.address.ip());
-        let watch = Watch { idle, lasting: record };
+        let watch = IdleWatch { idle, lasting: record };
         let exchange = exchange::run(client_stream, stream, outgoing, limits, watch);
         grounds.during(dialled, house, guest, exchange).await
     };

@@ -180,6 +180,12 @@ impl Show {
     }
 
     fn of_configuration(&self) -> Result<(String, String), String> {
+        if self.wishes.are_said() {
+            return Err(
+                "these options go with a bundle's name, as in `egret bundle show aks`; a configuration has its own"
+                    .to_owned(),
+            );
+        }
         let path = self.config.as_ref().ok_or("which bundle? write `egret bundle show aks`, or --config FILE")?;
         let (mut text, mut said) = (String::new(), String::new());
         let all = config::bundles(path)?;
@@ -247,6 +253,17 @@ impl Show {
 }
 
 impl Wishes {
+    /// Whether any parameter was given.
+    fn are_said(&self) -> bool {
+        (&*self.cloud, &*self.location, &*self.edition) != ("global", "any", "latest")
+            || self.cluster != Cluster::default()
+            || !(self.region_cidrs.is_empty() && self.any_destination.is_empty())
+            || self.konnectivity.is_some()
+            || self.include_recommended.is_some()
+            || self.nodes_after_march_2021
+            || self.monitor_by_tag
+    }
+
     fn asked(&self, bundle: &str) -> Asked {
         Asked {
             cloud: Some(self.cloud.clone()),

@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::bundle::{Asked, OneOrMany};
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, PartialEq, Eq, Args)]
 pub(super) struct Cluster {
     /// What the cluster uses; `egret bundle list` prints what there is
     #[arg(long, value_name = "F,…", value_delimiter = ',')]

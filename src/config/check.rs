@@ -15,10 +15,10 @@ use super::{
     LogFormat, LogOutput, LogOverflow, LogSettings, PerClient, Settings, file, lint, netfilter, rules, schema,
 };
 use crate::dns::HostsFile;
-use crate::files::{Files, Refreshed, read_bounded};
+use crate::files::{Files, Refreshed, StampedFile, read_bounded, stamp};
 use crate::identity::{TlsFiles, UsersFile};
 use crate::name::HostName;
-use crate::peek::http_head::HeadLimits;
+use crate::peek::http_head::{HeadLimits, USUAL_FIELDS};
 use crate::policy::guard;
 use crate::policy::pattern::Pattern;
 use crate::policy::prefixes::prefix;
@@ -38,7 +38,7 @@ pub(super) struct Findings<'a> {
     tree: &'a Node,
     pub(super) folder: &'a Path,
     /// Files that the policy names.
-    files: &'a mut Vec<PathBuf>,
+    files: &'a mut Vec<StampedFile>,
     /// Whether the kernel carries what egret itself does not.
     pub(super) has_kernel: bool,
     /// Whether its rules are made once, by somebody else.
@@ -79,7 +79,8 @@ impl Findings<'_> {
     /// A file that the policy names.
     pub(super) fn policy_file(&mut self, name: &str) -> PathBuf {
         let file = self.folder.join(name);
-        self.files.push(file.clone());
+        // Before it is read: what changes meanwhile is seen as a change.
+        self.files.push((file.clone(), stamp(&file)));
         file
     }
 
@@ -93,7 +94,7 @@ pub(super) fn settings(
     text: &str,
     folder: &Path,
     depth: Depth,
-    files: &mut Vec<PathBuf>,
+    files: &mut Vec<StampedFile>,
 ) -> Result<Settings, Vec<Fault>> {
     let tree = document::parse(text).map_err(|fault| vec![fault])?;
     let shape = schema::check(&tree);
@@ -130,7 +131,8 @@ pub(super) fn settings(
     let dns = dns(out, &written.dns);
     let rules = rules::rules(out, &written.policy);
     let own_addresses = out.nets("own_addresses", &written.own_addresses);
-    let kernel = netfilter::netfilter(out, &written, &listeners);
+    let binds = one_socket_each(out, &listeners, admin, health);
+    let kernel = netfilter::netfilter(out, &written, &listeners, &binds);
     let sources = netfilter::upstream_sources(out, &written.upstream.sources);
     let learn = netfilter::learn(out, &written.learn, kernel.is_some());
     netfilter::what_goes_together(out, &written, kernel.as_ref(), &listeners);
@@ -139,8 +141,6 @@ pub(super) fn settings(
     let contact = contact(out, written.messages.contact.as_deref());
     let control = file::present(written.control.as_ref());
     let control = control.and_then(|part| out.keep("control.socket", control_socket(out.folder, &part.socket)));
-    let binds = one_socket_each(out, &listeners, admin, health);
-    netfilter::dnat_of_own_ports(out, kernel.as_ref(), &binds);
     let listeners: Vec<ListenerSettings> = listeners.into_iter().map(|(listener, _)| listener).collect();
     if depth == Depth::Lint && out.faults.is_empty() {
         let services = lint::Services { listeners: &listeners, netfilter: kernel.as_ref(), admin };
@@ -522,7 +522,7 @@ fn limits(out: &mut Findings<'_>, written: &file::Limits) -> Option<Limits> {
     Some(Limits {
         hello: hello?,
         peek,
-        head: HeadLimits { bytes: head?, fields: usize::from(written.fields.unwrap_or(128)) },
+        head: HeadLimits { bytes: head?, fields: written.fields.map_or(USUAL_FIELDS, usize::from) },
         dns,
         dial,
         idle,

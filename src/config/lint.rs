@@ -23,7 +23,7 @@ const MAX_AROUND: usize = 256;
 /// Patterns of one rule that are told of one by one; a list of thousands is told of as a whole.
 const MAX_TOLD: usize = 20;
 
-/// What the rules are for: those who come, and by which ways.
+/// Where connections come in.
 #[derive(Clone, Copy)]
 pub(super) struct Services<'a> {
     pub(super) listeners: &'a [ListenerSettings],
@@ -74,8 +74,9 @@ pub(super) fn lint(out: &mut Findings<'_>, rules: &Rules, services: Services<'_>
         }
     }
     if let Some(bind) = admin.filter(|bind| bind.ip().is_unspecified() || is_public(&bind.ip().into())) {
-        let message =
-            format!("whoever reaches {bind} reads the metrics; bind a private address, and write `health` for probes");
+        let message = format!(
+            "the metrics are open to all that reach {bind}; bind a private address, and write `health` for probes"
+        );
         out.warn("admin.bind", message);
     }
 }
@@ -328,7 +329,7 @@ fn reaches_of_names(out: &mut Findings<'_>, rules: &Rules) {
         let wild = fqdns.iter().find(|pattern| pattern.exact().is_none());
         if let (Some(net), Some(pattern)) = (opened, wild) {
             let message = format!(
-                "whoever gives a name that fits `{}` the address {} reaches this machine's metadata; write exact names",
+                "a DNS record for any name that matches `{}` can point to {}, this machine's metadata service; write exact names",
                 pattern.as_str(),
                 net.addr()
             );

@@ -61,6 +61,7 @@ pub(super) fn netfilter(
     out: &mut Findings<'_>,
     written: &file::File,
     listeners: &[(ListenerSettings, String)],
+    binds: &[(SocketAddr, String)],
 ) -> Option<Netfilter> {
     let captures = |by: Capture| listeners.iter().any(|(listener, _)| listener.kind.captures(by));
     one_tproxy_each(out, listeners);
@@ -110,6 +111,7 @@ pub(super) fn netfilter(
     let dnat = file::readable(&part.dnat).filter_map(|(at, written)| Some((at, dnat(out, at, written, &clients)?)));
     let dnat: Vec<(usize, Dnat)> = dnat.collect();
     ingress_of_its_own(out, &dnat);
+    dnat_of_own_ports(out, &dnat, binds);
     let dnat = dnat.into_iter().map(|(_, dnat)| dnat).collect();
     Some(Netfilter {
         clients,
@@ -160,8 +162,8 @@ fn ingress_of_its_own(out: &mut Findings<'_>, dnat: &[(usize, Dnat)]) {
 }
 
 /// What egret itself listens on must not be led away before it arrives.
-pub(super) fn dnat_of_own_ports(out: &mut Findings<'_>, netfilter: Option<&Netfilter>, binds: &[(SocketAddr, String)]) {
-    for (at, line) in netfilter.into_iter().flat_map(|part| &part.dnat).enumerate() {
+fn dnat_of_own_ports(out: &mut Findings<'_>, dnat: &[(usize, Dnat)], binds: &[(SocketAddr, String)]) {
+    for (at, line) in dnat {
         let NetPort::Tcp(ports) = &line.port else { continue };
         if let Some((bind, path)) = binds.iter().find(|(bind, _)| ports.contains(&bind.port())) {
             let message = format!("{bind} is {path}, whose connections this would lead away; write another port");

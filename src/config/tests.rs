@@ -104,7 +104,10 @@ fn what_opens_more_or_less_than_it_seems_is_said() {
         |keys: &str| format!("{BASE}policy: {{ application_rules: [{{ {keys}, protocols: [\"https:443\"] }}] }}\n");
     for (keys, says) in [
         ("fqdns: [a.example], addresses: [\"0.0.0.0/0\"]", "0.0.0.0/0 opens public addresses only"),
-        ("fqdns: [\"*.a.example\"], addresses: [169.254.169.254/32]", "whoever gives a name that fits `*.a.example`"),
+        (
+            "fqdns: [\"*.a.example\"], addresses: [169.254.169.254/32]",
+            "a DNS record for any name that matches `*.a.example`",
+        ),
     ] {
         let said = said(&rule(keys));
         assert!(said.len() == 1 && said[0].contains(says), "{said:?}");

@@ -86,8 +86,10 @@ impl Cache {
 
     /// Keeps a failure. An absence takes the place of former answers (RFC 8767 §4), any other stands beside them.
     pub(super) fn failed(&self, name: &HostName, failure: NoAnswer, until: Instant) {
-        let answer = self.now.get(name).filter(|_| failure.is_passing).and_then(|kept| kept.answer);
-        self.now.insert(name.clone(), Kept { answer, failure: Some((failure, until)) });
+        self.now.entry_by_ref(name).and_upsert_with(|known| {
+            let answer = known.filter(|_| failure.is_passing).and_then(|known| known.into_value().answer);
+            Kept { answer, failure: Some((failure, until)) }
+        });
     }
 
     /// Bytes that are kept now, about.

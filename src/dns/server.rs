@@ -1,6 +1,7 @@
 //! One server: how it wants to be asked, and whether it answers.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -54,6 +55,8 @@ struct Known {
     /// The last question that it answered.
     answered: Option<Query>,
     is_failing: bool,
+    /// It is being asked on behalf of no request.
+    is_probed: bool,
 }
 
 impl Server {
@@ -89,6 +92,7 @@ impl Server {
     /// Asks it as it wants to be asked.
     pub(super) async fn ask(self: Arc<Self>, query: Query, until: Instant) -> Result<DnsResponse, Trouble> {
         let begun = Instant::now();
+        let until = last_word(until);
         let outcome = match self.udp {
             Some(address) => self.by_udp(address, &query, until).await,
             None => self.by_pool(&query, until).await,
@@ -99,10 +103,13 @@ impl Server {
 
     async fn by_udp(&self, address: SocketAddr, query: &Query, until: Instant) -> Result<DnsResponse, Trouble> {
         let manner = self.manner_now();
-        match udp::ask(address, query, manner, last_word(until)).await? {
+        match udp::ask(address, query, manner, until).await? {
             Heard::Answer { response, dislikes_edns } => {
                 if dislikes_edns {
                     self.remember_no_edns();
+                }
+                if manner.mixes_case {
+                    self.known().changed.clear();
                 }
                 Ok(response)
             }
@@ -126,7 +133,7 @@ impl Server {
     /// A new port for a question that is easier to forge.
     async fn in_lower_case(&self, address: SocketAddr, query: &Query, until: Instant) -> Result<DnsResponse, Trouble> {
         let manner = Manner { mixes_case: false, ..self.manner_now() };
-        match udp::ask(address, query, manner, last_word(until)).await {
+        match udp::ask(address, query, manner, until).await {
             Ok(Heard::Answer { response, .. }) => Ok(response),
             Err(trouble) if trouble.is_absence() => Err(trouble),
             Ok(Heard::Cut | Heard::OtherCase) | Err(_) => Err(Trouble::OtherCase),
@@ -164,7 +171,7 @@ impl Server {
 
     fn remember_no_edns(&self) {
         self.known().no_edns = Some(Instant::now() + REMEMBERED);
-        tracing::info!(server = self.name, "answers questions without EDNS only: asked without it for ten minutes");
+        tracing::info!(server = self.name, "does not accept EDNS; queried without it for ten minutes");
     }
 
     fn remember_changed(&self, question: &Name) {
@@ -178,7 +185,7 @@ impl Server {
             drop(known);
             tracing::warn!(
                 server = self.name,
-                "changes the letter case of questions: asked in lower case for ten minutes, which is easier to forge; `dns.randomize_case: false` does so always"
+                "changes the letter case of questions; queried in lower case for ten minutes, which is easier to forge (`dns.randomize_case: false` makes that permanent)"
             );
         }
     }
@@ -187,6 +194,7 @@ impl Server {
     fn note(self: &Arc<Self>, query: Query, begun: Instant, outcome: &Result<DnsResponse, Trouble>) {
         let mut known = self.known();
         match outcome {
+            Err(Trouble::Local(_)) => {}
             Err(trouble) if trouble.is_silence() => {
                 let is_slow = known.heard.is_some_and(|heard| heard >= begun);
                 if is_slow || std::mem::replace(&mut known.is_failing, true) {
@@ -194,7 +202,7 @@ impl Server {
                 }
                 let again = known.answered.clone().unwrap_or(query);
                 drop(known);
-                tracing::warn!(server = self.name, "{} {trouble}: asked again every five seconds", self.name);
+                tracing::warn!("DNS server {} {trouble}; probing every five seconds", self.name);
                 self.probe(again);
             }
             _ => {
@@ -204,20 +212,32 @@ impl Server {
                 }
                 if std::mem::replace(&mut known.is_failing, false) {
                     drop(known);
-                    tracing::info!(server = self.name, "answers again");
+                    tracing::info!("DNS server {} answers again", self.name);
                 }
             }
         }
     }
 
-    /// Asks until it answers.
-    fn probe(self: &Arc<Self>, query: Query) {
+    /// Asks it at once, and while it is silent every five seconds, on behalf of no request.
+    pub(super) fn probe(self: &Arc<Self>, query: Query) {
+        if std::mem::replace(&mut self.known().is_probed, true) {
+            return;
+        }
         let server = Arc::downgrade(self);
         tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(PROBE_EVERY);
             loop {
-                tokio::time::sleep(PROBE_EVERY).await;
-                let Some(server) = server.upgrade().filter(|server| server.is_failing()) else { return };
-                let _ = Arc::clone(&server).ask(query.clone(), Instant::now() + PROBE_TIME).await;
+                ticks.tick().await;
+                let Some(server) = server.upgrade() else { return };
+                // Boxed: asking ends in probing.
+                let asking: Pin<Box<dyn Future<Output = _> + Send>> =
+                    Box::pin(Arc::clone(&server).ask(query.clone(), Instant::now() + PROBE_TIME));
+                let _ = asking.await;
+                let mut known = server.known();
+                if !known.is_failing {
+                    known.is_probed = false;
+                    return;
+                }
             }
         });
     }

@@ -20,6 +20,8 @@ pub(super) enum Trouble {
     Code(ResponseCode),
     Silent,
     Unreachable(String),
+    /// This machine could not ask, for want of a socket for example.
+    Local(String),
     /// The question came back in other letter case (draft-vixie-dnsext-dns0x20), and nothing else helped.
     OtherCase,
     NoQuestion,
@@ -47,7 +49,7 @@ impl Trouble {
     pub(super) const fn reason(&self) -> Reason {
         match self {
             Self::NoName(_) | Self::NoAddress(_) => Reason::NoSuchName,
-            Self::Code(_) | Self::Unreachable(_) | Self::CutShort(_) => Reason::DnsFailed,
+            Self::Code(_) | Self::Unreachable(_) | Self::Local(_) | Self::CutShort(_) => Reason::DnsFailed,
             Self::Silent => Reason::DnsTimeout,
             Self::OtherCase | Self::NoQuestion | Self::Broken(_) => Reason::BadDns,
         }
@@ -65,7 +67,7 @@ impl Trouble {
     pub(super) const fn says(&self) -> u8 {
         match self {
             Self::Silent => 0,
-            Self::Unreachable(_) => 1,
+            Self::Unreachable(_) | Self::Local(_) => 1,
             Self::OtherCase | Self::NoQuestion | Self::Broken(_) => 2,
             Self::CutShort(_) => 3,
             Self::Code(_) | Self::NoName(_) | Self::NoAddress(_) => 4,
@@ -82,9 +84,10 @@ impl fmt::Display for Trouble {
             Self::Code(code) => write!(f, "refused the question: {code}"),
             Self::Silent => f.write_str("did not answer in time"),
             Self::Unreachable(why) => write!(f, "cannot be reached: {why}"),
-            Self::OtherCase => {
-                f.write_str("repeats questions in other letter case, and answered neither over TCP nor in lower case")
-            }
+            Self::Local(why) => write!(f, "could not be asked: {why}"),
+            Self::OtherCase => f.write_str(
+                "changes the letter case of the question (0x20), and answered neither over TCP nor in lower case",
+            ),
             Self::NoQuestion => f.write_str("answered without repeating the question"),
             Self::CutShort(why) => write!(f, "cut its answer short, and TCP to it failed: {why}"),
             Self::Broken(why) => write!(f, "sent what is not a DNS answer: {why}"),

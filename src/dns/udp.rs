@@ -15,6 +15,8 @@ use super::trouble::Trouble;
 
 /// The question is sent again after so long: packets get lost. Where there is less time, after a third of it.
 const RESEND: Duration = Duration::from_secs(1);
+/// Between the answers to a question with an OPT record and the one without, where a server gives both.
+const BOTH: Duration = Duration::from_millis(100);
 /// More than the payload that is asked for (EDNS, 1232 bytes): some servers send what they like.
 const LARGEST: usize = 4096;
 
@@ -47,19 +49,21 @@ pub(super) enum Heard {
 /// [`Trouble`], a negative answer among it, after `until` at the latest.
 pub(super) async fn ask(server: SocketAddr, query: &Query, manner: Manner, until: Instant) -> Result<Heard, Trouble> {
     let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0)).await?;
+    let socket = UdpSocket::bind((any, 0)).await.map_err(|error| Trouble::Local(error.to_string()))?;
     // From here on the kernel hands over what this server sends, and nothing else.
     socket.connect(server).await?;
     let now = Instant::now();
     let resend = RESEND.min(until.saturating_duration_since(now) / 3);
     let mut asked = vec![Asked::new(query, manner)?];
     let mut best = Trouble::Silent;
+    // What the question without an OPT record brought, and whether the other one was refused.
+    let (mut bare_answer, mut is_refused): (Option<DnsResponse>, bool) = (None, false);
     let mut buffer = vec![0; LARGEST];
     loop {
         for asked in &asked {
             socket.send(&asked.bytes).await?;
         }
-        let again = until.min(Instant::now() + resend);
+        let mut again = until.min(Instant::now() + resend);
         while let Ok(received) = timeout_at(again, socket.recv(&mut buffer)).await {
             let received = buffer.get(..received?).unwrap_or_default();
             let Some((at, request)) = asked.iter().enumerate().find(|(_, asked)| asked.is_meant_by(received)) else {
@@ -69,20 +73,26 @@ pub(super) async fn ask(server: SocketAddr, query: &Query, manner: Manner, until
             match request.read(received) {
                 Reply::Fits(response) if response.truncation => return Ok(Heard::Cut),
                 Reply::Fits(response) if manner.edns && !is_bare && is_for_edns(response.response_code) => {
+                    is_refused = true;
                     if asked.len() == 1 {
                         let bare = Asked::new(query, Manner { edns: false, ..manner })?;
                         socket.send(&bare.bytes).await?;
                         asked.push(bare);
                     }
                 }
-                Reply::Fits(response) => {
-                    let response = DnsError::from_response(*response).map_err(NetError::from)?;
-                    return Ok(Heard::Answer { response, dislikes_edns: is_bare });
+                // A slow server, or one whose first answer was lost, answers both at about the same time.
+                Reply::Fits(response) if is_bare && !is_refused => {
+                    bare_answer = Some(*response);
+                    again = Instant::now() + BOTH;
                 }
+                Reply::Fits(response) => return answer(*response, is_bare),
                 // It may be forged; where nothing better comes, it says more than silence.
                 Reply::Misfits(trouble) if best == Trouble::Silent || trouble == Trouble::OtherCase => best = trouble,
                 Reply::Misfits(_) => {}
             }
+        }
+        if let Some(response) = bare_answer {
+            return answer(response, true);
         }
         if Instant::now() >= until {
             return if best == Trouble::OtherCase { Ok(Heard::OtherCase) } else { Err(best) };
@@ -95,6 +105,12 @@ pub(super) async fn ask(server: SocketAddr, query: &Query, manner: Manner, until
             asked.push(Asked::new(query, Manner { edns: false, ..manner })?);
         }
     }
+}
+
+/// An answer, or what it says of the name.
+fn answer(response: DnsResponse, dislikes_edns: bool) -> Result<Heard, Trouble> {
+    let response = DnsError::from_response(response).map_err(NetError::from)?;
+    Ok(Heard::Answer { response, dislikes_edns })
 }
 
 /// Whether a response code may be about the OPT record and not about the name (RFC 6891 §7): FORMERR, NOTIMP, BADVERS.
@@ -129,7 +145,7 @@ impl Asked {
         packet.first_chunk() == Some(&self.request.id.to_be_bytes())
     }
 
-    /// A response to it has the same question to the letter. Who does not understand a question may leave it out.
+    /// A response to it has the same question to the letter. A server that cannot parse the question may omit it.
     fn read(&self, packet: &[u8]) -> Reply {
         let response = match DnsResponse::from_buffer(packet.to_vec()) {
             Ok(response) => response,

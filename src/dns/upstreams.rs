@@ -30,7 +30,7 @@ pub(super) struct Group {
     best: AtomicUsize,
 }
 
-/// Why nobody answered: the server that says most, and what it says.
+/// Why no server answered: the one that says most, and what it says.
 #[derive(Debug)]
 pub(super) struct Unanswered {
     pub(super) trouble: Trouble,
@@ -62,12 +62,14 @@ impl Group {
         }
         let mut waiting = serving.into_iter();
         let mut asked = JoinSet::new();
+        let mut unheard: Vec<usize> = Vec::new();
         let mut last: Option<(usize, Trouble)> = None;
         loop {
             let next = waiting.next();
             let is_another = next.is_some();
             if let Some((id, server)) = next {
                 let query = query.clone();
+                unheard.push(id);
                 asked.spawn(async move { (id, server.ask(query, until).await) });
             } else if asked.is_empty() {
                 return Err(self.unanswered(last));
@@ -79,13 +81,16 @@ impl Group {
                 Err(_) => continue,
                 Ok(ended) => ended,
             };
+            if let Some(Ok((id, _))) = &ended {
+                unheard.retain(|other| other != id);
+            }
             match ended {
                 Some(Ok((id, Ok(response)))) => {
-                    self.best.store(id, Ordering::Relaxed);
+                    self.prefer(id, &unheard, &query);
                     return Ok(response);
                 }
                 Some(Ok((id, Err(absence)))) if absence.is_absence() => {
-                    self.best.store(id, Ordering::Relaxed);
+                    self.prefer(id, &unheard, &query);
                     return Err(self.unanswered(Some((id, absence))));
                 }
                 Some(Ok((id, Err(trouble)))) if last.as_ref().is_none_or(|(_, last)| trouble.says() >= last.says()) => {
@@ -93,6 +98,15 @@ impl Group {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Asks first from now on the one that has answered. Whether the others are slower or silent is found out on behalf of
+    /// no request.
+    fn prefer(&self, answered: usize, unheard: &[usize], query: &Query) {
+        self.best.store(answered, Ordering::Relaxed);
+        for server in unheard.iter().filter_map(|id| self.servers.get(*id)) {
+            server.probe(query.clone());
         }
     }
 
@@ -114,7 +128,7 @@ struct Context {
     deadline: Duration,
 }
 
-/// Why there is nobody to ask.
+/// Why there is no server to ask.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
     #[error("the system's resolver settings (/etc/resolv.conf) cannot be used: {0}; write dns.upstreams")]
@@ -301,16 +315,27 @@ mod tests {
         let both = group(&[deaf, good]);
         both.lookup(question(), begun + Duration::from_secs(5)).await.unwrap();
         assert!(begun.elapsed() < Duration::from_millis(200), "{:?}", begun.elapsed());
+        // No request waits for it, and that it is silent is found out all the same.
+        while !both.servers[0].is_failing() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(!both.is_failing() && begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        let mut buffer = [0; 1500];
+        while silent.try_recv_from(&mut buffer).is_ok() {}
+        both.lookup(question(), Instant::now() + Duration::from_secs(5)).await.unwrap();
+        assert!(silent.try_recv_from(&mut buffer).is_err(), "it is not asked by a request");
+        drop(both);
 
         let alone = group(&[deaf]);
         let begun = Instant::now();
         let failed = alone.lookup(question(), begun + Duration::from_secs(5)).await.unwrap_err();
         assert_eq!(failed.words, format!("{deaf} did not answer in time"));
         assert!(alone.is_failing());
-        // What was sent so far, and then one question each five seconds, on behalf of nobody.
-        let mut buffer = [0; 1500];
+        // What was sent so far, and then one question each five seconds, on behalf of no request.
+        // Until the first probe has ended.
+        tokio::time::sleep(Duration::from_millis(4500)).await;
         while silent.try_recv_from(&mut buffer).is_ok() {}
-        tokio::time::sleep(Duration::from_millis(5500)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
         let (n, from) = silent.recv_from(&mut buffer).await.unwrap();
         let answer = Message::from_vec(&buffer[..n]).unwrap().into_response();
         silent.send_to(&answer.to_vec().unwrap(), from).await.unwrap();

@@ -1,7 +1,7 @@
 //! What was made of files, and is made again when they change.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// Files that something is made of.
@@ -52,6 +52,9 @@ struct Seen {
     told: String,
 }
 
+/// A file and how it was at some time.
+pub type StampedFile = (PathBuf, Option<Stamp>);
+
 /// What changes when a file does, behind all links; `None`: it is not there.
 #[must_use]
 pub fn stamp(path: &Path) -> Option<Stamp> {
@@ -61,7 +64,7 @@ pub fn stamp(path: &Path) -> Option<Stamp> {
 }
 
 /// What changes when a file does: device and inode behind all links, length, times of contents and of the inode.
-pub type Stamp = (u64, u64, u64, (i64, i64), (i64, i64));
+pub(super) type Stamp = (u64, u64, u64, (i64, i64), (i64, i64));
 
 impl<F: Files> Refreshed<F> {
     /// Reads the files for the first time.
@@ -133,7 +136,6 @@ fn stamps(files: &impl Files) -> Vec<Option<Stamp>> {
 mod tests {
     use super::*;
     use crate::files::read_regular;
-    use std::path::PathBuf;
 
     /// A file whose text must not be "bad".
     struct Text(PathBuf);

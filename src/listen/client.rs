@@ -400,7 +400,11 @@ fn raw_host(bytes: &[u8]) -> Option<&[u8]> {
             let (name, value) = line.split_at_checked(colon)?;
             name.trim_ascii().eq_ignore_ascii_case(b"host").then(|| value.get(1..).unwrap_or_default().trim_ascii())
         });
-        fields.next().filter(|value| is_request && !value.is_empty())
+        let value = fields.next().filter(|_| is_request)?;
+        // A URL instead of a host may hold a secret.
+        let start = value.windows(3).position(|w| w == b"://").map_or(0, |at| at + 3);
+        let host = value.get(start..)?.split(|b| matches!(b, b'/' | b'?' | b'#')).next()?;
+        (!host.is_empty()).then_some(host)
     })
 }
 
@@ -433,6 +437,7 @@ mod tests {
         assert_eq!(raw(b"GET /  HTTP/1.1\nhost:\ta.test\n"), Some("a.test".into()));
         assert_eq!(raw(b"GET / HTTP/1.1\r\n\r\nHost: behind.test\r\n"), None);
         assert_eq!(raw(b"GET / HTTP/1.1\r\nHost:\r\n"), None);
+        assert_eq!(raw(b"GET  / HTTP/1.1\r\nHost: https://a.test/v1?key=secret\r\n"), Some("a.test".into()));
         assert_eq!(raw(b"\x16\x03\x01\nHost: a.test\n"), None);
     }
 

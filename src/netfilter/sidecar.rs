@@ -79,7 +79,7 @@ pub fn others(nets: &[NetRule], nat64: Option<ipnet::Ipv6Net>) -> Vec<Other> {
 /// has no right to read the table; what a connection comes to it may see.
 const TABLE: Ipv4Addr = Ipv4Addr::new(127, 112, 9, 1);
 
-/// And nobody listens there.
+/// No service listens there.
 const PROBED_PORT: u16 = 1;
 
 /// What a table is made for, in bits: user, group, port. `127.112.10.N` is refused in the same way where bit N is set.
@@ -111,7 +111,7 @@ pub enum TableFault {
     )]
     OtherPort { own: u16, table: u16 },
     #[error(
-        "the pod's table is of another configuration: its network rules or its netfilter.bypass are others; apply it again with this configuration"
+        "the pod's table is of another configuration: its network rules or its netfilter.bypass differ; apply it again with this configuration"
     )]
     OtherRules,
 }
@@ -166,7 +166,7 @@ impl Watched {
     }
 }
 
-/// Who and which port these bits mean.
+/// The user and the port encoded in these bits.
 #[allow(clippy::cast_possible_truncation, reason = "each part is cut to its width")]
 const fn made_for(bits: u128) -> (User, u16) {
     (User { uid: bits as u32, gid: (bits >> 32) as u32 }, (bits >> 64) as u16)

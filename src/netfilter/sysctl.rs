@@ -51,7 +51,7 @@ pub(super) fn set(plan: &Plan) -> Result<Vec<String>, KernelError> {
         write(v6, "1")?;
     }
     let absent = absent_interfaces(plan)
-        .map(|name| format!("netfilter.interfaces: there is no {name} on this machine: nobody comes in there"));
+        .map(|name| format!("netfilter.interfaces: this machine has no interface {name}: no client can come in by it"));
     Ok(absent.chain(advice()).collect())
 }
 

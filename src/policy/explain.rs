@@ -130,11 +130,13 @@ impl Policy {
     }
 
     /// Whether TCP to a name at a port is judged by the name that egret reads there: an application rule uses the port, and
-    /// no network rule lists the name for it.
+    /// no network rule decides.
     fn reads_name_of(&self, question: &Question, name: &HostName, port: u16) -> bool {
         self.ports.contains_key(&port)
             && self.net_by_name(&question.asker, name, |rule| rule.takes_tcp(port)).is_empty()
-            && question.dst.is_none()
+            && question
+                .dst
+                .is_none_or(|ip| self.net_by_address(&question.asker, ip, port).is_ok_and(|grants| grants.is_empty()))
     }
 
     fn explain_app(

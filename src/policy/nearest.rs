@@ -15,13 +15,13 @@ use crate::name::HostName;
 /// Why a pattern is near whose letters hardly differ.
 const ALIKE: &str = ", which is spelled almost alike";
 
-/// Whether a pattern is about names of the same registered domain.
-fn is_kin(pattern: &str, name: &HostName) -> bool {
-    pattern.strip_suffix(registered(name.as_str())).is_some_and(|front| front.is_empty() || front.ends_with('.'))
+/// Whether a pattern is about names of a registered domain.
+fn is_kin(pattern: &str, domain: &str) -> bool {
+    pattern.strip_suffix(domain).is_some_and(|front| front.is_empty() || front.ends_with('.'))
 }
 
-/// What somebody has registered; under a top-level domain where nobody registers any, such as `.internal`, that domain. What a
-/// provider hands out under its own domain is part of that one here.
+/// The registered domain of a name; under a top-level domain without registrations, such as `.internal`, that domain. Names that a
+/// provider hands out under its own domain count as that domain's.
 fn registered(name: &str) -> &str {
     let last = || name.rsplit('.').next().unwrap_or(name);
     let ending = |len: usize| name.get(name.len() - len..).unwrap_or(name);
@@ -34,9 +34,9 @@ fn registered(name: &str) -> &str {
     }
 }
 
-/// Whether the registered domain has letters enough for a likeness to be no chance.
-fn is_long(name: &HostName) -> bool {
-    registered(name.as_str()).split('.').next().is_some_and(|label| label.len() >= 4)
+/// Whether a registered domain has enough letters for a likeness not to be chance.
+fn is_long(domain: &str) -> bool {
+    domain.split('.').next().is_some_and(|label| label.len() >= 4)
 }
 
 /// Patterns compared letter by letter when nothing hangs near the name; more would make refusals dear.
@@ -44,10 +44,12 @@ const MAX_COMPARED: usize = 1024;
 
 impl Policy {
     pub(super) fn name_hint(&self, name: &HostName, evidence: &Evidence<'_>) -> Hint {
-        let near = self.hanging_near(name).or_else(|| self.spelled_alike(name));
-        // Whoever has registered a name that is easily taken for another one is not to be let out by a copied line.
-        let is_lure = near
-            .is_some_and(|(pattern, why)| why == ALIKE && is_long(name) && !is_kin(self.app_hosts.text(pattern), name));
+        let domain = registered(name.as_str());
+        let near = self.hanging_near(name).or_else(|| self.spelled_alike(name, domain));
+        // No ready-made rule for a look-alike: it may belong to an attacker.
+        let is_lure = near.is_some_and(|(pattern, why)| {
+            why == ALIKE && is_long(domain) && !is_kin(self.app_hosts.text(pattern), domain)
+        });
         // A refusal by no rule names none: what came close stands in `nearest`.
         let nearest = near.map(|(pattern, why)| {
             let Because { rule, .. } = self.because(Grant::App { rule: self.app_hosts.rule(pattern), pattern });
@@ -77,7 +79,7 @@ impl Policy {
 
     /// The pattern with the fewest letters that differ, or else the one of the same registered domain with the longest ending
     /// in common.
-    fn spelled_alike(&self, name: &HostName) -> Option<(u32, &'static str)> {
+    fn spelled_alike(&self, name: &HostName, domain: &str) -> Option<(u32, &'static str)> {
         let allowed = || self.app_hosts.ids().take(MAX_COMPARED).filter(|pattern| self.allows(*pattern));
         let alike = allowed()
             .filter_map(|pattern| typos(self.app_hosts.text(pattern), name.as_str()).map(|n| (n, pattern)))
@@ -91,7 +93,7 @@ impl Policy {
         };
         // The first of equals: `max_by_key` alone would take the last.
         allowed()
-            .filter(|pattern| is_kin(self.app_hosts.text(*pattern), name))
+            .filter(|pattern| is_kin(self.app_hosts.text(*pattern), domain))
             .max_by_key(|pattern| (ending(pattern), Reverse(*pattern)))
             .map(|pattern| (pattern, ", which is another name"))
     }

@@ -374,7 +374,7 @@ impl Desk {
         if !self.batch.is_empty() {
             self.write();
         }
-        if let Some(output) = self.reopens.swap(false, Ordering::Relaxed).then(|| opened_again(&self.place)).flatten() {
+        if let Some(output) = opened_again(&self.reopens, &self.place) {
             self.output = output;
             self.is_torn = false;
         }
@@ -399,11 +399,12 @@ impl Desk {
                         break;
                     }
                     pause(RETRY);
-                    // Whoever could not write here may write there.
-                    if let Some(output) =
-                        self.reopens.swap(false, Ordering::Relaxed).then(|| opened_again(&self.place)).flatten()
-                    {
+                    // The new file may be writable. A line that was begun in the old one begins again.
+                    if let Some(output) = opened_again(&self.reopens, &self.place) {
                         self.output = output;
+                        let written = self.batch.get(..self.batch.len() - rest.len()).unwrap_or_default();
+                        let line = written.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+                        rest = self.batch.get(line..).unwrap_or_default();
                     }
                 }
             }
@@ -432,9 +433,12 @@ impl Desk {
     }
 }
 
-/// The file as it is now; `None` where what is open must do.
-fn opened_again(place: &LogOutput) -> Option<Box<dyn Write + Send>> {
+/// The file as it is now, where it is to be opened again; `None` where what is open must do.
+fn opened_again(wanted: &AtomicBool, place: &LogOutput) -> Option<Box<dyn Write + Send>> {
     let LogOutput::File(path) = place else { return None };
+    if !wanted.swap(false, Ordering::Relaxed) {
+        return None;
+    }
     let opened = opened(place);
     match &opened {
         Ok(_) => tracing::info!(file = %path.display(), "the access log is open again"),

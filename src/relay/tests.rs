@@ -1,4 +1,5 @@
 use super::*;
+use crate::ending::Totals;
 use crate::stream::Wire;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -63,7 +64,7 @@ async fn relayed(kind: Kind, idle: Duration) -> (Client, TcpStream, tokio::task:
     let (far, upstream) = pair().await;
     let task = tokio::spawn(async move {
         let unwatched = Unwatched(Meter::default());
-        let watch = Watch { idle, lasting: &unwatched };
+        let watch = IdleWatch { idle, lasting: &unwatched };
         let (mut near, mut far) = (Link::new(near), Link::new(far));
         let ending = run(&mut near.stream, &mut far.stream, b"first, ".to_vec(), watch, &Shared::default()).await;
         if ending == Ending::Closed {
@@ -75,7 +76,7 @@ async fn relayed(kind: Kind, idle: Duration) -> (Client, TcpStream, tokio::task:
     (client, upstream, task)
 }
 
-/// Nobody asks how long it has been.
+/// A record that writes no lines.
 #[derive(Debug)]
 struct Unwatched(Meter);
 
@@ -84,7 +85,7 @@ impl Lasting for Unwatched {
         &self.0
     }
 
-    fn lasts(&self) -> Option<Instant> {
+    fn report_due(&self) -> Option<Instant> {
         None
     }
 }
@@ -276,7 +277,7 @@ async fn a_reset_amid_a_transfer_leaves_nothing_behind() {
 async fn idleness_is_counted_from_the_last_byte() {
     let unwatched = Unwatched(Meter::default());
     let begun = Instant::now();
-    let idle = Watch { idle: Duration::from_secs(10), lasting: &unwatched }.idle();
+    let idle = IdleWatch { idle: Duration::from_secs(10), lasting: &unwatched }.idle();
     tokio::pin!(idle);
     tokio::select! {
         () = &mut idle => panic!("too early"),

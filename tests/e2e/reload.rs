@@ -248,7 +248,7 @@ fn the_control_socket_reloads_and_says_what_happened() {
     let world = controlled(false);
     world.write("names.txt", "b.web.test\n");
     let (code, said) = reload(&world);
-    assert_eq!((code, said.as_str()), (Some(0), "the new policy is in force: 1 rules with 1 names and patterns\n"));
+    assert_eq!((code, said.as_str()), (Some(0), "the new policy is in force: 1 rule with 1 name or pattern\n"));
     assert!(!world.lets_out("a.web.test") && world.lets_out("b.web.test"));
     // A fault changes nothing, and the socket is found although the file has one.
     world.write("names.txt", "b.web.test\na..b\n");

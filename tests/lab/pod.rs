@@ -153,7 +153,7 @@ fn a_sidecar_serves_only_by_its_own_table() {
     let others = [good.replace("udp:1194", "udp:1195"), good.replace("20.60.9.9", "20.60.9.8")];
     for other in &others {
         let said = gives_up(&world, other, "1129");
-        assert!(said.contains("its network rules or its netfilter.bypass are others"), "{said}");
+        assert!(said.contains("its network rules or its netfilter.bypass differ"), "{said}");
     }
 
     let egret = sidecar(&world, &good, "1129");
@@ -164,7 +164,7 @@ fn a_sidecar_serves_only_by_its_own_table() {
     let for_others = || apply(&world, &good, &["--uid", "1130", "--gid", "70000"]);
     let ways: [(&dyn Fn(), &str); 3] = [
         (&flush, missing),
-        (&foreign, "its network rules or its netfilter.bypass are others"),
+        (&foreign, "its network rules or its netfilter.bypass differ"),
         (&for_others, "this process is 1129:1129, the pod's table lets 1130:70000 pass"),
     ];
     for (spoil, words) in ways {
