@@ -148,7 +148,14 @@ fn a_table_from_before_the_network_lets_nothing_by() {
         };
         let routes = shell("ip -4 route show dev lan; ip link set lan down");
         set("net/ipv4/ip_forward", "1");
-        shell(&format!("{} netfilter apply --config {}", env!("CARGO_BIN_EXE_egret"), file.display()));
+        // As the unit does it, with the unit's rights.
+        let unit = include_str!("../../deploy/egret-next-hop-table.service");
+        let value = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).unwrap();
+        assert!(value("Before").contains("network-pre.target") && value("Wants") == "network-pre.target");
+        let rights = value("CapabilityBoundingSet").to_lowercase().replace("cap_", "-all,+");
+        let command = value("ExecStart").replace("/usr/local/bin/egret", env!("CARGO_BIN_EXE_egret"));
+        let command = command.replace("/etc/egret/egret.yaml", &file.display().to_string());
+        shell(&format!("setpriv --bounding-set {rights} {command}"));
         shell("ip link set lan up");
         routes.lines().for_each(|route| drop(shell(&format!("ip route replace {route} dev lan"))));
     });
