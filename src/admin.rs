@@ -17,7 +17,7 @@ use crate::budget::Budget;
 use crate::drain::{Guest, Watcher};
 use crate::metrics::Metrics;
 use crate::netfilter::Kernel;
-use crate::netfilter::sidecar::Watched;
+use crate::netfilter::sidecar::PodTable;
 use crate::record::LogState;
 use visitors::BoundedListener;
 pub use visitors::{Access, MAX_VISITORS};
@@ -31,7 +31,7 @@ pub struct Told {
     /// On a next hop: without its rules it lets nothing through.
     pub kernel: Option<Arc<Kernel>>,
     /// In a sidecar: without it the pod's traffic leaves unjudged.
-    pub table: Option<Arc<Watched>>,
+    pub table: Option<Arc<PodTable>>,
     pub log: Arc<LogState>,
 }
 

@@ -25,7 +25,7 @@ use crate::drain::Drain;
 use crate::listen::{self, ConnectionLimit, Entrance};
 use crate::local;
 use crate::metrics::{Fault, Metrics};
-use crate::netfilter::sidecar::{TableFault, Watched};
+use crate::netfilter::sidecar::{PodTable, TableFault};
 use crate::netfilter::told::Counted;
 use crate::netfilter::{self, Kernel, Plan};
 use crate::netfilter::{flows, sidecar};
@@ -150,7 +150,7 @@ pub struct App {
     /// What the kernel had counted before.
     counted: Counted,
     /// In a sidecar.
-    table: Option<Arc<Watched>>,
+    table: Option<Arc<PodTable>>,
 }
 
 impl App {
@@ -188,7 +188,7 @@ impl App {
         let counters = kernel.as_ref().map(|kernel| kernel.inspect()).transpose().map_err(StartError::Table)?;
         let counted = Counted::from(counters.unwrap_or_default());
         let redirected = settings.listeners.iter().any(|listener| listener.kind.captures(Capture::Redirect));
-        let table = Watched::of(&settings).map(Arc::new);
+        let table = PodTable::of(&settings).map(Arc::new);
         table.as_ref().map_or(Ok(()), |table| table.look())?;
         let sidecar = redirected.then(|| sidecar::others(&settings.rules.nets, settings.rules.nat64));
         let connections = ConnectionLimit::new(room.connections, limits.connections_per_client);
@@ -594,7 +594,7 @@ async fn watch_kernel(kernel: Arc<Kernel>, house: Weak<House>, mut counted: Coun
 }
 
 /// Sees whether the pod's table stands, and is the one for this process.
-async fn watch_table(table: Arc<Watched>, metrics: Arc<Metrics>) {
+async fn watch_table(table: Arc<PodTable>, metrics: Arc<Metrics>) {
     let mut standing = Standing::default();
     loop {
         tokio::time::sleep(KERNEL_EVERY).await;

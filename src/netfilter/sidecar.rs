@@ -118,12 +118,12 @@ pub enum TableFault {
 
 /// The table that an egret without rights needs, seen from within.
 #[derive(Debug)]
-pub struct Watched {
+pub struct PodTable {
     expected: Sidecar,
     stands: AtomicBool,
 }
 
-impl Watched {
+impl PodTable {
     /// `None` where no listener takes redirected connections, or where the table is not egret's to watch.
     #[must_use]
     pub fn of(settings: &Settings) -> Option<Self> {

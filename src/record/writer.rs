@@ -490,9 +490,14 @@ mod tests {
     }
 
     fn start(overflow: LogOverflow) -> (Disk, Scribe, LogWriter, Arc<Metrics>) {
+        start_at(overflow, LogOutput::Stdout)
+    }
+
+    /// One that is opened again at a place.
+    fn start_at(overflow: LogOverflow, output: LogOutput) -> (Disk, Scribe, LogWriter, Arc<Metrics>) {
         let settings = LogSettings {
             format: LogFormat::Json,
-            output: LogOutput::Stdout,
+            output,
             access: LogAccess::All,
             overflow,
             net_all: false,
@@ -558,6 +563,27 @@ mod tests {
         writer.finish().await;
         assert!(of_clients.0.lock().unwrap().is_empty(), "what is written counts no more");
         assert!(metrics.page(0).contains("lines_lost_total{lane=\"refused\"} 1\n"));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_opened_again_begins_with_a_whole_line() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (disk, scribe, writer, metrics) = start_at(LogOverflow::Block, LogOutput::File(file.path().to_owned()));
+        // Full in the second of three lines.
+        disk.0.lock().unwrap().0 = 6000;
+        (0..3).for_each(|_| scribe.write(line(None)));
+        while disk.0.lock().unwrap().0 > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        scribe.reopen();
+        drop(scribe);
+        writer.finish().await;
+        let whole = |text: &str| -> Vec<bool> {
+            text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()).collect()
+        };
+        assert_eq!(whole(&String::from_utf8_lossy(&disk.0.lock().unwrap().1)), [true, false]);
+        assert_eq!(whole(&std::fs::read_to_string(file.path()).unwrap()), [true, true], "no line is lost");
+        assert!(!metrics.page(0).contains("lines_lost_total{"));
     }
 
     #[tokio::test]
