@@ -56,6 +56,9 @@ const KERNEL_EVERY: Duration = Duration::from_secs(1);
 /// How often the ports in use are counted, which is a look at every flow.
 const PORTS_EVERY: Duration = Duration::from_secs(15);
 
+/// For pods whose traffic is redirected without egret's table.
+const OTHER_RULES: &str = ", or write `netfilter: { required: false }` where other rules lead the pod's traffic here";
+
 /// Why egret cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -87,8 +90,11 @@ pub enum StartError {
     Kernel(#[source] io::Error),
     #[error("{0}; start egret with --netfilter, which makes it anew")]
     Table(String),
-    #[error("{0}, or write `netfilter: {{ required: false }}` where other rules lead the pod's traffic here")]
-    Sidecar(#[from] TableFault),
+    #[error("{fault}{}", if *fault == TableFault::Missing { OTHER_RULES } else { "" })]
+    Sidecar {
+        #[from]
+        fault: TableFault,
+    },
     #[error("cannot hear what the kernel refuses: {0}; does another egret run in this network namespace?")]
     Told(#[source] io::Error),
     #[error("upstream.sources: {0} is not an address of this machine's interfaces; add it to one, or remove it")]

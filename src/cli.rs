@@ -225,6 +225,10 @@ fn run(path: Option<&Path>, applies: bool) -> Result<ExitCode, CommandError> {
     let settings = load(path)?;
     remember(&settings);
     if applies {
+        if settings.needs_sidecar_table() {
+            let message = "the configuration is a sidecar's (`capture: redirect`); run `egret netfilter apply --sidecar` with CAP_NET_ADMIN first, then `egret run` without --netfilter";
+            return Err(CommandError::Usage(message.to_owned()));
+        }
         netfilter::apply(&settings)?;
     }
     let bound = Bound::bind(&settings)?;
@@ -340,7 +344,11 @@ impl Explain {
                 Ok(subject) => subject,
                 Err(fault) => {
                     code = 2;
-                    complain(&format!("egret: {fault}\n"));
+                    if self.json {
+                        print(&format!("{}\n", json!({ "target": target, "error": fault.to_string() })))?;
+                    } else {
+                        complain(&format!("egret: {fault}\n"));
+                    }
                     continue;
                 }
             };
@@ -361,14 +369,18 @@ impl Explain {
         let mut asked = Vec::new();
         for target in &self.targets {
             if target == "-" {
+                let before = asked.len();
                 for line in std::io::stdin().lines() {
-                    asked.push(line?.trim().to_owned());
+                    let line = line?.trim().to_owned();
+                    asked.extend(Some(line).filter(|line| !line.is_empty() && !line.starts_with('#')));
+                }
+                if asked.len() == before {
+                    return Err(CommandError::Usage("standard input has no target".to_owned()));
                 }
             } else {
                 asked.push(target.clone());
             }
         }
-        asked.retain(|target| !target.is_empty() && !target.starts_with('#'));
         Ok(asked)
     }
 }

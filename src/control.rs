@@ -63,15 +63,25 @@ impl Answer {
 pub fn bind(path: &Path) -> io::Result<std_unix::UnixListener> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     match DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(io::Error::other(format!(
+                "{} cannot be made, for its own folder is missing; make it",
+                folder.display()
+            )));
+        }
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
     let meta = std::fs::metadata(folder)?;
+    if !meta.is_dir() {
+        return Err(io::Error::other(format!("{} is not a folder; use another path", folder.display())));
+    }
     let uid = nix::unistd::geteuid().as_raw();
     if meta.uid() != uid || meta.mode() & 0o077 != 0 {
         let message = format!(
-            "{} must belong to egret's user ({uid}) and be closed to others; chown {uid} and chmod 700, or use a folder of its own",
-            folder.display()
+            "{} must belong to egret's user ({uid}) alone; use a folder of its own, which egret makes, such as {}",
+            folder.display(),
+            folder.join("egret/control.sock").display()
         );
         return Err(io::Error::other(message));
     }
@@ -199,7 +209,7 @@ mod tests {
         drop(first);
         drop(bind(&path).unwrap());
         std::fs::set_permissions(path.parent().unwrap(), Permissions::from_mode(0o750)).unwrap();
-        assert!(bind(&path).unwrap_err().to_string().contains("chmod 700"));
+        assert!(bind(&path).unwrap_err().to_string().contains("use a folder of its own"));
         std::fs::set_permissions(path.parent().unwrap(), Permissions::from_mode(0o700)).unwrap();
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "text").unwrap();

@@ -96,7 +96,8 @@ impl Source {
         let files = std::mem::take(&mut settings.files);
         let others = || sidecar::others(&settings.rules.nets, settings.rules.nat64);
         if self.sidecar.as_ref().is_some_and(|before| *before != others()) {
-            let why = "the network rules for udp and icmp are others, and a sidecar's kernel rules are made once; start the pod anew";
+            let why =
+                "the UDP or ICMP network rules have changed, and a sidecar's table is made only once; restart the pod";
             return (files, Err(why.to_owned()));
         }
         let waits = self.began.differs(&settings);

@@ -255,6 +255,7 @@ health: {{ bind: "0.0.0.0:9902" }}            # /healthz and /readyz, for a load
 GROUP=aks-egress VNET=aks-vnet CLUSTER=mycluster LOCATION={location} EGRET_IP={address} EGRET_SUBNET={own}
 SERVICE_CIDR={SERVICES}    # AKS's default
 ADMIN_IP=    # the address you administer from
+: "${{ADMIN_IP:?write it above}}"
 az cloud set --name {azure} && az login
 "#,
             address = aks.address,
@@ -290,13 +291,15 @@ az network public-ip create --resource-group $GROUP --name egret-ip --sku Standa
 az network nic create --resource-group $GROUP --name egret-nic --vnet-name $VNET --subnet egret --private-ip-address $EGRET_IP --public-ip-address egret-ip --ip-forwarding true
 az vm create --resource-group $GROUP --name egret --nics egret-nic --image Ubuntu2404 --admin-username azureuser --generate-ssh-keys
 EGRESS_IP=$(az network public-ip show --resource-group $GROUP --name egret-ip --query ipAddress --output tsv)
-scp egret egret.yaml deploy/egret-next-hop*.service azureuser@$EGRESS_IP:
+scp {file} azureuser@$EGRESS_IP:egret.yaml
+scp egret deploy/egret-next-hop*.service azureuser@$EGRESS_IP:
 ssh azureuser@$EGRESS_IP 'sudo apt-get install -y nftables && sudo install -D -m 755 egret /usr/local/bin/egret && sudo install -D -m 644 egret.yaml /etc/egret/egret.yaml && sudo install -m 644 egret-next-hop*.service /etc/systemd/system/ && sudo systemctl enable --now egret-next-hop-table egret-next-hop && egret health --ready --wait 30s --config /etc/egret/egret.yaml'
 
 # 3. The route: all that leaves the cluster's subnets goes to egret. They have it before the cluster comes.
 az network route-table create --resource-group $GROUP --name aks-routes
 az network route-table route create --resource-group $GROUP --route-table-name aks-routes --name default --address-prefix 0.0.0.0/0 --next-hop-type VirtualAppliance --next-hop-ip-address $EGRET_IP
-"#
+"#,
+            file = aks.output.as_deref().unwrap_or_else(|| Path::new("egret.yaml")).display()
         );
         for n in 0..self.subnets.len() {
             let _ = writeln!(

@@ -18,6 +18,9 @@ pub(super) enum NetfilterCommand {
     Apply(Asked),
     /// Switch forwarding off, and take table and policy routes out of the kernel
     Remove {
+        /// Not needed for this, and may be given as for apply
+        #[arg(long)]
+        sidecar: bool,
         /// The configuration file is not needed for this, and may be named
         #[arg(long, value_name = "FILE", env = "EGRET_CONFIG")]
         config: Option<PathBuf>,

@@ -137,10 +137,17 @@ pub(super) fn settings(
     let learn = netfilter::learn(out, &written.learn, kernel.is_some());
     netfilter::what_goes_together(out, &written, kernel.as_ref(), &listeners);
     let limits = limits(out, &written.limits);
-    let log = log(out, &written.log);
-    let contact = contact(out, written.messages.contact.as_deref());
     let control = file::present(written.control.as_ref());
+    let control_text = control.map(|part| part.socket.clone());
     let control = control.and_then(|part| out.keep("control.socket", control_socket(out.folder, &part.socket)));
+    let log = log(out, &written.log);
+    let paths = [("log.output", written.log.output.as_deref()), ("dns.hosts_file", written.dns.hosts_file.as_deref())];
+    for (key, text) in paths.into_iter().chain([("control.socket", control_text.as_deref())]) {
+        if text.is_some_and(|text| text.contains("${") || text.contains("{{")) {
+            out.fault(key, "has a variable that is not filled in, and egret fills none; write the path itself");
+        }
+    }
+    let contact = contact(out, written.messages.contact.as_deref());
     let listeners: Vec<ListenerSettings> = listeners.into_iter().map(|(listener, _)| listener).collect();
     if depth == Depth::Lint && out.faults.is_empty() {
         let services = lint::Services { listeners: &listeners, netfilter: kernel.as_ref(), admin };
@@ -335,7 +342,7 @@ fn contact(out: &mut Findings<'_>, text: Option<&str>) -> Option<Arc<str>> {
 fn control_socket(folder: &Path, text: &str) -> Result<PathBuf, String> {
     const MAX_PATH: usize = 107;
     let path = folder.join(text);
-    if text.is_empty() || text.starts_with('@') || text.contains('\0') || text.ends_with('/') {
+    if text.is_empty() || text.starts_with(['@', '~']) || text.contains('\0') || text.ends_with('/') {
         return Err(format!("`{}` is not a file's path; write such as /run/egret/control.sock", text.escape_debug()));
     }
     if path.as_os_str().len() > MAX_PATH {

@@ -151,11 +151,11 @@ fn ingress_of_its_own(out: &mut Findings<'_>, dnat: &[(usize, Dnat)]) {
             |other: &Dnat| other.port == line.port && other.to.is_ipv4() == line.to.is_ipv4() && meets(other, line);
         if let Some((first, _)) = dnat.iter().take(n).find(|(_, other)| is_taken(other)) {
             let message =
-                format!("netfilter.dnat[{first}] leads this port away already; write another port, or other `sources`");
+                format!("netfilter.dnat[{first}] already forwards this port; use another port, or other `sources`");
             out.fault(&format!("netfilter.dnat[{at}].protocol"), message);
         }
         if matches!(&line.port, NetPort::Tcp(ports) if ports.contains(&22)) {
-            let message = "leads SSH to this machine away to the client: from `sources`, or from everywhere, this machine has none then";
+            let message = "SSH to this machine will go to the client instead (from `sources`, or from everywhere if there are none), so that nobody can log in here; use another port, such as tcp:2222";
             out.warn(&format!("netfilter.dnat[{at}].protocol"), message);
         }
     }
@@ -166,7 +166,8 @@ fn dnat_of_own_ports(out: &mut Findings<'_>, dnat: &[(usize, Dnat)], binds: &[(S
     for (at, line) in dnat {
         let NetPort::Tcp(ports) = &line.port else { continue };
         if let Some((bind, path)) = binds.iter().find(|(bind, _)| ports.contains(&bind.port())) {
-            let message = format!("{bind} is {path}, whose connections this would lead away; write another port");
+            let message =
+                format!("{bind} is {path}, whose connections would go to the client instead; use another port");
             out.fault(&format!("netfilter.dnat[{at}].protocol"), message);
         }
     }
@@ -183,7 +184,7 @@ fn dnat(out: &mut Findings<'_>, at: usize, written: &file::Dnat, clients: &[IpNe
     };
     let port = out.keep(&format!("{path}.protocol"), port);
     let to = written.to.parse::<SocketAddr>();
-    let to = to.map_err(|_| format!("`{}` is not an address with a port; write 10.224.0.10:443", written.to));
+    let to = to.map_err(|_| format!("`{}` is not an address with a port; write such as 10.224.0.10:443", written.to));
     let to = to.and_then(|to| {
         let is_client = clients.iter().any(|net| net.contains(&to.ip()));
         is_client.then_some(to).ok_or_else(|| format!("{} is in none of netfilter.clients; write a client", to.ip()))
@@ -240,7 +241,7 @@ pub(super) fn what_goes_together(
     if netfilter.is_some_and(|part| !part.masquerades && !part.clients.is_empty())
         && !written.upstream.sources.is_empty()
     {
-        let message = "only egret's own connections leave from these: netfilter.snat is none, so what the kernel forwards keeps the client's address";
+        let message = "only egret's own connections leave from these: netfilter.snat is none, so what the kernel forwards keeps the client's address; remove snat: none, or leave it so if that is meant";
         out.warn("upstream.sources", message);
     }
     for (at, rule) in file::readable(&written.policy.network_rules) {

@@ -74,10 +74,10 @@ fn what_a_next_hop_would_not_do_is_said() {
     let dnat = |port: &str, keys: &str| format!("{{ protocol: \"{port}\", to: \"10.224.0.10:80\"{keys} }}");
     for (port, says) in [("tcp:3129", "listeners[0].bind"), ("tcp:9901", "admin.bind"), ("tcp:9902", "health.bind")] {
         let text = hop(&format!("dnat: [{}]", dnat(port, "")), "");
-        fault(&text, &[("2:59", &format!("is {says}, whose connections this would lead away"))]);
+        fault(&text, &[("2:59", &format!("is {says}, whose connections would go to the client instead"))]);
     }
     let twice = |a: &str, b: &str| hop(&format!("dnat: [{}, {}]", dnat("tcp:443", a), dnat("tcp:443", b)), "");
-    fault(&twice("", ", sources: [20.1.0.0/16]"), &[("2:106", "netfilter.dnat[0] leads this port away already")]);
+    fault(&twice("", ", sources: [20.1.0.0/16]"), &[("2:106", "netfilter.dnat[0] already forwards this port")]);
     assert_eq!(said(&twice(", sources: [20.2.0.0/16]", ", sources: [20.1.0.0/16]")).len(), 1, "no rule, nothing else");
 
     let rule = |keys: &str| {
@@ -90,12 +90,22 @@ fn what_a_next_hop_would_not_do_is_said() {
     };
     let fine = rule("");
     assert_eq!(said(&hop("", &fine)), [""; 0], "only clients come here, so rules need no sources");
-    one(&hop(&format!("dnat: [{}]", dnat("tcp:22", "")), &fine), "netfilter.dnat[0].protocol", "leads SSH");
+    one(&hop(&format!("dnat: [{}]", dnat("tcp:22", "")), &fine), "netfilter.dnat[0].protocol", "SSH to this machine");
     let pool = format!("{fine}\nupstream: {{ sources: [10.0.0.4] }}");
     one(&hop("snat: none", &pool), "upstream.sources", "netfilter.snat is none");
     let elsewhere = rule("sources: [10.224.1.0/24, 10.225.0.0/16]");
     one(&hop("", &elsewhere), "policy.application_rules[0].sources[1]", "in none of netfilter.clients");
     one(&hop("interfaces: [absent0]", &fine), "netfilter.interfaces[0]", "no interface absent0");
+}
+
+#[test]
+fn paths_have_no_variables() {
+    fault(&format!("{BASE}log: {{ output: \"${{LOGS}}/access.log\" }}\n"), &[("2:16", "write the path itself")]);
+    fault(&format!("{BASE}control: {{ socket: \"{{{{ run }}}}/s.sock\" }}\n"), &[("2:20", "write the path itself")]);
+    for path in ["@egret", "~/s.sock", "", "run/"] {
+        fault(&format!("{BASE}control: {{ socket: \"{path}\" }}\n"), &[("2:20", "is not a file's path")]);
+    }
+    fault(&format!("{BASE}control: {{ socket: \"/{}\" }}\n", "x".repeat(110)), &[("2:20", "write a shorter path")]);
 }
 
 #[test]

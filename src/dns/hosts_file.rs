@@ -24,28 +24,40 @@ impl Hosts {
 
     /// Lines are an address and names; what follows `#` is a comment.
     fn parse(text: &str) -> Result<Self, String> {
-        let mut hosts = Self::default();
+        /// Faults that are told of one by one.
+        const MAX_FAULTS: usize = 10;
+        let (mut hosts, mut faults) = (Self::default(), Vec::new());
         for (number, line) in (1..).zip(text.lines()) {
-            let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
-            let Some(address) = words.next() else { continue };
-            let wrong = |what: &str| format!("line {number}: `{what}`");
-            // An address of one link only (RFC 4007 §11) leads nowhere from here.
-            if address.contains('%') {
-                continue;
-            }
-            let ip: IpAddr = address.parse().map_err(|_| {
-                format!("{} is not an IP address; write lines such as 10.1.0.4 db.example.com", wrong(address))
-            })?;
-            for word in words {
-                let name = HostName::from_wire(word.as_bytes());
-                let name = name.map_err(|_| format!("{} is not a host name", wrong(word)))?;
-                let known = hosts.0.entry(name).or_default();
-                if !known.contains(&ip) {
-                    known.push(ip);
-                }
+            if let Err(fault) = hosts.line(line) {
+                faults.push(format!("line {number}: {fault}"));
             }
         }
-        Ok(hosts)
+        let more = faults.len().saturating_sub(MAX_FAULTS);
+        faults.truncate(MAX_FAULTS);
+        if more > 0 {
+            faults.push(format!("and {more} more"));
+        }
+        if faults.is_empty() { Ok(hosts) } else { Err(faults.join("; ")) }
+    }
+
+    fn line(&mut self, line: &str) -> Result<(), String> {
+        const CURE: &str = "write lines such as 10.1.0.4 db.example.com";
+        let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
+        // An address of one link only (RFC 4007 §11) leads nowhere from here.
+        let Some(address) = words.next().filter(|address| !address.contains('%')) else { return Ok(()) };
+        let ip: IpAddr = address.parse().map_err(|_| format!("`{address}` is not an IP address; {CURE}"))?;
+        let mut names = words.peekable();
+        if names.peek().is_none() {
+            return Err(format!("`{address}` has no name; {CURE}"));
+        }
+        for word in names {
+            let name = HostName::from_wire(word.as_bytes()).map_err(|_| format!("`{word}` is not a host name"))?;
+            let known = self.0.entry(name).or_default();
+            if !known.contains(&ip) {
+                known.push(ip);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -103,17 +103,23 @@ pub enum TableFault {
     )]
     Missing,
     #[error(
-        "this process is {own}, the pod's table lets {table} pass; run egret as {table}, or apply the table with --uid {} --gid {}", own.uid, own.gid
+        "this process is {own}, the pod's table lets {table} pass; run egret as {table}{}", or_apply(*own)
     )]
     OtherUser { own: User, table: User },
     #[error(
-        "the pod's table is of another configuration: it leads to port {table}, and egret listens on port {own}; apply it again with this configuration"
+        "the pod's table was made from another configuration: it leads to port {table}, and egret listens on port {own}; apply it again with this configuration"
     )]
     OtherPort { own: u16, table: u16 },
     #[error(
-        "the pod's table is of another configuration: its network rules or its netfilter.bypass differ; apply it again with this configuration"
+        "the pod's table was made from another configuration: its network rules or its netfilter.bypass differ; apply it again with this configuration"
     )]
     OtherRules,
+}
+
+/// The other way out; root would let every process of root's pass.
+fn or_apply(own: User) -> String {
+    let User { uid, gid } = own;
+    if uid == 0 { String::new() } else { format!(", or apply the table with --uid {uid} --gid {gid}") }
 }
 
 /// The table that an egret without rights needs, seen from within.

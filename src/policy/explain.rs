@@ -52,6 +52,8 @@ pub enum SubjectFault {
         "`{0}` is not a target; write https://host, http://host, tcp://host:port, udp://host:port, icmp://host or dns://name"
     )]
     Scheme(String),
+    #[error("a target takes no user name and no password; write https://host")]
+    User,
     #[error("`{0}` needs a port, as in `{0}:1194`")]
     Port(String),
     #[error("`{0}` is not a port; write a number from 1 to 65535")]
@@ -65,6 +67,9 @@ impl std::str::FromStr for Subject {
 
     fn from_str(text: &str) -> Result<Self, SubjectFault> {
         let (scheme, rest) = text.split_once("://").unwrap_or(("https", text));
+        if rest.contains('@') {
+            return Err(SubjectFault::User);
+        }
         let (rest, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
         let path = path.split('#').next().filter(|path| path.starts_with('/')).map(Into::into);
         let (host, port) = match rest.rsplit_once(':') {
@@ -156,7 +161,7 @@ impl Policy {
         }
         let name = match host {
             Host::Name(name) => name,
-            Host::Address(_) if self.ports.contains_key(&port) => return Err(self.without_name(port)),
+            Host::Address(ip) if self.ports.contains_key(&port) => return Err(self.without_name(*ip, port)),
             Host::Address(ip) => {
                 let hint = self.address_hint(&question.asker, *ip, port, NetKind::Tcp);
                 return Err(Refusal::new(Reason::NoRule, Stage::Network).with(hint));
@@ -203,10 +208,10 @@ impl Policy {
         {
             return Ok(self.because(*grant));
         }
-        if kind == NetKind::Tcp && self.ports.contains_key(&port) {
-            return Err(self.without_name(port));
-        }
         let hint = match ip {
+            Some(ip) if kind == NetKind::Tcp && self.ports.contains_key(&port) => {
+                return Err(self.without_name(ip, port));
+            }
             Some(ip) => self.address_hint(&question.asker, ip, port, kind),
             None => Hint::default(),
         };
@@ -214,10 +219,16 @@ impl Policy {
     }
 
     /// Where names are judged, the bytes would have to bring one.
-    fn without_name(&self, port: u16) -> Refusal {
+    fn without_name(&self, ip: IpAddr, port: u16) -> Refusal {
+        let scheme = if self.ports.get(&port).is_none_or(|expected| expected.tls) { "https" } else { "http" };
+        let closed = match super::guard::meant(ip, self.nat64) {
+            ip if super::guard::metadata().any(|metadata| ip == metadata) => "; metadata addresses are closed",
+            ip if ip.is_loopback() => "; loopback addresses are closed",
+            _ => "",
+        };
         let reads = || {
             format!(
-                "application rules use port {port}: egret reads the name in the bytes there; ask for https://NAME:{port}"
+                "application rules use port {port}: egret reads the name in the bytes there; ask for {scheme}://NAME:{port}{closed}"
             )
         };
         let nearest = Some(self.kept_hint(port, NetKind::Tcp).unwrap_or_else(reads));

@@ -132,6 +132,10 @@ fn explain_answers_with_verdict_reason_and_code() {
     exits(&["explain", "HTTPS://MCR.Microsoft.COM"], 0, &["aks/global/registry"]);
     exits(&["explain", "ftp://mcr.microsoft.com"], 2, &["write https://host"]);
     exits(&["explain", "https://Bücher.example"], 1, &["fqdns: [\"xn--bcher-kva.example\"]"]);
+    exits(&["explain", ""], 2, &["is not a host"]);
+    exits(&["explain", "tcp://127.0.0.1:80"], 1, &["http://NAME:80; loopback addresses are closed"]);
+    let said = exits(&["explain", "https://bob:hunter2@mcr.microsoft.com/"], 2, &["takes no user name"]);
+    assert!(!said.contains("hunter2"), "{said}");
     exits(&["explain", "tcp://20.1.2.3:443"], 1, &["ip_literal", "egret reads the name in the bytes there"]);
     exits(&["explain", "icmp://20.1.2.3"], 1, &["protocols: [\"icmp\"]"]);
     exits(&["explain", "mcr.microsoft.com", "https://evil.test"], 1, &["allow    mcr", "deny     https://evil.test"]);
@@ -185,6 +189,13 @@ fn every_command_knows_its_file_from_the_environment() {
     let explained = with(&["explain", "--from", "10.1.2.3", "https://a.web.test"]);
     assert!(explained.contains("rule     web") && explained.contains(&format!("config   {path}")), "{explained}");
     exits(&["check"], 0, &["default.yaml (built in): 1 warning"]);
+}
+
+#[test]
+fn a_sidecars_table_is_not_for_run_to_make() {
+    let (_folder, path) =
+        config("listeners: [{ kind: transparent, bind: \"[::]:3129\", capture: redirect }]\npolicy: {}\n");
+    exits(&["run", "--netfilter", "--config", &path], 2, &["run `egret netfilter apply --sidecar`"]);
 }
 
 #[test]

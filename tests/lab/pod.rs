@@ -120,7 +120,7 @@ fn a_pods_own_traffic_is_judged_and_nothing_goes_around() {
     eventually("the reload", || egret.errors().contains("the new policy is in force"));
     std::fs::write(&file, config(&POLICY.replace("udp:1194", "udp:1195"))).unwrap();
     egret.signal("HUP");
-    eventually("the refusal", || egret.errors().contains("start the pod anew"));
+    eventually("the refusal", || egret.errors().contains("restart the pod"));
 }
 
 /// Starts egret as [`sidecar`] does where it is expected to give up, and returns what it says.
