@@ -77,7 +77,7 @@ enum Command {
     /// The kernel's rules for the transparent listener and the network rules
     #[command(subcommand)]
     Netfilter(NetfilterCommand),
-    /// Have a running egret read its policy again, and print what came of it (exit 0; 2 with faults)
+    /// Have a running egret read its policy again, and print what came of it (exit 0; 2 with faults; 1 if egret cannot be reached)
     Reload {
         /// Its configuration file; without it the usual socket is asked
         #[arg(long, value_name = "FILE", env = "EGRET_CONFIG")]
@@ -474,7 +474,11 @@ fn reload(path: Option<&Path>, socket: Option<PathBuf>) -> Result<ExitCode, Comm
         })?,
     };
     let (is_done, said) = control::ask(&socket, "reload").map_err(|error| {
-        let cure = if error.kind() == std::io::ErrorKind::Other { "" } else { "; does egret run?" };
+        let cure = match error.kind() {
+            std::io::ErrorKind::Other => "",
+            std::io::ErrorKind::PermissionDenied => "; ask as egret's user, or as root",
+            _ => "; does egret run, and with this `control.socket`?",
+        };
         std::io::Error::new(error.kind(), format!("cannot ask at {}: {error}{cure}", socket.display()))
     })?;
     let text: String = said.iter().map(|line| format!("{line}\n")).collect();

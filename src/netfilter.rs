@@ -131,6 +131,21 @@ pub fn remove() -> Result<(), KernelError> {
     routes::remove()
 }
 
+/// The same where a next hop's part is there; a sidecar's table alone goes without a change of forwarding, which is not
+/// egret's then.
+///
+/// # Errors
+/// As [`remove`].
+pub fn remove_what_is_there() -> Result<(), KernelError> {
+    may_apply()?;
+    let counters = batch::socket().and_then(|socket| refusals::counters(&socket));
+    let counters = counters.map_err(KernelError::io("cannot read the kernel's table"))?;
+    if counters.iter().any(|(name, _)| ruleset::any_places(name).is_some()) || routes::any()? {
+        return remove();
+    }
+    batch::delete_table()
+}
+
 /// Runs `nft -f -`: one transaction, all of it or nothing.
 fn nft(text: &str) -> Result<(), KernelError> {
     let spawn = |program: &str| {

@@ -247,8 +247,8 @@ impl Reloading {
         }
         if !waits.is_empty() {
             let keys = waits.join(", ");
-            tracing::warn!(keys, "changed too, and waits for a restart");
-            said.push(format!("changed too, and waits for a restart: {keys}"));
+            tracing::warn!(keys, "also changed, and takes effect only after a restart");
+            said.push(format!("also changed, and takes effect only after a restart: {keys}"));
         }
         house.book.metrics().reloaded("done");
         // The old one's last look-ups are of another generation.

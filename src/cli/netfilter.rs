@@ -113,7 +113,7 @@ impl NetfilterCommand {
                 Ok(ExitCode::SUCCESS)
             }
             Self::Remove { .. } => {
-                netfilter::remove()?;
+                netfilter::remove_what_is_there()?;
                 Ok(ExitCode::SUCCESS)
             }
         }

@@ -128,6 +128,17 @@ pub(super) fn remove() -> Result<(), KernelError> {
     Ok(())
 }
 
+/// Whether any of the rules is there.
+pub(super) fn any() -> Result<bool, KernelError> {
+    let socket = Socket::open(SockProtocol::NetlinkRoute, 0).map_err(failed(""))?;
+    for family in families() {
+        if !present(&socket, family).map_err(failed(" (list)"))?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The first of the rules and routes that is not there, if any.
 ///
 /// # Errors

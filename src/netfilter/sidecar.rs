@@ -89,10 +89,32 @@ const fn bit(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(Ipv4Addr::new(127, 112, 10, 0).to_bits() | number)
 }
 
+/// The address that the first chain turns [`Sidecar::mark`] into, and the second refuses: both must be there.
+const PASSED_ON: Ipv4Addr = Ipv4Addr::new(127, 112, 9, 2);
+
+/// What became of a connection on loopback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probe {
+    /// Administratively prohibited: by the table.
+    Prohibited,
+    /// Nothing stands in the way.
+    Open,
+    /// Something drops it.
+    Silent,
+}
+
+fn probe(address: Ipv4Addr) -> Probe {
+    /// Loopback answers in microseconds.
+    const ENOUGH: Duration = Duration::from_millis(200);
+    match TcpStream::connect_timeout(&SocketAddrV4::new(address, PROBED_PORT).into(), ENOUGH) {
+        Err(error) if error.kind() == ErrorKind::HostUnreachable => Probe::Prohibited,
+        Err(error) if error.kind() == ErrorKind::TimedOut => Probe::Silent,
+        _ => Probe::Open,
+    }
+}
+
 fn is_refused(address: Ipv4Addr) -> bool {
-    const ENOUGH: Duration = Duration::from_secs(1);
-    let tried = TcpStream::connect_timeout(&SocketAddrV4::new(address, PROBED_PORT).into(), ENOUGH);
-    tried.is_err_and(|error| error.kind() == ErrorKind::HostUnreachable)
+    probe(address) == Probe::Prohibited
 }
 
 /// How the pod's table is not the one that this egret needs.
@@ -111,9 +133,13 @@ pub enum TableFault {
     )]
     OtherPort { own: u16, table: u16 },
     #[error(
-        "the pod's table was made from another configuration: its network rules or its netfilter.bypass differ; apply it again with this configuration"
+        "the pod's table was made from another configuration (its network rules or its netfilter.bypass differ), or has been changed; apply it again with this configuration"
     )]
     OtherRules,
+    #[error(
+        "the pod's table has been changed and drops everything, loopback included; apply it again with this configuration"
+    )]
+    Drops,
 }
 
 /// The other way out; root would let every process of root's pass.
@@ -146,7 +172,11 @@ impl PodTable {
     /// # Errors
     /// [`TableFault`]; the next readiness says it.
     pub fn look(&self) -> Result<(), TableFault> {
-        let looked = if is_refused(self.expected.mark()) { Ok(()) } else { Err(self.fault()) };
+        let stands = || is_refused(self.expected.mark());
+        // A table that was put up between two probes is looked at again.
+        let looked = if stands() { Ok(()) } else { Err(self.fault()) };
+        let looked =
+            looked.or_else(|fault| if fault == TableFault::OtherRules && stands() { Ok(()) } else { Err(fault) });
         self.stands.store(looked.is_ok(), Ordering::Relaxed);
         looked
     }
@@ -158,8 +188,10 @@ impl PodTable {
     }
 
     fn fault(&self) -> TableFault {
-        if !is_refused(TABLE) {
-            return TableFault::Missing;
+        match probe(TABLE) {
+            Probe::Prohibited => {}
+            Probe::Open => return TableFault::Missing,
+            Probe::Silent => return TableFault::Drops,
         }
         let bits = (0..BITS).filter(|number| is_refused(bit(*number))).fold(0, |bits, number| bits | 1_u128 << number);
         let (table, port) = made_for(bits);
@@ -234,7 +266,8 @@ impl Sidecar {
     }
 
     fn capture(&self, own: &str) -> Vec<String> {
-        let mut rules = vec![format!("{own} accept"), LOCAL.into()];
+        let mark = format!("{own} ip daddr {} tcp dport {PROBED_PORT} dnat ip to {PASSED_ON}", self.mark());
+        let mut rules = vec![mark, format!("{own} accept"), LOCAL.into()];
         rules.extend(["ip daddr @exempt4 accept".into(), "ip6 daddr @exempt6 accept".into()]);
         let who = match self.mesh {
             None => String::new(),
@@ -249,7 +282,7 @@ impl Sidecar {
         let mut rules: Vec<String> = vec![
             format!("ip daddr {TABLE} tcp dport {PROBED_PORT} reject with icmp type admin-prohibited"),
             format!("ip daddr @made_for tcp dport {PROBED_PORT} reject with icmp type admin-prohibited"),
-            format!("{own} ip daddr {} tcp dport {PROBED_PORT} reject with icmp type admin-prohibited", self.mark()),
+            format!("{own} ip daddr {PASSED_ON} tcp dport {PROBED_PORT} reject with icmp type admin-prohibited"),
             LOCAL.into(),
             format!("{own} meta l4proto tcp ct mark set {FORWARDED:#x} accept"),
             format!("{own} accept"),

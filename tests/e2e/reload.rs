@@ -173,7 +173,12 @@ fn what_needs_a_restart_is_named() {
     world.hang_up("keys=\"limits, log\"");
     world.write("egret.yaml", &config);
     world.hang_up(DONE);
-    assert_eq!(world.egret.errors().matches("waits for a restart").count(), 1, "{}", world.egret.errors());
+    assert_eq!(
+        world.egret.errors().matches("takes effect only after a restart").count(),
+        1,
+        "{}",
+        world.egret.errors()
+    );
 }
 
 #[test]

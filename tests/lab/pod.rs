@@ -162,8 +162,14 @@ fn a_sidecar_serves_only_by_its_own_table() {
     let flush = || assert!(world.at("client", || run("nft", &["flush", "ruleset"])).status.success());
     let foreign = || apply(&world, &others[0], &[]);
     let for_others = || apply(&world, &good, &["--uid", "1130", "--gid", "70000"]);
-    let ways: [(&dyn Fn(), &str); 3] = [
+    let nft = |command: &str| {
+        let output = world.at("client", || run("nft", &[command]));
+        assert!(output.status.success(), "{}", text(&output));
+    };
+    let no_capture = || nft("flush chain inet egret capture");
+    let ways: [(&dyn Fn(), &str); 4] = [
         (&flush, missing),
+        (&no_capture, "or has been changed"),
         (&foreign, "its network rules or its netfilter.bypass differ"),
         (&for_others, "this process is 1129:1129, the pod's table lets 1130:70000 pass"),
     ];
@@ -181,7 +187,26 @@ fn a_sidecar_serves_only_by_its_own_table() {
         apply(&world, &good, &[]);
         eventually("ready again", || ready().starts_with("HTTP/1.1 200"));
     }
-    assert_eq!(egret.errors().matches("ERROR").count(), 3, "each once: {}", egret.errors());
+    assert_eq!(egret.errors().matches("ERROR").count(), 4, "each once: {}", egret.errors());
+    // Its chains without their rules let nothing by, not even questions about health.
+    nft("flush table inet egret");
+    let drops = "the pod's table has been changed and drops everything";
+    eventually(drops, || egret.errors().contains(drops));
+    apply(&world, &good, &[]);
+    eventually("ready again", || ready().starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn a_sidecars_table_goes_alone() {
+    let Some(world) = World::build(Through::One) else { return };
+    world.at("client", || set("net/ipv4/ip_forward", "1"));
+    let remove = || world.at("client", || run(env!("CARGO_BIN_EXE_egret"), &["netfilter", "remove", "--sidecar"]));
+    assert!(remove().status.success(), "there is nothing: {}", text(&remove()));
+    apply(&world, &config(POLICY), &[]);
+    assert!(remove().status.success(), "{}", text(&remove()));
+    let tables = world.at("client", || text(&run("nft", &["list", "tables"])));
+    let forwards = world.at("client", || std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap());
+    assert!(!tables.contains("egret") && forwards.trim() == "1", "forwarding is somebody else's: {tables}");
 }
 
 #[test]
