@@ -194,7 +194,7 @@ impl App {
         let counters = kernel.as_ref().map(|kernel| kernel.inspect()).transpose().map_err(StartError::Table)?;
         let counted = Counted::from(counters.unwrap_or_default());
         let redirected = settings.listeners.iter().any(|listener| listener.kind.captures(Capture::Redirect));
-        let table = PodTable::of(&settings).map(Arc::new);
+        let table = PodTable::of(&settings)?.map(Arc::new);
         table.as_ref().map_or(Ok(()), |table| table.look())?;
         let sidecar = redirected.then(|| sidecar::others(&settings.rules.nets, settings.rules.nat64));
         let connections = ConnectionLimit::new(room.connections, limits.connections_per_client);

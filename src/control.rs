@@ -184,7 +184,11 @@ pub fn ask(path: &Path, action: &str) -> io::Result<(bool, Vec<String>)> {
     stream.set_read_timeout(Some(ANSWER_TIME))?;
     let mut line = serde_json::to_string(&Question { version: VERSION, action: action.to_owned() })?;
     line.push('\n');
-    (&stream).write_all(line.as_bytes())?;
+    // A peer that is turned away is answered before it asks.
+    match (&stream).write_all(line.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
+        _ => {}
+    }
     let mut answer = String::new();
     io::BufReader::new(&stream).read_line(&mut answer).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => io::Error::other("no answer within two minutes; the log says what came of it"),

@@ -32,6 +32,7 @@ use crate::name::HostName;
 use crate::policy::{Clearance, Destination};
 use cache::{Cache, Known};
 pub use hosts_file::HostsFile;
+use trouble::Trouble;
 pub use upstreams::UpstreamError;
 use upstreams::{Group, Unanswered, Upstreams};
 
@@ -128,11 +129,13 @@ struct Failure {
     spoils: bool,
     /// No server answered at all.
     is_silence: bool,
+    /// The name does not exist, whatever kind of address is asked for (RFC 8020).
+    is_no_name: bool,
 }
 
 impl Failure {
     fn of(reason: Reason, words: &str) -> Self {
-        Self { why: NoAnswer::of(reason, words), ttl: None, spoils: false, is_silence: false }
+        Self { why: NoAnswer::of(reason, words), ttl: None, spoils: false, is_silence: false, is_no_name: false }
     }
 
     const fn reason(&self) -> Reason {
@@ -143,7 +146,8 @@ impl Failure {
 impl From<Unanswered> for Failure {
     fn from(Unanswered { trouble, words }: Unanswered) -> Self {
         let why = NoAnswer { is_passing: trouble.is_passing(), ..NoAnswer::of(trouble.reason(), &words) };
-        Self { why, ttl: trouble.ttl(), spoils: false, is_silence: trouble.is_silence() }
+        let is_no_name = matches!(trouble, Trouble::NoName(_));
+        Self { why, ttl: trouble.ttl(), spoils: false, is_silence: trouble.is_silence(), is_no_name }
     }
 }
 
@@ -417,7 +421,11 @@ impl LookupContext {
 /// How long the second family may still take: an answer in hand is not kept waiting for a server that drops
 /// the other question.
 fn grace(first: &Family, deadline: Duration) -> Duration {
-    if first.is_ok() { deadline.min(SECOND_FAMILY) } else { deadline }
+    let is_known = match first {
+        Ok(_) => true,
+        Err(failure) => failure.is_no_name,
+    };
+    if is_known { deadline.min(SECOND_FAMILY) } else { deadline }
 }
 
 async fn within(time: Duration, family: impl Future<Output = Family>) -> Family {
@@ -463,6 +471,8 @@ fn together(v4: Family, v6: Family) -> Result<Answers, Failure> {
 fn worse(a: Failure, b: Failure) -> Failure {
     match (a.reason(), b.reason()) {
         (Reason::NoSuchName, Reason::NoSuchName) => Failure { ttl: a.ttl.max(b.ttl), ..a },
+        _ if a.is_no_name => a,
+        _ if b.is_no_name => b,
         (Reason::NoSuchName, _) => b,
         _ => a,
     }
@@ -498,5 +508,9 @@ mod tests {
         assert_eq!(reason(Reason::NoSuchName, Reason::NoSuchName), Reason::NoSuchName);
         assert_eq!(reason(Reason::NoSuchName, Reason::DnsTimeout), Reason::DnsTimeout);
         assert_eq!(reason(Reason::DnsFailed, Reason::NoSuchName), Reason::DnsFailed);
+        let no_name = || Err(Failure { is_no_name: true, ..Failure::of(Reason::NoSuchName, "") });
+        assert_eq!(together(no_name(), failed(Reason::DnsFailed)).unwrap_err().reason(), Reason::NoSuchName);
+        assert_eq!(together(failed(Reason::DnsTimeout), no_name()).unwrap_err().reason(), Reason::NoSuchName);
+        assert!(together(found("192.0.2.1", 60), no_name()).is_ok(), "a server that says so of what it does not know");
     }
 }

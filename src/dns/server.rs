@@ -226,12 +226,17 @@ impl Server {
         let server = Arc::downgrade(self);
         tokio::spawn(async move {
             let mut ticks = tokio::time::interval(PROBE_EVERY);
+            let mut is_again = false;
             loop {
                 ticks.tick().await;
                 let Some(server) = server.upgrade() else { return };
                 // Boxed: asking ends in probing.
+                // A question that it answered before, if any: this one may be what it cannot answer.
+                let answered = server.known().answered.clone().filter(|_| is_again);
+                let query = answered.unwrap_or_else(|| query.clone());
+                is_again = true;
                 let asking: Pin<Box<dyn Future<Output = _> + Send>> =
-                    Box::pin(Arc::clone(&server).ask(query.clone(), Instant::now() + PROBE_TIME));
+                    Box::pin(Arc::clone(&server).ask(query, Instant::now() + PROBE_TIME));
                 let _ = asking.await;
                 let mut known = server.known();
                 if !known.is_failing {

@@ -7,7 +7,7 @@
 use std::fmt::{self, Display, Write as _};
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -75,46 +75,26 @@ pub fn others(nets: &[NetRule], nat64: Option<ipnet::Ipv6Net>) -> Vec<Other> {
     others
 }
 
-/// A connection to this address is refused with ICMP "administratively prohibited" by every table of a sidecar. egret
-/// has no right to read the table; what a connection comes to it may see.
-const TABLE: Ipv4Addr = Ipv4Addr::new(127, 112, 9, 1);
+/// Where egret listens for its own probes. The table resets a connection to it, unless it began as one to a probed address,
+/// which the table leads here: without the table it is the other way round. No ICMP is needed for either, of which the
+/// kernel sends only so many.
+const LISTENER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 112, 9, 2), 61_129);
 
-/// No service listens there.
-const PROBED_PORT: u16 = 1;
-
-/// What a table is made for, in bits: user, group, port. `127.112.10.N` is refused in the same way where bit N is set.
+/// What a table is made for, in bits: user, group, port. `127.112.10.N` is led to the listener where bit N is set, and so is
+/// the address behind the last one.
 const BITS: u32 = 32 + 32 + 16;
 
 const fn bit(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(Ipv4Addr::new(127, 112, 10, 0).to_bits() | number)
 }
 
-/// The address that the first chain turns [`Sidecar::mark`] into, and the second refuses: both must be there.
-const PASSED_ON: Ipv4Addr = Ipv4Addr::new(127, 112, 9, 2);
-
 /// What became of a connection on loopback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Probe {
-    /// Administratively prohibited: by the table.
-    Prohibited,
-    /// Nothing stands in the way.
-    Open,
+    Answered,
+    Reset,
     /// Something drops it.
     Silent,
-}
-
-fn probe(address: Ipv4Addr) -> Probe {
-    /// Loopback answers in microseconds.
-    const ENOUGH: Duration = Duration::from_millis(200);
-    match TcpStream::connect_timeout(&SocketAddrV4::new(address, PROBED_PORT).into(), ENOUGH) {
-        Err(error) if error.kind() == ErrorKind::HostUnreachable => Probe::Prohibited,
-        Err(error) if error.kind() == ErrorKind::TimedOut => Probe::Silent,
-        _ => Probe::Open,
-    }
-}
-
-fn is_refused(address: Ipv4Addr) -> bool {
-    probe(address) == Probe::Prohibited
 }
 
 /// How the pod's table is not the one that this egret needs.
@@ -136,6 +116,8 @@ pub enum TableFault {
         "the pod's table was made from another configuration (its network rules or its netfilter.bypass differ), or has been changed; apply it again with this configuration"
     )]
     OtherRules,
+    #[error("{LISTENER}, where egret probes the pod's table, is taken: {0}; does another egret run in this pod?")]
+    Taken(String),
     #[error(
         "the pod's table has been changed and drops everything, loopback included; apply it again with this configuration"
     )]
@@ -152,19 +134,27 @@ fn or_apply(own: User) -> String {
 #[derive(Debug)]
 pub struct PodTable {
     expected: Sidecar,
+    listener: TcpListener,
     stands: AtomicBool,
 }
 
 impl PodTable {
     /// `None` where no listener takes redirected connections, or where the table is not egret's to watch.
-    #[must_use]
-    pub fn of(settings: &Settings) -> Option<Self> {
+    ///
+    /// # Errors
+    /// [`TableFault::Taken`].
+    pub fn of(settings: &Settings) -> Result<Option<Self>, TableFault> {
         if !settings.needs_sidecar_table() {
-            return None;
+            return Ok(None);
         }
         let user = User { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() };
-        let expected = Sidecar::of(settings, user, None)?;
-        Some(Self { expected, stands: AtomicBool::new(false) })
+        let Some(expected) = Sidecar::of(settings, user, None) else { return Ok(None) };
+        let bound = TcpListener::bind(LISTENER).and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        });
+        let listener = bound.map_err(|error| TableFault::Taken(error.to_string()))?;
+        Ok(Some(Self { expected, listener, stands: AtomicBool::new(false) }))
     }
 
     /// Looks whether the table stands, and what is wrong with it; blocks for moments.
@@ -172,11 +162,8 @@ impl PodTable {
     /// # Errors
     /// [`TableFault`]; the next readiness says it.
     pub fn look(&self) -> Result<(), TableFault> {
-        let stands = || is_refused(self.expected.mark());
-        // A table that was put up between two probes is looked at again.
-        let looked = if stands() { Ok(()) } else { Err(self.fault()) };
-        let looked =
-            looked.or_else(|fault| if fault == TableFault::OtherRules && stands() { Ok(()) } else { Err(fault) });
+        // A table that is put up between two probes is looked at again.
+        let looked = self.try_look().or_else(|_| self.try_look());
         self.stands.store(looked.is_ok(), Ordering::Relaxed);
         looked
     }
@@ -187,19 +174,39 @@ impl PodTable {
         self.stands.load(Ordering::Relaxed)
     }
 
-    fn fault(&self) -> TableFault {
-        match probe(TABLE) {
-            Probe::Prohibited => {}
-            Probe::Open => return TableFault::Missing,
-            Probe::Silent => return TableFault::Drops,
+    fn try_look(&self) -> Result<(), TableFault> {
+        // The first chain leads what the second one would reset: both must be there.
+        match (self.probe(self.expected.mark()), self.probe(*LISTENER.ip())) {
+            (Probe::Answered, Probe::Reset) => return Ok(()),
+            (_, Probe::Silent) => return Err(TableFault::Drops),
+            _ => {}
         }
-        let bits = (0..BITS).filter(|number| is_refused(bit(*number))).fold(0, |bits, number| bits | 1_u128 << number);
-        let (table, port) = made_for(bits);
+        match self.probe(bit(BITS)) {
+            Probe::Answered => {}
+            Probe::Reset if self.probe(*LISTENER.ip()) == Probe::Answered => return Err(TableFault::Missing),
+            Probe::Reset => return Err(TableFault::OtherRules),
+            Probe::Silent => return Err(TableFault::Drops),
+        }
+        let is_set = |number: &u32| self.probe(bit(*number)) == Probe::Answered;
+        let (table, port) = made_for((0..BITS).filter(is_set).fold(0, |bits, number| bits | 1_u128 << number));
         let Sidecar { user: own, port: own_port, .. } = self.expected;
-        match () {
+        Err(match () {
             () if table != own => TableFault::OtherUser { own, table },
             () if port != own_port => TableFault::OtherPort { own: own_port, table: port },
             () => TableFault::OtherRules,
+        })
+    }
+
+    fn probe(&self, address: Ipv4Addr) -> Probe {
+        /// Loopback answers in microseconds.
+        const ENOUGH: Duration = Duration::from_millis(200);
+        let tried = TcpStream::connect_timeout(&SocketAddrV4::new(address, LISTENER.port()).into(), ENOUGH);
+        // Whatever has come, it has said all by coming.
+        while self.listener.accept().is_ok() {}
+        match tried {
+            Ok(_) => Probe::Answered,
+            Err(error) if error.kind() == ErrorKind::TimedOut => Probe::Silent,
+            Err(_) => Probe::Reset,
         }
     }
 }
@@ -254,7 +261,7 @@ impl Sidecar {
         set.collect::<Vec<_>>().join(", ")
     }
 
-    /// What the table refuses egret itself alone, if it is of this port and these rules: one look says that all is well.
+    /// What the table leads to the listener for egret alone, if it is of this port and these rules.
     fn mark(&self) -> Ipv4Addr {
         let mut hasher = foldhash::quality::FixedState::default().build_hasher();
         for text in [self.sets().text, self.kernel_rules().join("\n")] {
@@ -266,8 +273,10 @@ impl Sidecar {
     }
 
     fn capture(&self, own: &str) -> Vec<String> {
-        let mark = format!("{own} ip daddr {} tcp dport {PROBED_PORT} dnat ip to {PASSED_ON}", self.mark());
-        let mut rules = vec![mark, format!("{own} accept"), LOCAL.into()];
+        let leads = |to: &str| format!("{to} tcp dport {} dnat ip to {LISTENER}", LISTENER.port());
+        let probes = [leads(&format!("{own} ip daddr {}", self.mark())), leads("ip daddr @made_for")];
+        let mut rules: Vec<String> = probes.into();
+        rules.extend([format!("{own} accept"), LOCAL.into()]);
         rules.extend(["ip daddr @exempt4 accept".into(), "ip6 daddr @exempt6 accept".into()]);
         let who = match self.mesh {
             None => String::new(),
@@ -279,10 +288,10 @@ impl Sidecar {
     }
 
     fn output(&self, own: &str) -> Vec<String> {
+        let to_listener = format!("ip daddr {} tcp dport {}", LISTENER.ip(), LISTENER.port());
         let mut rules: Vec<String> = vec![
-            format!("ip daddr {TABLE} tcp dport {PROBED_PORT} reject with icmp type admin-prohibited"),
-            format!("ip daddr @made_for tcp dport {PROBED_PORT} reject with icmp type admin-prohibited"),
-            format!("{own} ip daddr {PASSED_ON} tcp dport {PROBED_PORT} reject with icmp type admin-prohibited"),
+            format!("{to_listener} ct status dnat accept"),
+            format!("{to_listener} reject with tcp reset"),
             LOCAL.into(),
             format!("{own} meta l4proto tcp ct mark set {FORWARDED:#x} accept"),
             format!("{own} accept"),

@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::hop::{page, tcp, udp};
-use crate::support::{ADMIN, Egret, curl, eventually, refused, run, text};
+use crate::support::{ADMIN, Egret, curl, eventually, pause, refused, run, text};
 use crate::world::{DECOY, DECOY6, FORWARDER, ORIGIN, ORIGIN6, PARTNER, Through, World, ip, set};
 
 const POLICY: &str = "
@@ -159,6 +159,15 @@ fn a_sidecar_serves_only_by_its_own_table() {
     let egret = sidecar(&world, &good, "1129");
     let ready = || world.at("client", || page("readyz"));
     assert!(ready().starts_with("HTTP/1.1 200"), "{}", ready());
+    // An application's refused packets, each answered by an ICMP message, do not make the probes fail.
+    let noise = "import socket,time\nuntil=time.time()+4\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\n\
+                 while time.time()<until:\n try: s.sendto(b'x',('20.60.3.3',8125))\n except OSError: pass\n";
+    let as_other = ["--reuid", "65534", "--regid", "65534", "--clear-groups", "/usr/bin/python3", "-c", noise];
+    let mut noise = world.at("client", || Command::new("setpriv").args(as_other).stdin(Stdio::null()).spawn().unwrap());
+    while noise.try_wait().unwrap().is_none() {
+        assert!(ready().starts_with("HTTP/1.1 200"), "{} {}", ready(), egret.errors());
+        pause();
+    }
     let flush = || assert!(world.at("client", || run("nft", &["flush", "ruleset"])).status.success());
     let foreign = || apply(&world, &others[0], &[]);
     let for_others = || apply(&world, &good, &["--uid", "1130", "--gid", "70000"]);
