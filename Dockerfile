@@ -10,6 +10,7 @@ ARG BUILD_BASE=docker.io/library/rust:1.95-slim-bookworm
 FROM ${BUILD_BASE} AS build
 WORKDIR /src
 COPY Cargo.toml Cargo.lock rustfmt.toml clippy.toml ./
+COPY crates ./crates
 COPY src ./src
 COPY config ./config
 COPY benches ./benches

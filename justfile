@@ -29,7 +29,7 @@ bench-peers *ARGS:
 
 # A minute of each fuzz target (needs nightly and cargo-fuzz).
 fuzz:
-    for target in hello http_head requests proxy_header pattern config; do cargo +nightly fuzz run $target -- -max_total_time=60; done
+    for target in hello http_head requests proxy_header pattern config; do cargo +nightly fuzz run --features config $target -- -max_total_time=60; done
 
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items

@@ -30,7 +30,9 @@ fn settings(skip: u32) -> Settings {
     let settings = Settings::parse(&text, "bench", Path::new(".")).expect("a policy");
     for (n, rule) in (0..).zip(settings.rules.nets.iter().skip(1)) {
         let ip = |k: u32| IpAddr::from(Ipv4Addr::from(0x3000_0000 + n * 1000 + k));
-        rule.kept.iter().for_each(|kept| kept.set((0..1000).map(|k| (ip(k), tokio::time::Instant::now())).collect()));
+        rule.kept
+            .iter()
+            .for_each(|kept| kept.set((0..1000).map(|k| (ip(k), tokio::time::Instant::now().into_std())).collect()));
     }
     settings
 }

@@ -12,7 +12,7 @@ use std::process::Command;
 use criterion::{Criterion, criterion_group, criterion_main};
 use ipnet::IpNet;
 
-use egret::policy::prefixes::PrefixSet;
+use egret_core::rule::prefixes::PrefixSet;
 
 fn explain(config: &Path, target: &str) {
     let status = Command::new(env!("CARGO_BIN_EXE_egret"))

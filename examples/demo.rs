@@ -41,7 +41,7 @@ impl RequestHandler for EveryName {
         }
         let builder = MessageResponseBuilder::from_message_request(request);
         let response = builder.build(meta, answers.iter(), [].iter(), [].iter(), [].iter());
-        // A question whose asker is gone needs no answer.
+        // A question whose source is gone needs no answer.
         handle.send_response(response).await.unwrap_or_else(|_| {
             ResponseInfo::from(Header { metadata: request.metadata, counts: HeaderCounts::default() })
         })

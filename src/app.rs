@@ -29,12 +29,12 @@ use crate::netfilter::sidecar::{PodTable, TableFault};
 use crate::netfilter::told::Counted;
 use crate::netfilter::{self, Kernel, Plan};
 use crate::netfilter::{flows, sidecar};
-use crate::policy::{OwnAddresses, Policy};
 use crate::privileges::Kept;
 use crate::record::{Book, LogState, LogWriter, Scribe};
 use crate::relay;
 use crate::reload::{self, Current, Source};
 use crate::session::{self, House};
+use egret_core::policy::{OwnAddresses, Policy};
 
 /// Descriptors for everything but connections and what they wait for: listeners, log, pages, and the relay's pipes.
 const SPARE_DESCRIPTORS: u64 = 128 + 2 * admin::MAX_VISITORS as u64 + 2 * relay::MOST_PIPES as u64;

@@ -13,7 +13,7 @@ use foldhash::quality::RandomState;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-use crate::claim::network_of;
+use egret_core::claim::network_of;
 
 /// An amount that all clients share.
 #[derive(Debug)]

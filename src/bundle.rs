@@ -15,10 +15,10 @@ use std::sync::OnceLock;
 
 use serde::Deserialize;
 
-use crate::likeness::closest;
 pub use asked::{Asked, Level, OneOrMany, Remark};
 pub use choice::{Choice, Closed, Destination, Opening, Outcome, Why};
 pub use diff::{Change, diff};
+use egret_core::likeness::closest;
 
 /// A rule set with everything that was ever printed in it.
 #[derive(Debug)]

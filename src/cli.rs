@@ -12,22 +12,22 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bundle::BundleCommand;
 use clap::{CommandFactory, Parser, Subcommand};
-use init::InitCommand;
-use netfilter::NetfilterCommand;
 use serde_json::json;
 
 use crate::app::{App, Bound, StartError};
-use crate::claim::{Asker, Identity};
 use crate::config::{self, Capture, ConfigError, LogOutput, Settings};
 use crate::control;
-use crate::ending::Refusal;
 use crate::keeper;
 use crate::netfilter::{FORWARDING, KernelError};
-use crate::policy::explain::{Question, Subject};
-use crate::policy::{Because, OwnAddresses};
 use crate::privileges::{self, Needs, PrivilegeError};
+use bundle::BundleCommand;
+use egret_core::claim::{Identity, Source};
+use egret_core::outcome::Refusal;
+use egret_core::policy::explain::{Question, Subject};
+use egret_core::policy::{MatchedRule, OwnAddresses};
+use init::InitCommand;
+use netfilter::NetfilterCommand;
 
 /// What the configuration in the binary is called.
 const BUILT_IN: &str = "default.yaml";
@@ -337,7 +337,7 @@ impl Explain {
         let policy = settings.rules.compile(own);
         let names: Vec<Box<str>> = self.client.iter().map(|name| name.as_str().into()).collect();
         let identity = (!names.is_empty()).then(|| Identity::new(names));
-        let asker = Asker { ip: self.from.map(|ip| ip.to_canonical()), identity };
+        let source = Source { ip: self.from.map(|ip| ip.to_canonical()), identity };
         let mut code = 0;
         for (at, target) in self.asked()?.iter().enumerate() {
             let subject: Subject = match target.parse() {
@@ -353,7 +353,7 @@ impl Explain {
                 }
             };
             let alpn = self.alpn.iter().map(|p| p.as_bytes().into()).collect();
-            let question = Question { subject, asker: asker.clone(), dst: self.dst, alpn };
+            let question = Question { subject, source: source.clone(), dst: self.dst, alpn };
             let verdict = policy.explain(&question);
             code = code.max(u8::from(verdict.is_err()));
             let whom = verdict.as_ref().ok().and_then(|because| policy.whom(&because.rule));
@@ -390,7 +390,7 @@ struct Explained<'a> {
     target: &'a str,
     /// The configuration that was judged by.
     file: &'a str,
-    verdict: &'a Result<Because, Refusal>,
+    verdict: &'a Result<MatchedRule, Refusal>,
     /// Whom the rule lets out, where not everybody.
     whom: Option<&'a str>,
 }

@@ -21,18 +21,17 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv6Net};
 
-pub use document::Place;
-pub use netfilter::{Dnat, Learn, Netfilter};
-pub use schema::schema;
-
 use crate::bundle::Asked;
 use crate::dns::HostsFile;
 use crate::files::{Refreshed, StampedFile, read_bounded, stamp};
 use crate::identity::{TlsFiles, UsersFile};
-use crate::name::HostName;
-use crate::peek::http_head::HeadLimits;
-use crate::policy::rule::{AppProtocol, AppRule, NetRule};
-use crate::policy::{OwnAddresses, Policy};
+pub use document::Place;
+use egret_core::name::HostName;
+use egret_core::policy::{OwnAddresses, Policy};
+use egret_core::rule::{AppProtocol, AppRule, NetRule};
+use egret_core::wire::http::HeadLimits;
+pub use netfilter::{Dnat, Learn, Netfilter};
+pub use schema::schema;
 
 /// The configuration in the binary: a forward proxy for this machine with the AKS rules.
 pub const DEFAULT: &str = include_str!("../config/default.yaml");

@@ -17,20 +17,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
-
 use hickory_proto::op::Query;
 use hickory_proto::rr::{Name, RecordType};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use crate::answers::Answers;
 use crate::budget::{Budget, Share};
 use crate::config::DnsSettings;
-use crate::ending::{Hint, Reason, Refusal, Stage};
 use crate::metrics::Metrics;
-use crate::name::HostName;
-use crate::policy::{Clearance, Destination};
 use cache::{Cache, Known};
+use egret_core::answers::Answers;
+use egret_core::name::HostName;
+use egret_core::outcome::{Hint, Reason, Refusal, Stage};
+use egret_core::policy::{Clearance, Destination};
 pub use hosts_file::HostsFile;
 use trouble::Trouble;
 pub use upstreams::UpstreamError;

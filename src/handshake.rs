@@ -8,12 +8,12 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
-use crate::peek::client_hello::{ClientHello, HelloReader};
-use crate::peek::retry::{ClientGate, SERVER_FIRST_MAX, ServerFirst, second_hello, server_first};
 use crate::record::{Meter, Way};
 use crate::relay::IdleWatch;
 use crate::stream::{ClientStream, read_with, send};
+use egret_core::outcome::{Ending, Halt, Reason, Refusal, Stage};
+use egret_core::wire::client_hello::{ClientHello, HelloReader};
+use egret_core::wire::retry::{ClientGate, SERVER_FIRST_MAX, ServerFirst, second_hello, server_first};
 
 /// One read while waiting; a server's first flight is a few of these.
 const CHUNK: usize = 16 << 10;

@@ -10,4 +10,4 @@ mod users;
 pub use certificate::names;
 pub use tls::{ProxyTls, TlsFiles};
 pub use turns::ClientQueues;
-pub use users::{Credentials, Pass, Users, UsersFile};
+pub use users::{Pass, Users, UsersFile};

@@ -6,16 +6,16 @@ pub mod state;
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::ending::{Reason, Refusal};
+use tokio::task::JoinSet;
+
 use crate::netfilter::plan::learned;
-use crate::policy::kept::Kept;
-use crate::policy::rule::{NetPort, NetRule};
-use crate::policy::{Clearance, Policy};
 use crate::session::House;
+use egret_core::learned::Kept;
+use egret_core::outcome::{Reason, Refusal};
+use egret_core::policy::{Clearance, Policy};
+use egret_core::rule::{NetPort, NetRule};
 
 /// However long an answer lasts, what is behind a name may change before that.
 const AT_LEAST_EVERY: Duration = Duration::from_secs(300);
@@ -52,7 +52,7 @@ async fn keep(house: Weak<House>, policy: Arc<Policy>, generation: u64, kept: Ar
     while let Some(house) = house.upgrade() {
         let pause = match look_up(&house, &policy, &clearance).await {
             Ok((found, ttl)) => {
-                memory.see(&found, Instant::now());
+                memory.see(&found, Instant::now().into_std());
                 kept.set(memory.addresses.clone());
                 tokio::task::block_in_place(|| tell_kernel(&house, &policy, generation, &kept));
                 if std::mem::replace(&mut failed, false) {
@@ -63,7 +63,7 @@ async fn keep(house: Weak<House>, policy: Arc<Policy>, generation: u64, kept: Ar
             }
             // What was found before stays open, until it is forgotten.
             Err(refusal) => {
-                memory.see(&[], Instant::now());
+                memory.see(&[], Instant::now().into_std());
                 kept.set(memory.addresses.clone());
                 if !std::mem::replace(&mut failed, true) {
                     let reason = refusal.reason.as_str();
@@ -99,18 +99,18 @@ async fn look_up(house: &House, policy: &Policy, clearance: &Clearance) -> Resul
 /// Addresses and when they were answered last.
 struct Memory {
     /// The longest unseen first.
-    addresses: Vec<(IpAddr, Instant)>,
+    addresses: Vec<(IpAddr, std::time::Instant)>,
     /// How long an address stays open that is answered no more: connections are older than answers.
     remember: Duration,
 }
 
 impl Memory {
-    fn of(mut addresses: Vec<(IpAddr, Instant)>, remember: Duration) -> Self {
+    fn of(mut addresses: Vec<(IpAddr, std::time::Instant)>, remember: Duration) -> Self {
         addresses.sort_by_key(|(_, seen)| *seen);
         Self { addresses, remember }
     }
 
-    fn see(&mut self, found: &[IpAddr], now: Instant) {
+    fn see(&mut self, found: &[IpAddr], now: std::time::Instant) {
         self.addresses.retain(|(ip, seen)| !found.contains(ip) && now.duration_since(*seen) < self.remember);
         self.addresses.extend(found.iter().map(|ip| (*ip, now)));
         self.addresses.drain(..self.addresses.len().saturating_sub(MOST));
@@ -130,7 +130,7 @@ mod tests {
     async fn an_old_address_is_remembered_for_a_day() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let (old, new) = (ip("192.0.2.1"), ip("192.0.2.2"));
-        let start = Instant::now();
+        let start = Instant::now().into_std();
         const REMEMBER: Duration = Duration::from_secs(24 * 3600);
         let mut memory = Memory::of(Vec::new(), REMEMBER);
         memory.see(&[old], start);

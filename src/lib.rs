@@ -7,31 +7,25 @@
 #![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
 
 pub mod admin;
-pub mod answers;
 pub mod app;
 pub mod budget;
 pub mod bundle;
-pub mod claim;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod dns;
 pub mod drain;
-pub mod ending;
 pub mod exchange;
 pub mod files;
 pub mod handshake;
 pub mod identity;
 pub mod keeper;
-mod likeness;
 pub mod listen;
 pub mod local;
 pub mod metrics;
-pub mod name;
 pub mod netfilter;
 pub mod netlink;
 pub mod peek;
-pub mod policy;
 pub mod privileges;
 pub mod record;
 pub mod relay;

@@ -9,7 +9,6 @@ mod entrance;
 mod limit;
 mod queue;
 mod refusal;
-mod socks5;
 
 use std::future::poll_fn;
 use std::io;
@@ -22,14 +21,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
+use crate::drain::Guest;
+use crate::record::Book;
+use crate::upstream;
 pub use client::{Claimed, Client};
 pub use entrance::Entrance;
 pub use limit::{ConnectionLimit, ConnectionSlot};
 use queue::FairQueue;
-
-use crate::drain::Guest;
-use crate::record::Book;
-use crate::upstream;
 
 /// Connections the kernel completes while egret is busy.
 const BACKLOG: i32 = 4096;

@@ -12,7 +12,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::ending::{Ending, Reason, Stage};
+use egret_core::outcome::{Ending, Reason, Stage};
 
 /// A label set of words from closed sets.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

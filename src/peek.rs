@@ -3,14 +3,6 @@
 //! Owns the buffer of what was read and not yet sent on, and the budget all such buffers share. Prefers
 //! refusing to guessing: bytes that are neither TLS nor HTTP are never a pass. Judges nothing.
 
-pub mod client_hello;
-pub mod http_head;
-pub mod ja4;
-pub mod proxy_header;
-mod reader;
-mod record_layer;
-pub mod retry;
-
 use std::io;
 use std::sync::Arc;
 
@@ -18,23 +10,10 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::Instant;
 
 use crate::budget::{Eviction, Full, Share};
-use crate::ending::{Reason, Refusal, Stage};
-use client_hello::{ClientHello, HelloReader};
-use http_head::{HeadLimits, HeadReader, RequestHead};
-
-/// What a client's first bytes show.
-#[derive(Clone, Debug)]
-pub enum Sighting {
-    Tls(Box<ClientHello>),
-    Http(Box<RequestHead>),
-}
-
-/// Which protocols some rule could still allow here; anything else need not be waited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Expected {
-    pub tls: bool,
-    pub http: bool,
-}
+use egret_core::outcome::{Reason, Refusal, Stage};
+use egret_core::wire::client_hello::HelloReader;
+use egret_core::wire::http::{HeadLimits, HeadReader};
+use egret_core::wire::{Expected, Sighting};
 
 /// The bounds of one peek.
 #[derive(Clone, Copy, Debug)]

@@ -15,15 +15,15 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use crate::answers::Answers;
-use crate::claim::{Claim, ClientAddr, Identity, Target, Via};
-use crate::ending::{Ending, Reason, Refusal, Stage, Totals};
 use crate::metrics::Metrics;
-use crate::name::Host;
-use crate::peek::Sighting;
-use crate::peek::client_hello::{ClientHello, Sni};
-use crate::peek::http_head::{HostField, RequestHead};
-use crate::policy::Because;
+use egret_core::answers::Answers;
+use egret_core::claim::{Claim, ClientAddr, Identity, Target, Via};
+use egret_core::name::Host;
+use egret_core::outcome::{Ending, Reason, Refusal, Stage, Totals};
+use egret_core::policy::MatchedRule;
+use egret_core::wire::Sighting;
+use egret_core::wire::client_hello::{ClientHello, Sni};
+use egret_core::wire::http::{HostField, RequestHead};
 pub use line::Line;
 use line::{Id, Stamp};
 pub use meter::{Lasting, Meter, Way};
@@ -312,7 +312,7 @@ impl Record {
         self.tell(|line| line.protocol = Some("tcp"));
     }
 
-    pub fn because(&mut self, because: &Because) {
+    pub fn matched_rule(&mut self, because: &MatchedRule) {
         self.tell(|line| {
             line.rule = Some(Arc::clone(&because.rule));
             line.pattern = because.pattern.as_deref().map(Into::into);
@@ -456,7 +456,7 @@ const fn source(via: Via) -> &'static str {
         Via::Connect => "connect",
         Via::Socks => "socks",
         Via::Absolute => "host",
-        Via::Steered => "sni",
+        Via::Intercepted => "sni",
     }
 }
 

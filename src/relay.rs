@@ -17,12 +17,12 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_util::either::Either;
 
-use crate::ending::Ending;
 use crate::record::{Lasting, Meter, Way};
 use crate::stream::{self, ClientStream, Socket};
 use direct::OneWay;
-use tokio_util::either::Either;
+use egret_core::outcome::Ending;
 
 /// Pipes at once, two descriptors each; who finds none copies.
 pub const MOST_PIPES: usize = 128;

@@ -23,8 +23,8 @@ use crate::keeper;
 use crate::netfilter::kernel::ReloadError;
 use crate::netfilter::plan::Filter;
 use crate::netfilter::sidecar::{self, Other};
-use crate::policy::{OwnAddresses, Policy};
 use crate::session::House;
+use egret_core::policy::{OwnAddresses, Policy};
 
 /// How often watched files are looked at, and how long they must have been left alone.
 const LOOK_EVERY: Duration = Duration::from_millis(250);

@@ -11,27 +11,28 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::answers::Answers;
 use crate::budget::Budget;
-use crate::claim::{Claim, ClientAddr, Identity, OriginalDst, Via};
 use crate::config::{Learn, Limits};
 use crate::dns::Resolver;
 use crate::drain::Guest;
-use crate::ending::{Ending, Halt, Reason, Refusal, Stage};
 use crate::exchange::{self, Answered, ExchangeLimits, Outgoing, Then};
 use crate::handshake::{self, SettleLimits};
 use crate::listen::arrival::{self, NotArrived};
 use crate::listen::{Client, ConnectionLimit, ConnectionSlot, Entrance};
 use crate::netfilter::Kernel;
-use crate::peek::http_head::RequestHead;
-use crate::peek::ja4::Parts;
-use crate::peek::{Expected, PeekLimits, Sighting, Window};
-use crate::policy::{Clearance, Passage, Permit, Policy};
+use crate::peek::{PeekLimits, Window};
 use crate::record::{Book, Record};
 use crate::relay::{self, IdleWatch, Link, Shared};
 use crate::reload::Current;
 use crate::stream::ClientStream;
 use crate::upstream::{self, Departure, DialLimits, Dialled, OwnDial, OwnDials};
+use egret_core::answers::Answers;
+use egret_core::claim::{Claim, ClientAddr, Identity, OriginalDst, Via};
+use egret_core::outcome::{Ending, Halt, Reason, Refusal, Stage};
+use egret_core::policy::{Clearance, Passage, Permit, Policy};
+use egret_core::wire::http::RequestHead;
+use egret_core::wire::ja4::Parts;
+use egret_core::wire::{Expected, Sighting};
 
 /// What every connection shares.
 #[derive(Debug)]
@@ -160,7 +161,7 @@ impl Grounds {
     /// Whether a policy would allow it too.
     fn hold(&self, dialled: IpAddr, policy: &Policy) -> bool {
         let clearance = policy.by_claim(&self.claim).and_then(|passage| match (passage, &self.sighting) {
-            (Passage::Straight(clearance), _) => Ok(clearance),
+            (Passage::Passthrough(clearance), _) => Ok(clearance),
             (Passage::Peek(expectation), Some(sighting)) => policy.by_sighting(&self.claim, expectation, sighting),
             // Nobody has looked what it is, and now that matters.
             (Passage::Peek(_), None) => Err(Refusal::new(Reason::NoSni, Stage::Name)),
@@ -395,7 +396,7 @@ async fn visit(
     // Judge the claim first: to see a CONNECT client's bytes it must be told to go ahead, and from then on
     // a refusal can only be spoken in the protocol of those bytes.
     let (clearance, mut sighting, seen) = match policy.by_claim(&claim)? {
-        Passage::Straight(clearance) => {
+        Passage::Passthrough(clearance) => {
             if claimed.sighting.is_none() {
                 record.straight();
             }
@@ -554,7 +555,7 @@ async fn permitted(
     house: &House,
     record: &mut Record,
 ) -> Result<Permit, Refusal> {
-    policy.because_of(clearance).iter().for_each(|because| record.because(because));
+    policy.matched_rule_of(clearance).iter().for_each(|because| record.matched_rule(because));
     let mut answers = house.dns.resolve(clearance).await?;
     let mut judged = policy.by_address(clearance, &answers);
     if let (Err(Refusal { reason: Reason::DstNotInDns, .. }), Some(dst)) = (&judged, clearance.dst()) {
@@ -570,7 +571,7 @@ async fn permitted(
         record.answers(&answers);
     }
     let permit = judged?;
-    record.because(permit.because());
+    record.matched_rule(permit.matched_rule());
     Ok(permit)
 }
 

@@ -17,8 +17,8 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::budget::Budget;
-use crate::ending::{Reason, Refusal, Stage};
-use crate::policy::Permit;
+use egret_core::outcome::{Reason, Refusal, Stage};
+use egret_core::policy::Permit;
 pub use own::{OwnDial, OwnDials};
 
 /// RFC 8305 §5: how long one address has before the next is tried too.

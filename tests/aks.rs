@@ -18,11 +18,11 @@ use std::sync::Arc;
 
 use documents::{Fact, says};
 use egret::bundle::{self, Asked, Bundle, Date, Row};
-use egret::claim::Asker;
 use egret::config::Settings;
-use egret::ending::Refusal;
-use egret::policy::explain::{Question, Subject};
-use egret::policy::{Because, OwnAddresses, Policy};
+use egret_core::claim::Source;
+use egret_core::outcome::Refusal;
+use egret_core::policy::explain::{Question, Subject};
+use egret_core::policy::{MatchedRule, OwnAddresses, Policy};
 
 const FACTS: &str = "tests/facts/aks.tsv";
 
@@ -259,9 +259,9 @@ fn policy_of(policy: &str, folder: &Path) -> Policy {
     Policy::compile(settings.rules.apps, settings.rules.nets, settings.rules.nat64, own)
 }
 
-fn explain(policy: &Policy, target: &str) -> Result<Because, Refusal> {
+fn explain(policy: &Policy, target: &str) -> Result<MatchedRule, Refusal> {
     let subject: Subject = target.parse().unwrap_or_else(|fault| panic!("{target}: {fault}"));
-    policy.explain(&Question { subject, asker: Asker::anybody(), dst: None, alpn: Vec::new() })
+    policy.explain(&Question { subject, source: Source::anybody(), dst: None, alpn: Vec::new() })
 }
 
 #[track_caller]
@@ -1063,7 +1063,7 @@ fn what_the_bundle_keeps_closed_says_what_would_open_it() {
     let policy = cluster("sources: [10.0.0.0/8]");
     let question = |from: &str| Question {
         subject: "https://x.vault.azure.net".parse().unwrap(),
-        asker: Asker::at(from.parse().unwrap()),
+        source: Source::at(from.parse().unwrap()),
         dst: None,
         alpn: Vec::new(),
     };
@@ -1191,7 +1191,7 @@ fn two_bundles_of_one_cloud_have_names_of_their_own() {
     let rule = |from: &str| {
         let subject: Subject = "https://mcr.microsoft.com".parse().unwrap();
         policy
-            .explain(&Question { subject, asker: Asker::at(from.parse().unwrap()), dst: None, alpn: Vec::new() })
+            .explain(&Question { subject, source: Source::at(from.parse().unwrap()), dst: None, alpn: Vec::new() })
             .unwrap()
             .rule
     };

@@ -1,7 +1,7 @@
 //! A hello read in pieces is the hello read whole, whatever the bytes.
 #![no_main]
 
-use egret::peek::client_hello::HelloReader;
+use egret_core::wire::client_hello::HelloReader;
 use libfuzzer_sys::fuzz_target;
 
 const LIMIT: usize = 64 << 10;

@@ -1,7 +1,7 @@
 //! A head that is taken has one authority, and what goes to the origin reads the same.
 #![no_main]
 
-use egret::peek::http_head::{HeadLimits, Onward, RequestHead, USUAL_FIELDS};
+use egret_core::wire::http::{HeadLimits, Onward, RequestHead, USUAL_FIELDS};
 use libfuzzer_sys::fuzz_target;
 
 const LIMIT: usize = 64 << 10;

@@ -1,9 +1,9 @@
 //! Any text is a pattern or an explained fault; matching never panics.
 #![no_main]
 
-use egret::name::HostName;
-use egret::policy::hosts::HostIndex;
-use egret::policy::pattern::Pattern;
+use egret_core::name::HostName;
+use egret_core::policy::hosts::HostIndex;
+use egret_core::rule::pattern::Pattern;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use egret::peek::proxy_header::{Origin, START, read, rest_of};
+use egret_core::wire::proxy_header::{Origin, START, read, rest_of};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

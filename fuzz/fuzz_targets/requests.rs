@@ -3,8 +3,8 @@
 //! The second reader shares nothing with egret's own: it splits at line ends and looks for nothing else.
 #![no_main]
 
-use egret::exchange::Body;
-use egret::peek::http_head::{Onward, RequestHead};
+use egret_core::wire::http::Body;
+use egret_core::wire::http::{Onward, RequestHead};
 use libfuzzer_sys::fuzz_target;
 
 const LIMIT: usize = 64 << 10;

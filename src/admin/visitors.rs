@@ -17,8 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::claim::network_of;
-use crate::policy::OwnAddresses;
+use egret_core::claim::network_of;
+use egret_core::policy::OwnAddresses;
 
 /// Visitors of one set of pages at once: each takes a descriptor from the connections that egret is for.
 pub const MAX_VISITORS: usize = 32;

@@ -8,10 +8,10 @@ use serde::Deserialize;
 
 use super::choice::{Choice, Destination};
 use super::{Bundle, Cloud, Date, Feature, Os, no_such};
-use crate::likeness::closest;
-use crate::name::HostName;
-use crate::policy::pattern::Pattern;
-use crate::policy::prefixes::prefix;
+use egret_core::likeness::closest;
+use egret_core::name::HostName;
+use egret_core::rule::pattern::Pattern;
+use egret_core::rule::prefixes::prefix;
 
 /// A rule set that comes with egret.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::{Bundle, Cloud, Condition, Date, Narrowing, Need, Os, Row};
-use crate::name::HostName;
-use crate::policy::prefixes::everywhere;
+use egret_core::name::HostName;
+use egret_core::rule::prefixes::everywhere;
 
 /// Checked parameters.
 #[derive(Debug)]

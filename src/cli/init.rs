@@ -12,7 +12,7 @@ use super::cluster::Cluster;
 use super::{CommandError, complain};
 use crate::bundle::{self, Asked, Choice, Level};
 use crate::config::Settings;
-use crate::policy::prefixes::prefix;
+use egret_core::rule::prefixes::prefix;
 
 /// The service CIDR that AKS takes where nobody names another.
 const SERVICES: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 16);

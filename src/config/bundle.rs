@@ -9,11 +9,11 @@ use super::check::Findings;
 use super::rules::{self, TagSource};
 use super::{Origin, Rules, file};
 use crate::bundle::{self, Choice, Closed, Destination, Level, Opening, Outcome, Why};
-use crate::name::HostName;
-use crate::policy::guard;
-use crate::policy::kept::Kept;
-use crate::policy::prefixes::PrefixSet;
-use crate::policy::rule::{Action, AppPort, AppRule, Ech, InnerName, NetPort, NetRule, Reach, Sources};
+use egret_core::learned::Kept;
+use egret_core::name::HostName;
+use egret_core::rule::guard;
+use egret_core::rule::prefixes::PrefixSet;
+use egret_core::rule::{Action, AppPort, AppRule, Ech, InnerName, NetPort, NetRule, Reach, Sources};
 
 /// Adds a bundle's rules.
 pub(super) fn add(out: &mut Findings<'_>, path: &str, asked: &file::Bundle, tags: &TagSource, made: &mut Rules) {

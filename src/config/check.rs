@@ -17,12 +17,12 @@ use super::{
 use crate::dns::HostsFile;
 use crate::files::{Files, Refreshed, StampedFile, read_bounded, stamp};
 use crate::identity::{TlsFiles, UsersFile};
-use crate::name::HostName;
-use crate::peek::http_head::{HeadLimits, USUAL_FIELDS};
-use crate::policy::guard;
-use crate::policy::pattern::Pattern;
-use crate::policy::prefixes::prefix;
-use crate::policy::rule::AppProtocol;
+use egret_core::name::HostName;
+use egret_core::rule::AppProtocol;
+use egret_core::rule::guard;
+use egret_core::rule::pattern::Pattern;
+use egret_core::rule::prefixes::prefix;
+use egret_core::wire::http::{HeadLimits, USUAL_FIELDS};
 
 /// How much is asked of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,18 +8,18 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
-use names::{DOH, FRONTS, REGIONAL, SHARED};
-
 use super::check::Findings;
 use super::{Capture, ListenerKind, ListenerSettings, Netfilter, Origin, Rules};
-use crate::name::HostName;
-use crate::policy::guard::{is_public, metadata, opens_all_of};
-use crate::policy::hosts::HostIndex;
-use crate::policy::pattern::Pattern;
-use crate::policy::rule::{Action, AppProtocol, AppRule, Ech, NetPort, NetRule, Reach, Sources};
+use egret_core::name::HostName;
+use egret_core::policy::hosts::HostIndex;
+use egret_core::rule::guard::{is_public, metadata, opens_all_of};
+use egret_core::rule::pattern::Pattern;
+use egret_core::rule::{Action, AppProtocol, AppRule, Ech, NetPort, NetRule, Reach};
+use names::{DOH, FRONTS, REGIONAL, SHARED};
 
 /// Patterns around another one that are looked at.
 const MAX_AROUND: usize = 256;
+
 /// Patterns of one rule that are told of one by one; a list of thousands is told of as a whole.
 const MAX_TOLD: usize = 20;
 
@@ -453,7 +453,7 @@ fn includes(wide: &AppRule, narrow: &AppRule) -> bool {
         && wide.paths.is_none()
         && (wide.websocket || !narrow.websocket)
         && (wide.ech == Ech::Outer || wide.ech == narrow.ech)
-        && (wide.inner == narrow.inner || narrow.inner == crate::policy::rule::InnerName::Same)
+        && (wide.inner == narrow.inner || narrow.inner == egret_core::rule::InnerName::Same)
         && reaches(&wide.reach, &narrow.reach)
 }
 
@@ -475,16 +475,5 @@ fn holds(wide: &NetPort, narrow: &NetPort) -> bool {
         }
         (NetPort::Icmp, NetPort::Icmp) => true,
         _ => false,
-    }
-}
-
-impl Sources {
-    /// Whether everybody in another set is in this one.
-    fn cover(&self, other: &Self) -> bool {
-        let nets = self.nets.is_empty()
-            || (!other.nets.is_empty() && other.nets.iter().all(|net| self.nets.iter().any(|wide| wide.contains(net))));
-        let clients = self.clients.is_empty()
-            || (!other.clients.is_empty() && other.clients.iter().all(|name| self.clients.contains(name)));
-        nets && clients
     }
 }

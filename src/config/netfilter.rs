@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::check::{Bounds, Findings, duration};
 use super::{Capture, ListenerKind, ListenerSettings, file, rules};
-use crate::policy::rule::NetPort;
+use egret_core::rule::NetPort;
 
 /// What the kernel does on a next hop.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,12 +10,12 @@ use super::check::Findings;
 use super::tags::ServiceTags;
 use super::{Origin, Rules, bundle, file};
 use crate::files::read_bounded;
-use crate::peek::http_head::is_token_byte;
-use crate::policy::kept::Kept;
-use crate::policy::paths::PathPattern;
-use crate::policy::pattern::Pattern;
-use crate::policy::prefixes::{PrefixSet, prefix};
-use crate::policy::rule::{Action, AppPort, AppProtocol, AppRule, Ech, InnerName, NetPort, NetRule, Reach, Sources};
+use egret_core::learned::Kept;
+use egret_core::rule::paths::PathPattern;
+use egret_core::rule::pattern::Pattern;
+use egret_core::rule::prefixes::{PrefixSet, prefix};
+use egret_core::rule::{Action, AppPort, AppProtocol, AppRule, Ech, InnerName, NetPort, NetRule, Reach, Sources};
+use egret_core::wire::http::is_token_byte;
 
 /// Patterns that need globset, in all rules together: each is looked at one by one under its ending.
 const MAX_RICH: usize = 1000;

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::document::{Content, Node};
 use super::{Fault, file};
-use crate::likeness::closest;
+use egret_core::likeness::closest;
 
 /// Keys of the format that this version does not serve yet. Refused by name: silence would let somebody
 /// believe in a barrier that is not there.

@@ -7,8 +7,8 @@ use serde::Deserialize;
 
 use crate::bundle;
 use crate::files::read_bounded;
-use crate::likeness::closest;
-use crate::policy::prefixes::prefix;
+use egret_core::likeness::closest;
+use egret_core::rule::prefixes::prefix;
 
 /// A file's tags. Prefixes are read when their tag is asked for: a file has ninety thousand.
 #[derive(Debug)]

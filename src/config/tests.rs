@@ -1,5 +1,5 @@
 use super::*;
-use crate::policy::pattern::Pattern;
+use egret_core::rule::pattern::Pattern;
 
 const BASE: &str = "listeners: [{ kind: forward, bind: \"127.0.0.1:3128\" }]\n";
 

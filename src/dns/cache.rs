@@ -9,8 +9,8 @@ use moka::sync::Cache as Store;
 use tokio::time::Instant;
 
 use super::NoAnswer;
-use crate::answers::Answers;
-use crate::name::HostName;
+use egret_core::answers::Answers;
+use egret_core::name::HostName;
 
 /// What is kept for a name.
 #[derive(Clone, Debug, Default)]
@@ -126,7 +126,7 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ending::Reason;
+    use egret_core::outcome::Reason;
 
     #[test]
     fn an_answer_holds_until_its_time_and_not_a_moment_longer() {

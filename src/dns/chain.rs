@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 
-use crate::ending::Reason;
+use egret_core::outcome::Reason;
 
 /// Addresses of one kind behind a name. Content networks answer with a dozen; a larger answer is refused whole, for to
 /// cut it could hide the denied part of a mixed one.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use crate::files::{FileFault, Files, read_regular};
-use crate::name::HostName;
+use egret_core::name::HostName;
 
 /// The file.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hickory_net::{DnsError, NetError, NoRecords};
 use hickory_proto::op::ResponseCode;
 
-use crate::ending::Reason;
+use egret_core::outcome::Reason;
 
 /// What came of a question to one server, other than an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]

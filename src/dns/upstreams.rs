@@ -17,7 +17,7 @@ use super::trouble::Trouble;
 use super::udp::Manner;
 use crate::config::{DnsSettings, DnsTransport, DnsUpstream};
 use crate::files::{FileFault, Files, Refreshed, read_regular};
-use crate::name::HostName;
+use egret_core::name::HostName;
 
 /// How long one server has before the next is asked beside it.
 const HEAD_START: Duration = Duration::from_millis(100);

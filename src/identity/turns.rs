@@ -14,7 +14,7 @@ use foldhash::quality::RandomState;
 use moka::sync::Cache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::claim::network_of;
+use egret_core::claim::network_of;
 
 /// How long a failure counts, and of how many clients.
 const FAILURE: Duration = Duration::from_secs(600);

@@ -11,11 +11,8 @@ use ring::hmac;
 
 use super::turns::{ClientQueues, FairSemaphore};
 use crate::files::{FileFault, Files, read_regular};
+use egret_core::credentials::{Credentials, MAX_USER};
 
-/// RFC 1929 §2: a name's length is one byte.
-const MAX_NAME: usize = 255;
-/// Longer than any that people or machines have; HTTP has no bound of its own.
-const MAX_PASSWORD: usize = 1024;
 /// A hash that takes seconds, or all memory, would be a way to stop the proxy.
 const BCRYPT_COSTS: std::ops::RangeInclusive<u32> = 4..=15;
 const MAX_ARGON2_KIB: u32 = 64 << 10;
@@ -26,6 +23,7 @@ static CHECKS: LazyLock<Arc<FairSemaphore>> = LazyLock::new(|| {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     FairSemaphore::new(cores.div_ceil(2).min(4))
 });
+
 /// One check at a time for a client's address, so that a flood from one waits behind itself and not before others.
 static QUEUES: LazyLock<Arc<ClientQueues>> = LazyLock::new(|| ClientQueues::new(1));
 
@@ -68,48 +66,6 @@ impl UsersFile {
         let (users, first) = Users::parse(&text).map_err(fault)?;
         let first = first.map(|(line, what)| fault(format!("{}:{line} {what}", self.0.display())));
         Ok((users, first))
-    }
-}
-
-/// A name and a password, as a client shows them.
-pub struct Credentials {
-    user: String,
-    password: Vec<u8>,
-}
-
-impl std::fmt::Debug for Credentials {
-    /// Neither may get into a log: people type one where the other belongs.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Credentials")
-    }
-}
-
-impl Credentials {
-    /// `None` where no file could hold them.
-    #[must_use]
-    pub fn new(user: &[u8], password: &[u8]) -> Option<Self> {
-        let fits = user.len() <= MAX_NAME && password.len() <= MAX_PASSWORD;
-        let user = std::str::from_utf8(user).ok().filter(|_| fits)?;
-        Some(Self { user: user.to_owned(), password: password.to_vec() })
-    }
-
-    #[must_use]
-    pub fn user(&self) -> &str {
-        &self.user
-    }
-
-    /// The value of a `Proxy-Authorization` field (RFC 7617 §2).
-    #[must_use]
-    pub fn basic(value: &[u8]) -> Option<Self> {
-        let (scheme, rest) = value.split_at_checked(6)?;
-        let encoded = rest.trim_ascii_start();
-        if !scheme.eq_ignore_ascii_case(b"basic ") {
-            return None;
-        }
-        let plain = data_encoding::BASE64.decode(encoded).ok()?;
-        let colon = plain.iter().position(|b| *b == b':')?;
-        let (user, password) = plain.split_at_checked(colon)?;
-        Self::new(user, password.get(1..)?)
     }
 }
 
@@ -248,7 +204,7 @@ impl Users {
 fn user(line: &str) -> Result<(&str, Hash), String> {
     let (name, hash) =
         line.split_once(':').ok_or_else(|| "is not a user; write NAME:HASH, as `htpasswd -B` does".to_owned())?;
-    if name.is_empty() || name.len() > MAX_NAME || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
+    if name.is_empty() || name.len() > MAX_USER || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err("has no usable name; write 1 to 255 characters without blanks".to_owned());
     }
     Ok((name, Hash::parse(hash)?))

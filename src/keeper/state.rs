@@ -5,14 +5,14 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
+use tokio::time::Instant;
 
 use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
 use crate::files::read_bounded;
-use crate::policy::Policy;
-use crate::policy::rule::NetRule;
+use egret_core::policy::Policy;
+use egret_core::rule::NetRule;
 
 /// The file in the state directory.
 const FILE: &str = "learned.json";
@@ -29,7 +29,7 @@ struct Learned {
 
 impl Learned {
     fn of(policy: &Policy) -> Self {
-        let (now, today) = (Instant::now(), SystemTime::now());
+        let (now, today) = (Instant::now().into_std(), SystemTime::now());
         let mut names: BTreeMap<String, BTreeMap<IpAddr, u64>> = BTreeMap::new();
         for kept in policy.network_rules().iter().flat_map(|rule| &rule.kept) {
             let known = names.entry(kept.name().as_str().to_owned()).or_default();
@@ -65,7 +65,7 @@ pub fn restore(dir: &Path, rules: &[NetRule], nat64: Option<Ipv6Net>, remember: 
     let wrong = |why: String| format!("{}: {why}; addresses found before are not known", path.display());
     let text = read_bounded(&path).map_err(wrong)?;
     let learned: Learned = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
-    let (now, today) = (Instant::now(), SystemTime::now());
+    let (now, today) = (Instant::now().into_std(), SystemTime::now());
     for rule in rules {
         for kept in &rule.kept {
             let known = learned.names.get(kept.name().as_str()).into_iter().flatten();
@@ -134,7 +134,7 @@ mod tests {
         let day = Duration::from_secs(86_400);
         let first = settings("fqdns: [a.example]").rules;
         restore(dir.path(), &first.nets, None, day).unwrap();
-        let now = Instant::now();
+        let now = Instant::now().into_std();
         let seen = |hours: u64| now.checked_sub(Duration::from_secs(hours * 3600)).unwrap();
         let found = [("1.1.1.1", 1_u64), ("1.1.1.2", 25), ("10.0.0.1", 1)];
         first.nets[0].kept[0].set(found.iter().map(|(ip, hours)| (ip.parse().unwrap(), seen(*hours))).collect());

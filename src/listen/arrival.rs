@@ -11,12 +11,12 @@ use tokio_rustls::TlsAcceptor;
 
 use super::client::linger;
 use super::entrance::Entrance;
-use crate::claim::{ClientAddr, Identity, OriginalDst};
-use crate::ending::{Hint, Reason, Refusal, Stage};
 use crate::identity::{self, ClientQueues, ProxyTls};
-use crate::peek::proxy_header::{self, Origin};
 use crate::relay::Link;
 use crate::stream::{ClientStream, Wire};
+use egret_core::claim::{ClientAddr, Identity, OriginalDst};
+use egret_core::outcome::{Hint, Reason, Refusal, Stage};
+use egret_core::wire::proxy_header::{self, Origin};
 
 /// TLS handshakes of one client at once: at some hundred microseconds of a core each, what one client has under way
 /// delays another by some tens of milliseconds.

@@ -9,16 +9,18 @@ use tokio::time::Instant;
 use super::arrival::{self, Arrived, instead, told};
 use super::entrance::Entrance;
 use super::refusal::{About, Speech};
-use super::socks5;
-use crate::claim::{Claim, ClientAddr, Identity, OriginalDst, Target, Via};
 use crate::config::{Adds, ListenerKind};
-use crate::ending::{Reason, Refusal, Stage};
-use crate::identity::{Credentials, Pass};
-use crate::peek::http_head::{HeadReader, RequestTarget};
-use crate::peek::{self, Expected, Fill, PeekLimits, Sighting, Window};
-use crate::policy::rule::AppProtocol;
+use crate::identity::Pass;
+use crate::peek::{self, Fill, PeekLimits, Window};
 use crate::relay::Link;
 use crate::stream::{ClientStream, read_with, send};
+use egret_core::claim::{Claim, ClientAddr, Identity, OriginalDst, Target, Via};
+use egret_core::credentials::Credentials;
+use egret_core::outcome::{Reason, Refusal, Stage};
+use egret_core::rule::AppProtocol;
+use egret_core::wire::http::{HeadReader, RequestTarget};
+use egret_core::wire::socks5;
+use egret_core::wire::{Expected, Sighting};
 
 /// Said before the bytes of a CONNECT are read.
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
@@ -92,10 +94,10 @@ impl Client {
             // A request in absolute form makes its own claim; in a tunnel it is that of the tunnel.
             (Some(before), _) if before.via == Via::Absolute => self.claim_http(limits).await,
             (Some(before), _) => Ok(Claimed { claim: before.clone(), sighting: None }),
-            (None, ListenerKind::Sni { port, .. }) => Ok(self.claimed(Target::Unnamed, port, Via::Steered, None)),
+            (None, ListenerKind::Sni { port, .. }) => Ok(self.claimed(Target::Unnamed, port, Via::Intercepted, None)),
             (None, ListenerKind::Transparent { .. }) => {
                 let dst = self.original_dst.ok_or_else(|| Refusal::new(Reason::NoOriginalDst, Stage::Claim))?;
-                Ok(self.claimed(Target::Address(dst), dst.0.port(), Via::Steered, None))
+                Ok(self.claimed(Target::Address(dst), dst.0.port(), Via::Intercepted, None))
             }
             (None, ListenerKind::Forward) => match self.first_byte(limits.until).await? {
                 socks5::VERSION => self.claim_socks(limits).await,

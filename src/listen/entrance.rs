@@ -9,11 +9,11 @@ use tokio::net::TcpStream;
 
 use super::arrival::told;
 use super::limit::{ConnectionLimit, ConnectionSlot};
-use crate::claim::{ClientAddr, OriginalDst};
 use crate::config::{Adds, Capture, ListenerKind, ListenerSettings};
-use crate::ending::{Reason, Refusal};
 use crate::files::Refreshed;
 use crate::identity::{TlsFiles, UsersFile};
+use egret_core::claim::{ClientAddr, OriginalDst};
+use egret_core::outcome::{Reason, Refusal};
 
 /// A listener, but for its socket.
 #[derive(Debug)]

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use foldhash::quality::RandomState;
 
 use crate::budget::Eviction;
-use crate::claim::network_of;
 use crate::config::PerClient;
+use egret_core::claim::network_of;
 
 /// A client by `limits.connections_per_client: auto`: one quarter of all places.
 const SHARES: usize = 4;

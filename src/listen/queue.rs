@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use foldhash::quality::RandomState;
 
-use crate::claim::network_of;
+use egret_core::claim::network_of;
 
 /// First come, first served among those of one client; the clients take turns.
 #[derive(Debug)]

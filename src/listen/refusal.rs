@@ -3,8 +3,8 @@
 //! Policy's reasons are told in full. What DNS, the address guard and the dialler found is only
 //! "unreachable": a client that could tell a private address from a missing name would have an oracle.
 
-use super::socks5;
-use crate::ending::{Reason, Refusal, Stage};
+use egret_core::outcome::{Reason, Refusal, Stage};
+use egret_core::wire::socks5;
 
 /// RFC 8446 §6: fatal, access_denied.
 const ACCESS_DENIED: &[u8] = &[21, 3, 3, 0, 2, 2, 49];
@@ -111,7 +111,7 @@ fn status(refusal: &Refusal, asks_for_user: bool) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ending::Hint;
+    use egret_core::outcome::Hint;
 
     fn told(speech: Speech, reason: Reason, stage: Stage, unread: &[u8]) -> String {
         let hint = Hint { rule: Some("secret-rule".into()), ..Hint::default() };

@@ -12,7 +12,7 @@ use super::members::{TCP, UDP};
 use super::{FORWARDED, STATE};
 use crate::config::Dnat;
 use crate::netlink::{ACK, DUMP, Messages, Socket, attribute, attributes, received};
-use crate::policy::rule::NetPort;
+use egret_core::rule::NetPort;
 
 const NEW: u16 = 1 << 8;
 const GET: u16 = (1 << 8) | 1;

@@ -19,8 +19,8 @@ use super::places::{NoPlace, Places, Sets, fill_addresses};
 use super::plan::{Filter, Plan};
 use super::ruleset;
 use super::{BYPASSED, FORWARDED, INGRESS, INGRESS_PLAIN, STATE, flows, refusals, routes, sysctl};
-use crate::ending::Reason;
 use crate::netlink::Socket;
+use egret_core::outcome::Reason;
 
 /// The kernel's rules, from this process's side.
 #[derive(Debug)]

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv6Net};
 
-use crate::policy::guard;
-use crate::policy::rule::{Action, NetPort, NetRule};
+use egret_core::rule::guard;
+use egret_core::rule::{Action, NetPort, NetRule};
 
 /// Ranges of one family, both ends included; sorted, apart from each other.
 pub type Ranges<T> = Vec<(T, T)>;
@@ -62,7 +62,7 @@ impl Addresses {
 
     /// What both hold.
     fn common(&self, other: &Self) -> Self {
-        let outside = Self::of(&crate::policy::prefixes::everywhere()).without(other);
+        let outside = Self::of(&egret_core::rule::prefixes::everywhere()).without(other);
         self.clone().without(&outside)
     }
 
@@ -154,7 +154,7 @@ impl Members {
         if !rule.sources.clients.is_empty() {
             return Self::default();
         }
-        let everywhere = crate::policy::prefixes::everywhere();
+        let everywhere = egret_core::rule::prefixes::everywhere();
         let sources =
             if rule.sources.nets.is_empty() { Addresses::of(&everywhere) } else { Addresses::of(&rule.sources.nets) };
         let written: Vec<IpNet> = rule.destinations.prefixes().collect();
@@ -250,7 +250,7 @@ fn holds<T: Ord + Copy>(ranges: &[(T, T)], value: T) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::rule::{Reach, Sources};
+    use egret_core::rule::{Reach, Sources};
     use proptest::prelude::*;
     use std::sync::Arc;
 

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 use ipnet::Ipv6Net;
-use tokio::time::Instant;
 
 use super::members::{Addresses, Members};
 use crate::config::{Capture, Dnat, ListenerKind, Settings};
-use crate::policy::rule::{Action, AppRule, NetRule};
+use egret_core::rule::{Action, AppRule, NetRule};
 
 /// Rules that a reload may add before the table must be made anew.
 const SPARE: usize = 8;
@@ -84,7 +84,7 @@ pub fn learned(rule: &NetRule, nat64: Option<Ipv6Net>, remember: Duration) -> Ve
         let opaque = nat64.filter(|prefix| prefix.prefix_len() != 96);
         matches!(ip, IpAddr::V6(v6) if opaque.is_some_and(|prefix| prefix.contains(v6)))
     };
-    let now = Instant::now();
+    let now = Instant::now().into_std();
     let left = |seen| remember.saturating_sub(now.saturating_duration_since(seen));
     let mut all: BTreeMap<IpAddr, Duration> = BTreeMap::new();
     for (ip, seen) in rule.kept.iter().flat_map(|kept| kept.addresses()) {
@@ -140,13 +140,13 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::claim::Asker;
-    use crate::name::Host;
     use crate::netfilter::members::{TCP, UDP};
     use crate::netfilter::places::{Places, Sets};
-    use crate::policy::explain::{Question, Subject};
-    use crate::policy::rule::{NetPort, Reach, Sources};
-    use crate::policy::{OwnAddresses, Policy};
+    use egret_core::claim::Source;
+    use egret_core::name::Host;
+    use egret_core::policy::explain::{Question, Subject};
+    use egret_core::policy::{OwnAddresses, Policy};
+    use egret_core::rule::{NetPort, Reach, Sources};
     use proptest::prelude::*;
     use proptest::sample::{select, subsequence};
 
@@ -240,7 +240,7 @@ mod tests {
                 }
                 let host = Host::Address(to);
                 let subject = if is_tcp { Subject::Tcp { host, port } } else { Subject::Udp { host, port } };
-                let question = Question { subject, asker: Asker::at(client), dst: None, alpn: Vec::new() };
+                let question = Question { subject, source: Source::at(client), dst: None, alpn: Vec::new() };
                 let explained = policy.explain(&question);
                 let protocol = if is_tcp { TCP } else { UDP };
                 let holds = |places: &Places| places.hold(client, SocketAddr::new(to, port), protocol);

@@ -8,8 +8,8 @@ use nix::sys::socket::{MsgFlags, SockProtocol};
 use super::packet::{self, Packet};
 use super::ruleset::REASONS;
 use super::{LOG_GROUP, TABLE};
-use crate::ending::Reason;
 use crate::netlink::{ACK, DUMP, Messages, Socket, attribute, received};
+use egret_core::outcome::Reason;
 
 const LOG_PACKET: u16 = 4 << 8;
 const LOG_CONFIG: u16 = (4 << 8) | 1;

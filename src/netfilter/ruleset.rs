@@ -9,9 +9,9 @@ use std::net::{IpAddr, SocketAddr};
 use super::members::{Addresses, ICMP, ICMPV6, TCP};
 use super::plan::{Place, Plan};
 use super::{BYPASSED, CAPTURED, FORWARDED, INGRESS, INGRESS_PLAIN, LOG_GROUP, STATE, TABLE};
-use crate::ending::Reason;
-use crate::policy::guard;
-use crate::policy::rule::NetPort;
+use egret_core::outcome::Reason;
+use egret_core::rule::NetPort;
+use egret_core::rule::guard;
 
 /// Refused packets that have a line each second; the others are only counted.
 const LINES_PER_SECOND: u32 = 100;

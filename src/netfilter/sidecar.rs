@@ -15,7 +15,7 @@ use super::members::{Addresses, ICMP, ICMPV6, Members, TCP, UDP};
 use super::ruleset::{Table, replacing};
 use super::{FORWARDED, STATE};
 use crate::config::{Capture, Settings};
-use crate::policy::rule::{Action, NetRule};
+use egret_core::rule::{Action, NetRule};
 
 /// Who egret is in the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

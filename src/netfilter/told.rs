@@ -9,12 +9,12 @@ use super::members::{ICMP, ICMPV6, TCP, UDP, protocol_name};
 use super::refusals::{Refusals, Refused};
 use super::ruleset::REASONS;
 use super::{BYPASSED, INGRESS, INGRESS_PLAIN};
-use crate::claim::Asker;
-use crate::ending::{Ending, Hint, Reason, Refusal, Stage, Totals};
-use crate::name::Host;
-use crate::policy::explain::{Question, Subject};
 use crate::record::NetVerdict;
 use crate::session::House;
+use egret_core::claim::Source;
+use egret_core::name::Host;
+use egret_core::outcome::{Ending, Hint, Reason, Refusal, Stage, Totals};
+use egret_core::policy::explain::{Question, Subject};
 
 /// Bytes of one datagram from the kernel.
 const DATAGRAM: usize = 64 << 10;
@@ -82,7 +82,7 @@ fn refusal(house: &House, refused: &Refused) -> Refusal {
         let nearest = "this machine itself: clients reach its listeners and `health.bind`, and no rule opens more";
         return plain.with(Hint { nearest: Some(nearest.into()), ..Hint::default() });
     }
-    let question = Question { subject, asker: Asker::at(packet.from.ip()), dst: None, alpn: Vec::new() };
+    let question = Question { subject, source: Source::at(packet.from.ip()), dst: None, alpn: Vec::new() };
     let explained = policy.explain(&question).err();
     // The policy may have changed since.
     explained

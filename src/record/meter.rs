@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::ending::Totals;
 use crate::metrics::Metrics;
+use egret_core::outcome::Totals;
 
 /// Counts bytes as they go, so that a connection cut at any moment still has true totals.
 #[derive(Debug)]

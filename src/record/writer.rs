@@ -15,9 +15,9 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::Line;
-use crate::claim::network_of;
 use crate::config::{LogAccess, LogFormat, LogOutput, LogOverflow, LogSettings};
 use crate::metrics::{Fault, Metrics};
+use egret_core::claim::network_of;
 
 /// Bytes of lines that may wait in a lane: some seconds of a busy hop.
 const LANE: usize = 16 << 20;

@@ -1,12 +1,14 @@
-use super::*;
-use crate::ending::Totals;
-use crate::stream::Wire;
 use std::sync::Arc;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, ServerName};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client};
 use tokio_util::either::Either;
+
+use super::*;
+use crate::stream::Wire;
+use egret_core::outcome::Totals;
 
 /// A client's own end: bare, or inside TLS. Everything here holds for both ways of moving bytes.
 type Client = Either<TcpStream, Box<client::TlsStream<TcpStream>>>;

@@ -110,10 +110,10 @@ fn hellos_that_never_end_never_pass() {
 fn judged(host: &str) -> Option<String> {
     let bare =
         host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(host, |(h, _)| h);
-    let name = egret::name::Host::from_wire(bare.as_bytes()).ok()?;
+    let name = egret_core::name::Host::from_wire(bare.as_bytes()).ok()?;
     match name {
-        egret::name::Host::Name(name) => Some(name.to_string()),
-        egret::name::Host::Address(_) => None,
+        egret_core::name::Host::Name(name) => Some(name.to_string()),
+        egret_core::name::Host::Address(_) => None,
     }
 }
 

@@ -76,9 +76,9 @@ fn ingress_may_show_the_outsider_and_nobody_is_told_of_another_way() {
         let mut said = [0; 5];
         stream.read_exact(&mut said).unwrap();
         stream.write_all(&said).unwrap();
-        let (n, asker) = socket.recv_from(&mut said).unwrap();
-        socket.send_to(&said[..n], asker).unwrap();
-        [from.ip().to_string(), asker.ip().to_string()]
+        let (n, source) = socket.recv_from(&mut said).unwrap();
+        socket.send_to(&said[..n], source).unwrap();
+        [from.ip().to_string(), source.ip().to_string()]
     });
     world.at("outside", || {
         assert_eq!(tcp(HOP1_WAN, 8080), Ok(()));
@@ -146,8 +146,8 @@ fn no_client_speaks_to_strangers_through_the_hops_own_answers() {
         let answered = std::thread::spawn(move || {
             // The outsider's own, and nobody's beside it.
             let mut said = [0; 16];
-            let (n, asker) = served.recv_from(&mut said).unwrap();
-            served.send_to(&said[..n], asker).unwrap();
+            let (n, source) = served.recv_from(&mut said).unwrap();
+            served.send_to(&said[..n], source).unwrap();
             said[..n].to_vec()
         });
         // As the decoy to the hop's own addresses: echoes, closed and translated ports, unknown protocols, options that

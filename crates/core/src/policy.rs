@@ -1,0 +1,197 @@
+//! Who may go where. Asked three times with growing evidence: the claim, the sighting, the addresses.
+//!
+//! ```text
+//! Claim --by_claim--> Expectation --by_sighting--> Clearance --by_address--> Permit
+//!            `--- a network rule: Passthrough(Clearance), nothing to peek ---'
+//! ```
+//!
+//! The only maker of a [`Clearance`], without which nothing is resolved, and of a [`Permit`], without which
+//! nothing is dialled. Precedence: network deny, network allow, application deny, application allow, else
+//! denied. No clock, no socket, no log; what changes from outside is handed in ([`kept`], [`OwnAddresses`]).
+
+mod address;
+mod evidence;
+pub mod explain;
+pub mod hosts;
+mod judge;
+mod nearest;
+mod own_addresses;
+mod permit;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ipnet::Ipv6Net;
+
+use crate::answers::Answers;
+use crate::claim::Source;
+use crate::learned::Kept;
+use crate::outcome::{Hint, Reason, Refusal, Stage};
+use crate::rule::{Action, AppProtocol, AppRule, NetRule};
+use crate::wire::Expected;
+use hosts::HostIndex;
+pub use own_addresses::OwnAddresses;
+use permit::Grant;
+pub use permit::{Clearance, Destination, Expectation, MatchedRule, Passage, Permit};
+
+/// The compiled policy.
+#[derive(Debug)]
+pub struct Policy {
+    apps: Vec<AppRule>,
+    app_hosts: HostIndex,
+    nets: Vec<NetRule>,
+    net_hosts: HostIndex,
+    /// What application rules that allow expect on a port.
+    ports: HashMap<u16, Expected>,
+    nat64: Option<Ipv6Net>,
+    own: Arc<OwnAddresses>,
+}
+
+impl Policy {
+    /// Compiles checked rules.
+    #[must_use]
+    pub fn compile(apps: Vec<AppRule>, nets: Vec<NetRule>, nat64: Option<Ipv6Net>, own: Arc<OwnAddresses>) -> Self {
+        let written = || apps.iter().flat_map(|rule| &rule.fqdns).map(|pattern| pattern.as_str().len());
+        let mut app_hosts = HostIndex::with_capacity(written().count(), written().sum());
+        let mut ports: HashMap<u16, Expected> = HashMap::new();
+        let mut apps = apps;
+        for (id, rule) in (0..).zip(&mut apps) {
+            // The index keeps the text; a second copy per pattern would double a large list.
+            for pattern in std::mem::take(&mut rule.fqdns) {
+                app_hosts.add(&pattern, id);
+            }
+            for app in rule.protocols.iter().filter(|_| rule.action == Action::Allow) {
+                let expected = ports.entry(app.port).or_insert(Expected { tls: false, http: false });
+                match app.protocol {
+                    AppProtocol::Https => expected.tls = true,
+                    AppProtocol::Http => expected.http = true,
+                }
+            }
+        }
+        let mut net_hosts = HostIndex::default();
+        for (id, rule) in (0..).zip(&nets) {
+            for pattern in &rule.fqdns {
+                net_hosts.add(pattern, id);
+            }
+        }
+        Self { apps, app_hosts, nets, net_hosts, ports, nat64, own }
+    }
+
+    /// Rules and patterns, for the start-up screen.
+    #[must_use]
+    pub fn size(&self) -> (usize, usize) {
+        let decides =
+            |pattern: &u32| self.apps.get(self.app_hosts.rule(*pattern) as usize).is_some_and(AppRule::decides);
+        let rules = self.apps.iter().filter(|rule| rule.decides()).count() + self.nets.len();
+        (rules, self.app_hosts.ids().filter(decides).count() + self.net_hosts.len())
+    }
+
+    /// A name and port that any client may reach by TLS, for the start-up screen.
+    #[must_use]
+    pub fn example(&self) -> Option<(&str, u16)> {
+        self.app_hosts.ids().find_map(|pattern| {
+            let rule = self.apps.get(self.app_hosts.rule(pattern) as usize)?;
+            let text = self.app_hosts.text(pattern);
+            let plain = !text.starts_with('.') && !text.contains(['*', '?', '[', '{']);
+            let open = rule.action == Action::Allow && rule.sources.is_everyone() && plain;
+            let port = rule.protocols.iter().find(|app| app.protocol == AppProtocol::Https)?.port;
+            open.then_some((text, port))
+        })
+    }
+
+    /// Network rules, in the order of the configuration.
+    #[must_use]
+    pub fn network_rules(&self) -> &[NetRule] {
+        &self.nets
+    }
+
+    /// Application rules, without their names.
+    #[must_use]
+    pub fn application_rules(&self) -> &[AppRule] {
+        &self.apps
+    }
+
+    #[must_use]
+    pub fn own(&self) -> &OwnAddresses {
+        &self.own
+    }
+
+    #[must_use]
+    pub const fn nat64(&self) -> Option<Ipv6Net> {
+        self.nat64
+    }
+
+    /// The names to keep resolved, each with the leave to do so.
+    pub fn kept(&self) -> impl Iterator<Item = (Arc<Kept>, Clearance)> + '_ {
+        let mut seen: Vec<&Arc<Kept>> = Vec::new();
+        let all = (0..).zip(&self.nets).flat_map(|(id, rule)| rule.kept.iter().map(move |kept| (id, kept)));
+        all.filter_map(move |(id, kept)| {
+            // One name may be kept twice, for rules that lead to different places.
+            if seen.iter().any(|other| Arc::ptr_eq(other, kept)) {
+                return None;
+            }
+            seen.push(kept);
+            let clearance = Clearance {
+                destination: Destination::Name(kept.name().clone()),
+                port: 0,
+                prefers_v6: false,
+                dst: None,
+                source: Source::at(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)),
+                grants: vec![Grant::NetKept { rule: id }],
+            };
+            Some((Arc::clone(kept), clearance))
+        })
+    }
+
+    /// Takes over what another policy has found for the names that both keep, as far as this one lets them lead there.
+    pub fn inherit(&self, old: &Self) {
+        for (kept, clearance) in self.kept() {
+            // By any rule: each may let the name lead elsewhere, and this one to all of those places.
+            let known = old.nets.iter().flat_map(|rule| &rule.kept).filter(|other| other.name() == kept.name());
+            let mut addresses: BTreeMap<IpAddr, Instant> = BTreeMap::new();
+            for (ip, seen) in known.flat_map(|other| other.addresses()) {
+                let last = addresses.entry(ip).or_insert(seen);
+                *last = seen.max(*last);
+            }
+            addresses.retain(|ip, _| self.by_address(&clearance, &Answers::literal(*ip)).is_ok());
+            kept.set(addresses.into_iter().collect());
+        }
+    }
+
+    /// Whom the rule of this name is for, where that is not everyone.
+    #[must_use]
+    pub fn whom(&self, rule: &str) -> Option<String> {
+        let apps = self.apps.iter().map(|app| (&app.name, &app.sources));
+        let mut all = apps.chain(self.nets.iter().map(|net| (&net.name, &net.sources)));
+        let (_, sources) = all.find(|(name, _)| ***name == *rule)?;
+        (!sources.is_everyone()).then(|| sources.to_string())
+    }
+
+    /// The rule a clearance rests on, for the record of what is refused later.
+    #[must_use]
+    pub fn matched_rule_of(&self, clearance: &Clearance) -> Option<MatchedRule> {
+        clearance.grants.first().map(|grant| self.matched_rule(*grant))
+    }
+
+    fn refusal_by(&self, reason: Reason, stage: Stage, grant: Grant) -> Refusal {
+        let MatchedRule { rule, pattern } = self.matched_rule(grant);
+        Refusal::new(reason, stage).with(Hint { rule: Some(rule), pattern, ..Hint::default() })
+    }
+
+    fn matched_rule(&self, grant: Grant) -> MatchedRule {
+        let rule = match grant {
+            Grant::App { rule, .. } => self.apps.get(rule as usize).map(|r| &r.name),
+            Grant::NetAddress { rule } | Grant::NetKept { rule } | Grant::NetName { rule, .. } => {
+                self.nets.get(rule as usize).map(|r| &r.name)
+            }
+        };
+        let pattern = match grant {
+            Grant::App { pattern, .. } => Some(self.app_hosts.text(pattern).to_owned()),
+            Grant::NetName { pattern, .. } => Some(self.net_hosts.text(pattern).to_owned()),
+            Grant::NetAddress { .. } | Grant::NetKept { .. } => None,
+        };
+        MatchedRule { rule: rule.map_or_else(|| Arc::from("?"), Arc::clone), pattern }
+    }
+}

@@ -1,0 +1,302 @@
+//! Judging a claim, and then what the bytes show.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::evidence::{Evidence, Progress, Request, conditions};
+use super::permit::{Clearance, Destination, Expectation, Grant, Passage};
+use super::{Policy, nearest};
+use crate::claim::{Claim, Source, Target, Via};
+use crate::name::{Host, HostName};
+use crate::outcome::{Reason, Refusal, Stage};
+use crate::rule::{Action, AppProtocol, InnerName, NetKind, NetRule, guard};
+use crate::wire::client_hello::{ClientHello, Sni};
+use crate::wire::http::{RequestHead, RequestTarget};
+use crate::wire::{Expected, Sighting};
+
+impl Policy {
+    /// Judges what a client asks for, before its bytes are read.
+    ///
+    /// # Errors
+    /// A refusal at stage `name` or `network`.
+    pub fn by_claim(&self, claim: &Claim) -> Result<Passage, Refusal> {
+        let source = &claim.source();
+        match &claim.target {
+            Target::Unnamed => Ok(Passage::Peek(self.expectation(claim.port))),
+            Target::Name(name) => {
+                let grants = self.net_by_name(source, name, |rule| rule.takes_tcp(claim.port));
+                if !grants.is_empty() {
+                    return Ok(Passage::Passthrough(clearance(claim, Destination::Name(name.clone()), grants)));
+                }
+                self.expect_name(source, name, claim.port, claim.via).map(Passage::Peek)
+            }
+            Target::Address(dst) => {
+                let ip = dst.0.ip();
+                let grants = self.net_by_address(source, ip, claim.port)?;
+                if !grants.is_empty() {
+                    return Ok(Passage::Passthrough(clearance(claim, Destination::Literal(ip), grants)));
+                }
+                if claim.via == Via::Absolute {
+                    return Err(Refusal::new(Reason::IpLiteral, Stage::Name));
+                }
+                if self.ports.contains_key(&claim.port) {
+                    return Ok(Passage::Peek(self.expectation(claim.port)));
+                }
+                Err(Refusal::new(Reason::NoRule, Stage::Network).with(self.address_hint(
+                    source,
+                    ip,
+                    claim.port,
+                    NetKind::Tcp,
+                )))
+            }
+        }
+    }
+
+    /// Judges what the bytes show. May narrow what the claim left open, never widen it.
+    ///
+    /// # Errors
+    /// A refusal at stage `name` or `http`.
+    pub fn by_sighting(
+        &self,
+        claim: &Claim,
+        expectation: Expectation,
+        sighting: &Sighting,
+    ) -> Result<Clearance, Refusal> {
+        expectation.admits(sighting)?;
+        let claimed_address = matches!(claim.target, Target::Address(_));
+        let base = Evidence {
+            source: &claim.source(),
+            port: claim.port,
+            protocol: AppProtocol::Http,
+            alpn: None,
+            ech: false,
+            inner: InnerName::Same,
+            request: None,
+        };
+        let (seen, evidence) = match sighting {
+            Sighting::Tls(hello) => {
+                let evidence =
+                    Evidence { protocol: AppProtocol::Https, alpn: Some(&hello.alpn), ech: hello.ech, ..base };
+                let seen = match (name_of_hello(hello), claim.name()) {
+                    // Some clients send none for names that they find odd.
+                    (Err(refusal @ Refusal { reason: Reason::NoSni, .. }), Some(claimed)) => {
+                        let grants = self.judge(claimed, &Evidence { inner: InnerName::Optional, ..evidence });
+                        let grants = grants.map_err(|_| refusal)?;
+                        return Ok(clearance(claim, Destination::Name(claimed.clone()), grants));
+                    }
+                    (seen, _) => seen,
+                };
+                let by_address = |refusal| if claimed_address { nearest::by_address(refusal) } else { refusal };
+                (seen.map_err(by_address)?, evidence)
+            }
+            Sighting::Http(head) => {
+                (name_of_request(head, claim)?, Evidence { request: Some(Request::from(&**head)), ..base })
+            }
+        };
+        let Some(claimed) = claim.name().filter(|claimed| *claimed != seen) else {
+            return Ok(clearance(claim, Destination::Name(seen.clone()), self.judge(seen, &evidence)?));
+        };
+        let other = Evidence { inner: InnerName::AnyListed, ..evidence };
+        let mismatch = |_| Refusal::new(Reason::NameMismatch, Stage::Name);
+        // `sni: any_listed` is about TLS; a Host that is not the one asked for is never meant.
+        if evidence.protocol == AppProtocol::Http {
+            return Err(mismatch(()));
+        }
+        let grants = self.judge(claimed, &other).map_err(|_| mismatch(()))?;
+        self.judge(seen, &evidence)?;
+        Ok(clearance(claim, Destination::Name(claimed.clone()), grants))
+    }
+
+    /// What a port's rules expect; where none uses it, both, so that the record can still tell the name.
+    fn expectation(&self, port: u16) -> Expectation {
+        Expectation { expected: self.ports.get(&port).copied().unwrap_or(Expected { tls: true, http: true }) }
+    }
+
+    /// Whether a named claim could pass with some bytes, and which.
+    fn expect_name(&self, source: &Source, name: &HostName, port: u16, via: Via) -> Result<Expectation, Refusal> {
+        let judged = |protocol| {
+            let inner = InnerName::Same;
+            let evidence = Evidence { source, port, protocol, alpn: None, ech: false, inner, request: None };
+            self.judge(name, &evidence)
+        };
+        // Absolute-form is plain HTTP already.
+        let tls = if via == Via::Absolute { None } else { Some(judged(AppProtocol::Https)) };
+        let http = judged(AppProtocol::Http);
+        match (tls, http) {
+            (Some(Err(tls)), Err(http)) => Err(further(tls, http)),
+            (None, Err(http)) => Err(http),
+            (tls, http) => {
+                Ok(Expectation { expected: Expected { tls: matches!(tls, Some(Ok(_))), http: http.is_ok() } })
+            }
+        }
+    }
+
+    /// Application deny, then application allow.
+    pub(super) fn judge(&self, name: &HostName, evidence: &Evidence<'_>) -> Result<Vec<Grant>, Refusal> {
+        let mut grants: Vec<Grant> = Vec::new();
+        let mut denied = None;
+        let mut closed: Option<(u32, &Arc<str>, &Arc<str>)> = None;
+        let mut missed: Option<(Progress, Grant)> = None;
+        self.app_hosts.matches(name, |pattern| {
+            let id = self.app_hosts.rule(pattern);
+            let Some(rule) = self.apps.get(id as usize).filter(|rule| !rule.excepts(name)) else { return };
+            let grant = Grant::App { rule: id, pattern };
+            match (&rule.action, conditions(rule, evidence)) {
+                (Action::Deny, Ok(())) => denied = Some(grant),
+                (Action::Deny, Err(_)) => {}
+                (Action::Close(why), _) if rule.sources.include(evidence.source) => {
+                    // The first in the file, as everywhere.
+                    if closed.is_none_or(|(first, ..)| id < first) {
+                        closed = Some((id, &rule.name, why));
+                    }
+                }
+                (Action::Close(_), _) => {}
+                (Action::Allow, Ok(())) => grants.push(grant),
+                (Action::Allow, Err(progress)) => {
+                    if missed.is_none_or(|(furthest, _)| progress > furthest) {
+                        missed = Some((progress, grant));
+                    }
+                }
+            }
+        });
+        if let Some(grant) = denied {
+            return Err(self.refusal_by(Reason::RuleDenied, Stage::Name, grant));
+        }
+        if grants.is_empty() {
+            let mut refusal = self.miss(name, evidence, missed);
+            if let (Some(hint), Some((_, rule, why)), None) = (&mut refusal.hint, closed, missed) {
+                hint.nearest = Some(if why.starts_with("expected") {
+                    // Nothing depends on it, so there is nothing to mend.
+                    hint.fix = None;
+                    why.to_string()
+                } else {
+                    format!("rule {rule} is closed: {why}")
+                });
+            }
+            return Err(refusal);
+        }
+        // First in the file, first asked where its addresses may lead; a wildcard's twin counts once.
+        grants.sort_by_key(|grant| grant.rule());
+        grants.dedup_by_key(|grant| grant.rule());
+        Ok(grants)
+    }
+
+    fn miss(&self, name: &HostName, evidence: &Evidence<'_>, missed: Option<(Progress, Grant)>) -> Refusal {
+        let Some((progress, grant)) = missed else {
+            return Refusal::new(Reason::NoRule, Stage::Name).with(self.name_hint(name, evidence));
+        };
+        let reason = match progress {
+            Progress::Listed => Reason::SourceNotAllowed,
+            Progress::Source => Reason::PortNotAllowed,
+            Progress::Port => Reason::AlpnNotAllowed,
+            Progress::Method => Reason::MethodNotAllowed,
+            Progress::Path => Reason::PathNotAllowed,
+            Progress::Upgrade => Reason::UpgradeDenied,
+            Progress::Alpn if evidence.ech => Reason::EchDenied,
+            Progress::Alpn => Reason::NameMismatch,
+        };
+        let of_request = matches!(progress, Progress::Method | Progress::Path | Progress::Upgrade);
+        let stage = if of_request { Stage::Http } else { Stage::Name };
+        let mut refusal = self.refusal_by(reason, stage, grant);
+        if let Some(hint) = &mut refusal.hint {
+            hint.nearest = self.why_missed(grant, progress, evidence);
+        }
+        refusal
+    }
+}
+
+/// Network rules.
+impl Policy {
+    /// Network deny, then network allow, for a literal address.
+    pub(super) fn net_by_address(&self, source: &Source, ip: IpAddr, port: u16) -> Result<Vec<Grant>, Refusal> {
+        if let Some(grant) = self.net_denies(source, ip, port) {
+            return Err(self.refusal_by(Reason::RuleDenied, Stage::Network, grant));
+        }
+        let ip = guard::effective(ip, self.nat64);
+        Ok(self.net_rules(source, Action::Allow, |rule| rule.takes_tcp(port) && rule.covers(ip)).collect())
+    }
+
+    pub(super) fn net_denies(&self, source: &Source, ip: IpAddr, port: u16) -> Option<Grant> {
+        let covered = |rule: &NetRule| guard::equivalents(ip, self.nat64).iter().any(|ip| rule.covers(*ip));
+        self.net_rules(source, Action::Deny, |rule| rule.takes_tcp(port) && covered(rule)).next()
+    }
+
+    /// Rules by address that fit, in the order of the configuration.
+    pub(super) fn net_rules(
+        &self,
+        source: &Source,
+        action: Action,
+        fits: impl Fn(&NetRule) -> bool,
+    ) -> impl Iterator<Item = Grant> {
+        let asked = move |rule: &NetRule| rule.sources.include(source);
+        let all = (0..).zip(&self.nets);
+        all.filter(move |(_, rule)| rule.action == action && asked(rule) && fits(rule))
+            .map(|(rule, _)| Grant::NetAddress { rule })
+    }
+
+    /// Network rules that list a name, in the order of the configuration.
+    pub(super) fn net_by_name(&self, source: &Source, name: &HostName, fits: impl Fn(&NetRule) -> bool) -> Vec<Grant> {
+        let mut found: Vec<Grant> = Vec::new();
+        self.net_hosts.matches(name, |pattern| {
+            let id = self.net_hosts.rule(pattern);
+            let Some(rule) = self.nets.get(id as usize) else { return };
+            if rule.sources.include(source) && fits(rule) {
+                found.push(Grant::NetName { rule: id, pattern });
+            }
+        });
+        found.sort_by_key(|grant| grant.rule());
+        found
+    }
+}
+
+pub(super) fn clearance(claim: &Claim, destination: Destination, grants: Vec<Grant>) -> Clearance {
+    let dst = match &claim.target {
+        Target::Address(dst) => Some(dst.0.ip()),
+        Target::Name(_) | Target::Unnamed => None,
+    };
+    let prefers_v6 = dst.unwrap_or_else(|| claim.client.ip()).is_ipv6();
+    Clearance { destination, port: claim.port, prefers_v6, dst, source: claim.source(), grants }
+}
+
+/// Of two refusals of one name under two protocols, the one that got further.
+pub(super) fn further(a: Refusal, b: Refusal) -> Refusal {
+    let rank = |refusal: &Refusal| match refusal.reason {
+        Reason::RuleDenied => 3,
+        Reason::PortNotAllowed => 2,
+        Reason::SourceNotAllowed => 1,
+        _ => 0,
+    };
+    if rank(&b) > rank(&a) { b } else { a }
+}
+
+pub(super) fn name_of_hello(hello: &ClientHello) -> Result<&HostName, Refusal> {
+    let refuse = |reason| Err(Refusal::new(reason, Stage::Name));
+    if hello.esni {
+        return refuse(Reason::EsniDenied);
+    }
+    match &hello.sni {
+        Sni::Name(name) => Ok(name),
+        Sni::Absent => refuse(Reason::NoSni),
+        Sni::Address(_) => refuse(Reason::IpLiteral),
+        Sni::Malformed { .. } => refuse(Reason::BadSni),
+    }
+}
+
+pub(super) fn name_of_request<'a>(head: &'a RequestHead, claim: &Claim) -> Result<&'a HostName, Refusal> {
+    let refuse = |reason| Refusal::new(reason, Stage::Http);
+    if matches!(head.target, RequestTarget::Authority(_)) {
+        return Err(refuse(Reason::MethodNotAllowed));
+    }
+    let authority = head.authority().map_err(refuse)?;
+    // Only a proxy expects a target with a host. Where none is spoken to, two recipients may not agree on which counts.
+    if claim.via != Via::Absolute && !head.host_agrees() {
+        return Err(refuse(Reason::AmbiguousRequest));
+    }
+    if authority.port.is_some_and(|port| port != claim.port) {
+        return Err(refuse(Reason::AmbiguousRequest));
+    }
+    match &authority.host {
+        Host::Name(name) => Ok(name),
+        Host::Address(_) => Err(Refusal::new(Reason::IpLiteral, Stage::Name)),
+    }
+}

@@ -1,0 +1,156 @@
+//! What the policy hands out: what is still to be shown, leave to resolve, leave to dial.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::hosts::PatternId;
+use crate::claim::Source;
+use crate::name::HostName;
+use crate::outcome::{Reason, Refusal, Stage};
+use crate::wire::{Expected, Sighting};
+
+/// What the claim leaves to be shown by the bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Expectation {
+    pub(super) expected: Expected,
+}
+
+impl Expectation {
+    #[must_use]
+    pub const fn expected(&self) -> Expected {
+        self.expected
+    }
+
+    pub(super) fn admits(self, sighting: &Sighting) -> Result<(), Refusal> {
+        match sighting {
+            Sighting::Tls(_) if !self.expected.tls => Err(Refusal::new(Reason::BadRequest, Stage::Peek)),
+            Sighting::Http(_) if !self.expected.http => Err(Refusal::new(Reason::NotTls, Stage::Peek)),
+            Sighting::Tls(_) | Sighting::Http(_) => Ok(()),
+        }
+    }
+}
+
+/// The way on after the claim.
+#[derive(Clone, Debug)]
+pub enum Passage {
+    /// The bytes must show a name.
+    Peek(Expectation),
+    /// A network rule covers the claim: nothing to peek.
+    Passthrough(Clearance),
+}
+
+/// Leave to resolve one name, or to use one literal address. Made by [`Policy`] alone.
+#[derive(Clone, Debug)]
+pub struct Clearance {
+    pub(super) destination: Destination,
+    pub(super) port: u16,
+    /// The client's address family goes first.
+    pub(super) prefers_v6: bool,
+    /// Where the client wanted to go itself, where that is known.
+    pub(super) dst: Option<IpAddr>,
+    pub(super) source: Source,
+    /// Never empty; in the order of the configuration.
+    pub(super) grants: Vec<Grant>,
+}
+
+/// What a clearance is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    Name(HostName),
+    Literal(IpAddr),
+}
+
+/// One rule that allows, and how it came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Grant {
+    App {
+        rule: u32,
+        pattern: PatternId,
+    },
+    NetAddress {
+        rule: u32,
+    },
+    /// A name that egret keeps resolved for the rule.
+    NetKept {
+        rule: u32,
+    },
+    NetName {
+        rule: u32,
+        pattern: PatternId,
+    },
+}
+
+impl Clearance {
+    #[must_use]
+    pub const fn destination(&self) -> &Destination {
+        &self.destination
+    }
+
+    #[must_use]
+    pub const fn is_name(&self) -> bool {
+        matches!(self.destination, Destination::Name(_))
+    }
+
+    /// Where the client wanted to go itself, where that is known.
+    #[must_use]
+    pub const fn dst(&self) -> Option<IpAddr> {
+        self.dst
+    }
+
+    /// The authorized client.
+    #[must_use]
+    pub fn client(&self) -> IpAddr {
+        self.source.ip.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED))
+    }
+}
+
+/// Leave to dial these addresses and no other. Made by [`Policy::by_address`] alone.
+#[derive(Clone, Debug)]
+pub struct Permit {
+    pub(super) destination: Destination,
+    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) because: MatchedRule,
+}
+
+impl Permit {
+    /// The judged addresses, in the order to try them.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    #[must_use]
+    pub const fn matched_rule(&self) -> &MatchedRule {
+        &self.because
+    }
+
+    /// Whether this is leave for what another one was given for: the same name or literal, by the same rule, to
+    /// the same addresses.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let sorted = |permit: &Self| {
+            let mut addresses = permit.addresses.clone();
+            addresses.sort_unstable();
+            addresses
+        };
+        self.destination == other.destination && self.because == other.because && sorted(self) == sorted(other)
+    }
+}
+
+/// The rule behind a decision, for the record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MatchedRule {
+    pub rule: Arc<str>,
+    pub pattern: Option<String>,
+}
+
+impl Grant {
+    pub(super) const fn rule(self) -> u32 {
+        match self {
+            Self::App { rule, .. }
+            | Self::NetAddress { rule }
+            | Self::NetKept { rule }
+            | Self::NetName { rule, .. } => rule,
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! Rules as checked settings: nothing here can be wrong any more, and nothing here decides.
+
+pub mod guard;
+pub mod paths;
+pub mod pattern;
+pub mod prefixes;
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use ipnet::{IpNet, Ipv6Net};
+
+use crate::claim::{Identity, Source};
+use crate::learned::Kept;
+use crate::name::HostName;
+pub use guard::Reach;
+use paths::PathPattern;
+use pattern::Pattern;
+use prefixes::PrefixSet;
+
+/// What a matching rule does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    Allow,
+    Deny,
+    /// Decides nothing: a refusal of these names says this.
+    Close(Arc<str>),
+}
+
+/// The two protocols whose bytes carry a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AppProtocol {
+    Https,
+    Http,
+}
+
+impl AppProtocol {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Https => "https",
+            Self::Http => "http",
+        }
+    }
+}
+
+/// `https:443`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AppPort {
+    pub protocol: AppProtocol,
+    pub port: u16,
+}
+
+impl std::fmt::Display for AppPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.protocol.as_str(), self.port)
+    }
+}
+
+/// What a network rule opens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetPort {
+    Tcp(RangeInclusive<u16>),
+    Udp(RangeInclusive<u16>),
+    Icmp,
+}
+
+/// What network rules open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetKind {
+    Tcp,
+    Udp,
+    /// Echo; it has no port.
+    Icmp,
+}
+
+impl NetKind {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Icmp => "icmp",
+        }
+    }
+}
+
+/// Who a rule is for: whoever is in one of the networks and bears one of the names; empty means everyone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sources {
+    pub nets: Vec<IpNet>,
+    /// As in an [`Identity`].
+    pub clients: Vec<Box<str>>,
+}
+
+impl Sources {
+    #[must_use]
+    pub fn include(&self, source: &Source) -> bool {
+        let in_net = |ip: &IpAddr| self.nets.iter().any(|net| net.contains(ip));
+        let bears = |identity: &Identity| identity.names().iter().any(|name| self.clients.contains(name));
+        (self.nets.is_empty() || source.ip.as_ref().is_none_or(in_net))
+            && (self.clients.is_empty() || source.identity.as_ref().is_none_or(bears))
+    }
+
+    /// Whether everybody in another set is in this one.
+    #[must_use]
+    pub fn cover(&self, other: &Self) -> bool {
+        let nets = self.nets.is_empty()
+            || (!other.nets.is_empty() && other.nets.iter().all(|net| self.nets.iter().any(|wide| wide.contains(net))));
+        let clients = self.clients.is_empty()
+            || (!other.clients.is_empty() && other.clients.iter().all(|name| self.clients.contains(name)));
+        nets && clients
+    }
+
+    #[must_use]
+    pub const fn is_everyone(&self) -> bool {
+        self.nets.is_empty() && self.clients.is_empty()
+    }
+}
+
+impl std::fmt::Display for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let list = |items: Vec<String>| items.join(", ");
+        let nets = (!self.nets.is_empty())
+            .then(|| format!("sources {}", list(self.nets.iter().map(ToString::to_string).collect())));
+        let clients = (!self.clients.is_empty())
+            .then(|| format!("clients {}", list(self.clients.iter().map(ToString::to_string).collect())));
+        f.write_str(&nets.into_iter().chain(clients).collect::<Vec<_>>().join(" and "))
+    }
+}
+
+/// What an encrypted client hello means to a rule (`ech`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ech {
+    /// The outer name is judged like any SNI.
+    #[default]
+    Outer,
+    Deny,
+}
+
+/// How the SNI must relate to the name of a CONNECT or SOCKS request (`sni`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InnerName {
+    #[default]
+    Same,
+    /// Any name that is allowed by itself for the same client and port.
+    AnyListed,
+    /// The same, or none: then the claimed name stands alone.
+    Optional,
+}
+
+/// Sources × FQDN patterns × protocols; judged by the name in the bytes.
+#[derive(Clone, Debug)]
+pub struct AppRule {
+    pub name: Arc<str>,
+    pub action: Action,
+    pub sources: Sources,
+    pub fqdns: Vec<Pattern>,
+    /// Endings that its patterns do not mean: `a.example` takes out the name and all under it.
+    pub except: Vec<Box<str>>,
+    /// Empty: in a deny rule all of them, in an allow rule none: the name is asked for in DNS, and no more.
+    pub protocols: Vec<AppPort>,
+    /// Every offered protocol must be in the list; `None` asks nothing.
+    pub alpn: Option<Vec<Box<[u8]>>>,
+    pub ech: Ech,
+    pub inner: InnerName,
+    /// Methods of plain HTTP requests; `None` asks nothing.
+    pub methods: Option<Vec<Box<str>>>,
+    /// Paths of plain HTTP requests; `None` asks nothing.
+    pub paths: Option<Vec<PathPattern>>,
+    /// Whether a plain HTTP connection may become a WebSocket.
+    pub websocket: bool,
+    /// Whether the client's own destination must be one of the name's, and is dialled then.
+    pub verify: bool,
+    pub reach: Reach,
+}
+
+impl AppRule {
+    /// Whether a name that its patterns match is not meant.
+    #[must_use]
+    pub fn excepts(&self, name: &HostName) -> bool {
+        !self.except.is_empty() && name.suffixes().any(|suffix| self.except.iter().any(|except| **except == *suffix))
+    }
+
+    /// Whether it allows or denies anything.
+    #[must_use]
+    pub fn decides(&self) -> bool {
+        !matches!(self.action, Action::Close(_))
+    }
+
+    /// Whether its names may be asked for and never be dialled.
+    #[must_use]
+    pub fn is_dns_only(&self) -> bool {
+        self.action == Action::Allow && self.protocols.is_empty()
+    }
+}
+
+/// Sources × addresses or names × ports; judged by address.
+#[derive(Clone, Debug)]
+pub struct NetRule {
+    pub name: Arc<str>,
+    pub action: Action,
+    pub sources: Sources,
+    pub destinations: PrefixSet,
+    /// Names whose addresses are destinations too, whoever found them.
+    pub kept: Vec<Arc<Kept>>,
+    pub fqdns: Vec<Pattern>,
+    pub ports: Vec<NetPort>,
+    /// Where its `fqdns` and `kept` names may lead.
+    pub reach: Reach,
+}
+
+impl NetRule {
+    /// Whether an address is one of its destinations.
+    #[must_use]
+    pub fn covers(&self, ip: IpAddr) -> bool {
+        self.destinations.contains(ip) || self.kept.iter().any(|kept| kept.contains(ip))
+    }
+
+    /// Whether its names may lead to an address.
+    #[must_use]
+    pub fn leads_to(&self, ip: IpAddr, nat64: Option<Ipv6Net>) -> bool {
+        guard::judge(ip, &self.reach, nat64) == guard::Judgement::Permitted
+    }
+
+    #[must_use]
+    pub fn takes(&self, kind: NetKind, port: u16) -> bool {
+        self.ports.iter().any(|p| match p {
+            NetPort::Tcp(range) => kind == NetKind::Tcp && range.contains(&port),
+            NetPort::Udp(range) => kind == NetKind::Udp && range.contains(&port),
+            NetPort::Icmp => kind == NetKind::Icmp,
+        })
+    }
+
+    #[must_use]
+    pub fn takes_tcp(&self, port: u16) -> bool {
+        self.takes(NetKind::Tcp, port)
+    }
+}
