@@ -7,10 +7,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use egret::config::Settings;
-use egret::netfilter::plan::Filter;
-use egret::netfilter::{self, Kernel, Plan, ruleset};
 use nix::sched::{CloneFlags, unshare};
+
+use egret::app::plan;
+use egret::config::Settings;
+use egret::netfilter::plan::RuleSets;
+use egret::netfilter::{self, LiveTable, names};
 
 const STATIC: u32 = 50_000;
 const LEARNED: u32 = 20_000;
@@ -60,11 +62,11 @@ fn main() {
     unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
     let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
     assert!(up.is_ok_and(|status| status.success()), "loopback");
-    let plan = Plan::of(&settings(0)).expect("a plan");
+    let plan = plan::next_hop(&settings(0)).expect("a plan");
     let ((), apply) = timed(|| drop(netfilter::apply(&plan).expect("applied")));
     println!("apply {STATIC} static and {LEARNED} learned elements: {apply:.2?} (of 2 s)");
 
-    let kernel = Kernel::new(plan.clone()).expect("the table");
+    let kernel = LiveTable::new(plan.clone()).expect("the table");
     println!("the first look, which fills the sets: {:.2?}", timed(|| kernel.look().expect("in place")).1);
     let rounds = 1000;
     let ((), learn) = timed(|| {
@@ -74,7 +76,7 @@ fn main() {
         }
     });
     let learn = learn / rounds;
-    let set = ruleset::set_name("allow", 8, "learned4");
+    let set = names::set_name("allow", 8, "learned4");
     let ((), spawned) = timed(|| {
         for n in 0..20 {
             let ip = Ipv4Addr::from(0x5100_0000 + n);
@@ -90,7 +92,7 @@ fn main() {
     // Ten prefixes go, and come back.
     let filters = [10, 0].map(|skip| {
         let rules = settings(skip).rules;
-        Filter::of(&rules.apps, &rules.nets, rules.nat64, DAY)
+        RuleSets::of(&rules.apps, &rules.nets, rules.nat64, DAY)
     });
     let mut worst = Duration::ZERO;
     for filter in filters.iter().cycle().take(10) {

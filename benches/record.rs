@@ -11,9 +11,10 @@ mod samples;
 use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use egret::config::{LogAccess, LogFormat, LogOutput, LogOverflow, LogSettings};
+
 use egret::metrics::Metrics;
-use egret::record::{Book, Scribe};
+use egret::record::settings::{LogAccess, LogFormat, LogOutput, LogOverflow, LogSettings};
+use egret::record::{AccessLog, LogSender};
 use egret_core::outcome::Ending;
 use egret_core::wire::Sighting;
 use samples::{answers, claim, hello, sight};
@@ -31,8 +32,8 @@ fn recording(c: &mut Criterion) {
         empty: false,
     };
     let metrics = Arc::new(Metrics::default());
-    let (scribe, _writer) = Scribe::start(&settings, Arc::clone(&metrics)).unwrap();
-    let book = Arc::new(Book::new(scribe, metrics));
+    let (scribe, _writer) = LogSender::start(&settings, Arc::clone(&metrics)).unwrap();
+    let book = Arc::new(AccessLog::new(scribe, metrics));
     let (listener, claim, sighting) = (Arc::from("sni:[::]:8443"), claim(), Sighting::Tls(Box::new(sight(&hello()))));
     let answers = answers();
     c.bench_function("an access line", |b| {

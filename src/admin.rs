@@ -14,9 +14,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::budget::Budget;
-use crate::drain::{Guest, Watcher};
+use crate::drain::{DrainGuard, Watcher};
 use crate::metrics::Metrics;
-use crate::netfilter::Kernel;
+use crate::netfilter::LiveTable;
 use crate::netfilter::sidecar::PodTable;
 use crate::record::LogState;
 use visitors::BoundedListener;
@@ -24,25 +24,25 @@ pub use visitors::{Access, MAX_VISITORS};
 
 /// What the pages tell about.
 #[derive(Clone, Debug)]
-pub struct Told {
+pub struct Pages {
     pub metrics: Arc<Metrics>,
     pub peek_memory: Arc<Budget>,
     pub watcher: Watcher,
     /// On a next hop: without its rules it lets nothing through.
-    pub kernel: Option<Arc<Kernel>>,
+    pub kernel: Option<Arc<LiveTable>>,
     /// In a sidecar: without it the pod's traffic leaves unjudged.
     pub table: Option<Arc<PodTable>>,
     pub log: Arc<LogState>,
 }
 
 /// `/healthz` and `/readyz`.
-pub fn health_pages(told: &Told) -> Router {
-    let told = told.clone();
+pub fn health_pages(of: &Pages) -> Router {
+    let of = of.clone();
     let ready = move || async move {
-        let stands = told.kernel.as_ref().is_none_or(|kernel| kernel.is_in_place())
-            && told.table.as_ref().is_none_or(|table| table.is_in_place());
-        let log_stops = told.log.stops_service();
-        let (status, word) = match (told.watcher.is_serving(), stands, log_stops) {
+        let stands = of.kernel.as_ref().is_none_or(|kernel| kernel.is_in_place())
+            && of.table.as_ref().is_none_or(|table| table.is_in_place());
+        let log_stops = of.log.stops_service();
+        let (status, word) = match (of.watcher.is_serving(), stands, log_stops) {
             (true, true, false) => (StatusCode::OK, "ready"),
             (true, false, _) => (StatusCode::SERVICE_UNAVAILABLE, "the kernel's rules are not in place"),
             (true, true, true) => {
@@ -50,27 +50,27 @@ pub fn health_pages(told: &Told) -> Router {
             }
             (false, ..) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
         };
-        told.log.count(&told.metrics);
+        of.log.count(&of.metrics);
         // What every instance has alike is told, and takes none of them out of service.
-        let faults: String = told.metrics.faults().map(|fault| format!("fault: {fault}\n")).collect();
+        let faults: String = of.metrics.faults().map(|fault| format!("fault: {fault}\n")).collect();
         (status, format!("{word}\n{faults}"))
     };
     Router::new().route("/healthz", get(|| async { "ok\n" })).route("/readyz", get(ready))
 }
 
 /// The health pages and `/metrics`.
-pub fn admin_pages(told: &Told) -> Router {
-    let (metrics, budget, log) = (Arc::clone(&told.metrics), Arc::clone(&told.peek_memory), Arc::clone(&told.log));
+pub fn admin_pages(of: &Pages) -> Router {
+    let (metrics, budget, log) = (Arc::clone(&of.metrics), Arc::clone(&of.peek_memory), Arc::clone(&of.log));
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let page = move || async move {
         log.count(&metrics);
         ([(header::CONTENT_TYPE, kind)], metrics.page(budget.held()))
     };
-    health_pages(told).route("/metrics", get(page))
+    health_pages(of).route("/metrics", get(page))
 }
 
 /// Serves pages until the guest must leave: probes may still ask while connections drain.
-pub async fn serve(listener: TcpListener, access: Access, pages: Router, guest: Guest) {
+pub async fn serve(listener: TcpListener, access: Access, pages: Router, guest: DrainGuard) {
     tokio::select! {
         served = axum::serve(BoundedListener::new(listener, access), pages) => {
             if let Err(error) = served {

@@ -3,6 +3,7 @@
 //! Owns the socket, who may speak on it, and the form of questions and answers. Carrying a request out is
 //! another room's job: `reload`'s.
 
+use serde::{Deserialize, Serialize};
 use std::fs::{DirBuilder, Permissions};
 use std::io::{self, BufRead as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
@@ -10,24 +11,25 @@ use std::os::unix::net as std_unix;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::reload::{self, Outcome};
-
 /// Protocol version, in both directions.
 const VERSION: u32 = 1;
+
 /// Peers at once.
 const MAX_PEERS: usize = 16;
+
 /// Bytes of one question.
 const MAX_QUESTION: u64 = 64 << 10;
+
 /// How long a peer may be silent.
 const PATIENCE: Duration = Duration::from_secs(60);
+
 /// How long an answer may take: a reload of a million names takes seconds.
 const ANSWER_TIME: Duration = Duration::from_secs(120);
+
 /// Where an egret that systemd started has its socket.
 pub const USUAL_SOCKET: &str = "/run/egret/control.sock";
 
@@ -102,8 +104,22 @@ pub fn bind(path: &Path) -> io::Result<std_unix::UnixListener> {
     Ok(listener)
 }
 
+/// A request for a reload, and where its outcome goes.
+#[derive(Debug)]
+pub struct ReloadRequest {
+    pub done: oneshot::Sender<ReloadOutcome>,
+}
+
+/// What came of a reload.
+#[derive(Debug)]
+pub struct ReloadOutcome {
+    pub is_done: bool,
+    /// Line by line, as it is logged.
+    pub said: Vec<String>,
+}
+
 /// Serves until it is aborted.
-pub async fn serve(listener: UnixListener, reloads: mpsc::Sender<reload::Request>) {
+pub async fn serve(listener: UnixListener, reloads: mpsc::Sender<ReloadRequest>) {
     let places = Arc::new(Semaphore::new(MAX_PEERS));
     loop {
         let Ok((mut stream, _)) = listener.accept().await else {
@@ -129,7 +145,7 @@ pub async fn serve(listener: UnixListener, reloads: mpsc::Sender<reload::Request
     }
 }
 
-async fn converse(stream: UnixStream, reloads: &mpsc::Sender<reload::Request>) -> io::Result<()> {
+async fn converse(stream: UnixStream, reloads: &mpsc::Sender<ReloadRequest>) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     loop {
         let mut line = Vec::new();
@@ -150,18 +166,18 @@ async fn converse(stream: UnixStream, reloads: &mpsc::Sender<reload::Request>) -
     }
 }
 
-async fn answer(question: &Question, reloads: &mpsc::Sender<reload::Request>) -> Answer {
+async fn answer(question: &Question, reloads: &mpsc::Sender<ReloadRequest>) -> Answer {
     if question.version != VERSION {
         return Answer::failed(format!("this egret speaks version {VERSION} of the protocol"));
     }
     match &*question.action {
         "reload" => {
             let (done, outcome) = oneshot::channel();
-            if reloads.send(reload::Request { done }).await.is_err() {
+            if reloads.send(ReloadRequest { done }).await.is_err() {
                 return Answer::failed("egret is stopping");
             }
             match outcome.await {
-                Ok(Outcome { is_done, said }) => Answer { version: VERSION, ok: is_done, said },
+                Ok(ReloadOutcome { is_done, said }) => Answer { version: VERSION, ok: is_done, said },
                 Err(_) => Answer::failed("egret is stopping"),
             }
         }
@@ -225,11 +241,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("own/control.sock");
         let listener = UnixListener::from_std(bind(&path).unwrap()).unwrap();
-        let (reloads, mut asked) = mpsc::channel::<reload::Request>(1);
+        let (reloads, mut asked) = mpsc::channel::<ReloadRequest>(1);
         tokio::spawn(serve(listener, reloads));
         tokio::spawn(async move {
             while let Some(request) = asked.recv().await {
-                let _ = request.done.send(Outcome { is_done: true, said: vec!["done".to_owned()] });
+                let _ = request.done.send(ReloadOutcome { is_done: true, said: vec!["done".to_owned()] });
             }
         });
         let connect = async || BufReader::new(UnixStream::connect(&path).await.unwrap());

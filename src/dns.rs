@@ -6,7 +6,9 @@
 mod cache;
 mod chain;
 mod hosts_file;
+mod no_answer;
 mod server;
+pub mod settings;
 mod trouble;
 mod udp;
 mod upstreams;
@@ -23,14 +25,15 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use crate::budget::{Budget, Share};
-use crate::config::DnsSettings;
 use crate::metrics::Metrics;
 use cache::{Cache, Known};
 use egret_core::answers::Answers;
 use egret_core::name::HostName;
-use egret_core::outcome::{Hint, Reason, Refusal, Stage};
+use egret_core::outcome::{Reason, Refusal, Stage};
 use egret_core::policy::{Clearance, Destination};
 pub use hosts_file::HostsFile;
+use no_answer::NoAnswer;
+use settings::DnsSettings;
 use trouble::Trouble;
 pub use upstreams::UpstreamError;
 use upstreams::{Group, Unanswered, Upstreams};
@@ -94,29 +97,6 @@ enum LookupOutcome {
 
 /// One family's part of an answer.
 type Family = Result<(Vec<IpAddr>, Duration), Failure>;
-
-/// Why a look-up brought no addresses.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct NoAnswer {
-    reason: Reason,
-    /// Who said what, for the log.
-    words: Arc<str>,
-    /// Whether former answers may stand in.
-    is_passing: bool,
-}
-
-impl NoAnswer {
-    fn of(reason: Reason, words: &str) -> Self {
-        Self { reason, words: words.into(), is_passing: false }
-    }
-}
-
-impl From<NoAnswer> for Refusal {
-    fn from(NoAnswer { reason, words, .. }: NoAnswer) -> Self {
-        let nearest = (!words.is_empty()).then(|| words.to_string());
-        Self::new(reason, Stage::Dns).with(Hint { nearest, ..Hint::default() })
-    }
-}
 
 /// Why one question brought no addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]

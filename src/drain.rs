@@ -2,7 +2,7 @@
 //! until the last one has left.
 //!
 //! ```text
-//! Drain --guest()--> Guest, held by each session
+//! Drain --guest()--> DrainGuard, held by each session
 //! stop(grace):  Stopping ... the last guest leaves, or grace is over: Cut ... the last guest leaves
 //! ```
 //! A guest leaves by being dropped; there is no counter to forget.
@@ -41,7 +41,7 @@ struct Phases {
 
 /// Held by whoever must be waited for.
 #[derive(Clone, Debug)]
-pub struct Guest {
+pub struct DrainGuard {
     phases: Arc<Phases>,
     /// Dropped with the guest; the channel closes with the last one.
     _presence: mpsc::Sender<()>,
@@ -49,7 +49,7 @@ pub struct Guest {
 
 /// Asks every guest to have another look at its leave to be here.
 #[derive(Clone, Debug)]
-pub struct Reviewer(Arc<Phases>);
+pub struct Reauthorizer(Arc<Phases>);
 
 /// Sees the phase without being waited for.
 #[derive(Clone, Debug)]
@@ -63,8 +63,8 @@ impl Drain {
     }
 
     #[must_use]
-    pub fn guest(&self) -> Guest {
-        Guest { phases: Arc::clone(&self.phases), _presence: self.guests.clone() }
+    pub fn guest(&self) -> DrainGuard {
+        DrainGuard { phases: Arc::clone(&self.phases), _presence: self.guests.clone() }
     }
 
     #[must_use]
@@ -73,8 +73,8 @@ impl Drain {
     }
 
     #[must_use]
-    pub fn reviewer(&self) -> Reviewer {
-        Reviewer(Arc::clone(&self.phases))
+    pub fn reviewer(&self) -> Reauthorizer {
+        Reauthorizer(Arc::clone(&self.phases))
     }
 
     /// Tells every guest to finish; after `grace`, or when `hurry` is ready, to leave at once. Returns when
@@ -105,7 +105,7 @@ impl Default for Drain {
     }
 }
 
-impl Guest {
+impl DrainGuard {
     /// Returns once nothing new should begin.
     pub fn stopping(&self) -> impl Future<Output = ()> + '_ {
         self.phases.stopping.cancelled()
@@ -137,8 +137,8 @@ impl Guest {
         self.phases.call.notified()
     }
 
-    /// Has a task that polls other things too woken by every call from now on; it looks at [`Guest::is_cut`] and
-    /// [`Guest::reviews`] afterwards. `heard`: what this has left there.
+    /// Has a task that polls other things too woken by every call from now on; it looks at [`DrainGuard::is_cut`] and
+    /// [`DrainGuard::reviews`] afterwards. `heard`: what this has left there.
     pub fn listen<'a>(&'a self, mut call: Pin<&mut Notified<'a>>, heard: &mut Option<u32>, cx: &mut Context<'_>) {
         if *heard != Some(self.reviews()) {
             let _nobody_calls = self.phases.calling.read().unwrap_or_else(PoisonError::into_inner);
@@ -149,7 +149,7 @@ impl Guest {
     }
 }
 
-impl Reviewer {
+impl Reauthorizer {
     pub fn ask(&self) {
         self.0.call(|| self.0.reviews.fetch_add(1, Ordering::Release));
     }

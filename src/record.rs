@@ -6,6 +6,7 @@
 
 mod line;
 mod meter;
+pub mod settings;
 mod writer;
 
 use std::net::{IpAddr, SocketAddr};
@@ -27,7 +28,7 @@ use egret_core::wire::http::{HostField, RequestHead};
 pub use line::Line;
 use line::{Id, Stamp};
 pub use meter::{Lasting, Meter, Way};
-pub use writer::{LogState, LogWriter, Scribe};
+pub use writer::{LogSender, LogState, LogThread};
 
 /// Entries of a list in one line; a peer chooses how many there are.
 const MAX_LISTED: usize = 64;
@@ -36,17 +37,17 @@ const MAX_METHOD: usize = 32;
 
 /// What every record needs.
 #[derive(Debug)]
-pub struct Book {
-    scribe: Scribe,
+pub struct AccessLog {
+    scribe: LogSender,
     metrics: Arc<Metrics>,
     /// Tells the records of two runs apart.
     run: u32,
     next: AtomicU64,
 }
 
-impl Book {
+impl AccessLog {
     #[must_use]
-    pub fn new(scribe: Scribe, metrics: Arc<Metrics>) -> Self {
+    pub fn new(scribe: LogSender, metrics: Arc<Metrics>) -> Self {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Self {
             scribe,
@@ -105,7 +106,7 @@ impl Book {
 /// The listener that packets have which the kernel judged.
 const KERNEL: &str = "netfilter";
 
-impl Book {
+impl AccessLog {
     /// Writes down what the kernel judged. Nobody waits for such a line: it is written where there is room.
     pub fn net(&self, verdict: NetVerdict, client: SocketAddr, dst: SocketAddr, protocol: Option<&'static str>) {
         if !self.scribe.writes() {
@@ -194,7 +195,7 @@ pub struct Record {
     meter: Arc<Meter>,
     /// Lines written while it is open.
     opened: AtomicU32,
-    book: Arc<Book>,
+    book: Arc<AccessLog>,
     closed: bool,
 }
 

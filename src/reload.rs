@@ -4,27 +4,26 @@
 //! its last user is done. What is open goes on, or under `policy.on_change: cut` only as far as the
 //! new policy would let it begin. A configuration with a fault changes nothing.
 
+use crate::config::Settings;
+use crate::control::{ReloadOutcome, ReloadRequest};
+use crate::drain::Reauthorizer;
+use crate::files::{StampedFile, stamp};
+use crate::learn::refresh;
+use crate::netfilter::live_table::ReloadError;
+use crate::netfilter::plan::RuleSets;
+use crate::netfilter::sidecar::{self, Other};
+use crate::proxy::services::Services;
+use egret_core::policy::{OwnAddresses, Policy};
+use nix::sys::signal::{SIGHUP, SigSet};
 use std::fmt::{self, Display};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
-
-use nix::sys::signal::{SIGHUP, SigSet};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-
-use crate::config::Settings;
-use crate::drain::Reviewer;
-use crate::files::{StampedFile, stamp};
-use crate::keeper;
-use crate::netfilter::kernel::ReloadError;
-use crate::netfilter::plan::Filter;
-use crate::netfilter::sidecar::{self, Other};
-use crate::session::House;
-use egret_core::policy::{OwnAddresses, Policy};
 
 /// How often watched files are looked at, and how long they must have been left alone.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -33,33 +32,12 @@ const QUIET: Duration = Duration::from_secs(1);
 /// How often it is asked whether an old policy is still in use.
 const IN_USE: Duration = Duration::from_secs(1);
 
-/// The policy of the moment.
-#[derive(Debug)]
-pub struct Current(RwLock<Arc<Policy>>);
-
-impl Current {
-    #[must_use]
-    pub fn new(policy: Policy) -> Self {
-        Self(RwLock::new(Arc::new(policy)))
-    }
-
-    /// What a connection or request is judged by, from its first question to its last.
-    #[must_use]
-    pub fn get(&self) -> Arc<Policy> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn replace(&self, policy: Arc<Policy>) -> Arc<Policy> {
-        std::mem::replace(&mut self.0.write().unwrap_or_else(PoisonError::into_inner), policy)
-    }
-}
-
 /// Has SIGHUP wait until [`listen`] on the same thread. Whoever asks for a reload of an egret that is still starting gets
 /// it then, instead of ending it.
 ///
 /// # Errors
 /// The kernel's.
-pub fn hold() -> io::Result<()> {
+pub fn block_sighup() -> io::Result<()> {
     Ok(SigSet::from(SIGHUP).thread_block()?)
 }
 
@@ -102,7 +80,7 @@ impl Source {
         }
         let waits = self.began.differs(&settings);
         let (cuts, watches) = (settings.rules.cuts, settings.rules.watches);
-        let policy = std::mem::take(&mut settings.rules).compile(Arc::clone(&self.own));
+        let policy = Policy::of(std::mem::take(&mut settings.rules), Arc::clone(&self.own));
         (files, Ok(Fresh { cuts, watches, policy, waits, warnings: settings.warnings.len() }))
     }
 }
@@ -118,38 +96,23 @@ struct Fresh {
     watches: bool,
 }
 
-/// A request for a reload, and where its outcome goes.
-#[derive(Debug)]
-pub struct Request {
-    pub done: oneshot::Sender<Outcome>,
+/// A refusal, which is also logged and counted.
+fn refused(services: &Services, why: &dyn Display) -> ReloadOutcome {
+    tracing::error!("nothing has changed: {why}");
+    services.book.metrics().reloaded("refused");
+    ReloadOutcome { is_done: false, said: vec![format!("nothing has changed: {why}")] }
 }
 
-/// What came of a reload.
-#[derive(Debug)]
-pub struct Outcome {
-    pub is_done: bool,
-    /// Line by line, as it is logged.
-    pub said: Vec<String>,
-}
-
-impl Outcome {
-    fn refused(house: &House, why: &dyn Display) -> Self {
-        tracing::error!("nothing has changed: {why}");
-        house.book.metrics().reloaded("refused");
-        Self { is_done: false, said: vec![format!("nothing has changed: {why}")] }
-    }
-}
-
-/// Keeps the policy's names resolved, and replaces the policy whenever it is asked to, until the house is gone.
+/// Keeps the policy's names resolved, and replaces the policy whenever it is asked to, until the services is gone.
 pub async fn run(
     mut hangup: Signal,
-    mut requests: mpsc::Receiver<Request>,
+    mut requests: mpsc::Receiver<ReloadRequest>,
     source: Source,
-    house: Weak<House>,
-    reviewer: Reviewer,
+    services: Weak<Services>,
+    reviewer: Reauthorizer,
 ) {
-    let keep = |policy| AbortOnDrop(tokio::spawn(keeper::run(Weak::clone(&house), policy)));
-    let Some(keeper) = house.upgrade().map(|house| keep(house.policy.get())) else { return };
+    let keep = |policy| AbortOnDrop(tokio::spawn(refresh::run(Weak::clone(&services), policy)));
+    let Some(keeper) = services.upgrade().map(|services| keep(services.policy.get())) else { return };
     let mut watch = FileWatch { files: source.began.files.clone(), is_on: source.watches && source.file.is_some() };
     let source = Arc::new(source);
     let mut reloading = Reloading { source, reviewer, keeper };
@@ -159,12 +122,12 @@ pub async fn run(
             Some(request) = requests.recv() => Cause::Control(request),
             () = watch.changed() => Cause::Files,
         };
-        let Some(house) = house.upgrade() else { return };
+        let Some(services) = services.upgrade() else { return };
         if !matches!(cause, Cause::Files) {
-            house.book.reopen_log();
+            services.book.reopen_log();
         }
-        let outcome = reloading.reload(&cause, &house, &mut watch, &keep).await;
-        if let Cause::Control(Request { done }) = cause {
+        let outcome = reloading.reload(&cause, &services, &mut watch, &keep).await;
+        if let Cause::Control(ReloadRequest { done }) = cause {
             // The requester may have disconnected.
             let _ = done.send(outcome);
         }
@@ -174,7 +137,7 @@ pub async fn run(
 /// Why the policy is read again.
 enum Cause {
     Signal,
-    Control(Request),
+    Control(ReloadRequest),
     Files,
 }
 
@@ -191,7 +154,7 @@ impl Display for Cause {
 /// What stays from one reload to the next.
 struct Reloading {
     source: Arc<Source>,
-    reviewer: Reviewer,
+    reviewer: Reauthorizer,
     keeper: AbortOnDrop,
 }
 
@@ -199,14 +162,14 @@ impl Reloading {
     async fn reload(
         &mut self,
         cause: &Cause,
-        house: &Arc<House>,
+        services: &Arc<Services>,
         watch: &mut FileWatch,
         keep: &impl Fn(Arc<Policy>) -> AbortOnDrop,
-    ) -> Outcome {
+    ) -> ReloadOutcome {
         let Some(file) = self.source.file.clone() else {
             let message = "the configuration in the binary cannot change; start egret with --config";
             tracing::warn!("{cause}: {message}");
-            return Outcome { is_done: false, said: vec![message.to_owned()] };
+            return ReloadOutcome { is_done: false, said: vec![message.to_owned()] };
         };
         tracing::info!(file = %file.display(), "{cause}: reading the configuration again");
         let compiling = Arc::clone(&self.source);
@@ -216,22 +179,22 @@ impl Reloading {
                 watch.files = files;
                 match compiled {
                     Ok(fresh) => fresh,
-                    Err(error) => return Outcome::refused(house, &error),
+                    Err(error) => return refused(services, &error),
                 }
             }
             // A panic, whose words are on stderr already.
-            Err(_) => return Outcome::refused(house, &"the configuration could not be read"),
+            Err(_) => return refused(services, &"the configuration could not be read"),
         };
         let policy = Arc::new(policy);
-        policy.inherit(&house.policy.get());
-        let old = match tokio::task::block_in_place(|| put_in_force(house, &policy)) {
+        policy.inherit(&services.policy.get());
+        let old = match tokio::task::block_in_place(|| put_in_force(services, &policy)) {
             Ok(old) => old,
-            Err(error) => return Outcome::refused(house, &error),
+            Err(error) => return refused(services, &error),
         };
         watch.is_on = watches;
         if cuts {
             self.reviewer.ask();
-            match house.kernel.as_ref().map(|kernel| tokio::task::block_in_place(|| kernel.cut())) {
+            match services.kernel.as_ref().map(|kernel| tokio::task::block_in_place(|| kernel.cut())) {
                 Some(Ok(flows)) => tracing::info!(flows, "flows whose rule is gone have ended"),
                 Some(Err(error)) => tracing::error!(%error, "flows whose rule is gone go on"),
                 None => {}
@@ -250,11 +213,11 @@ impl Reloading {
             tracing::warn!(keys, "also changed, and takes effect only after a restart");
             said.push(format!("also changed, and takes effect only after a restart: {keys}"));
         }
-        house.book.metrics().reloaded("done");
+        services.book.metrics().reloaded("done");
         // The old one's last look-ups are of another generation.
         drop(std::mem::replace(&mut self.keeper, keep(policy)));
         tokio::spawn(retire(old));
-        Outcome { is_done: true, said }
+        ReloadOutcome { is_done: true, said }
     }
 }
 
@@ -294,18 +257,18 @@ impl FileWatch {
 
 /// Puts a policy in the place of the old one, in the kernel and here. In between both let out only what each of them
 /// does.
-fn put_in_force(house: &House, policy: &Arc<Policy>) -> Result<Arc<Policy>, ReloadError> {
-    let Some(kernel) = &house.kernel else { return Ok(house.policy.replace(Arc::clone(policy))) };
-    let remember = house.learn.remember;
-    let filter = Filter::of(policy.application_rules(), policy.network_rules(), policy.nat64(), remember);
+fn put_in_force(services: &Services, policy: &Arc<Policy>) -> Result<Arc<Policy>, ReloadError> {
+    let Some(kernel) = &services.kernel else { return Ok(services.policy.replace(Arc::clone(policy))) };
+    let remember = services.learn.remember;
+    let filter = RuleSets::of(policy.application_rules(), policy.network_rules(), policy.nat64(), remember);
     let narrowed = match kernel.narrow(&filter) {
         // `egret netfilter apply` has just made another table, which is filled when it is first seen.
         Err(ReloadError::NoTable) if kernel.inspect().is_ok() => kernel.narrow(&filter)?,
         narrowed => narrowed?,
     };
-    let old = house.policy.replace(Arc::clone(policy));
+    let old = services.policy.replace(Arc::clone(policy));
     if let Err(error) = kernel.widen(narrowed) {
-        house.policy.replace(old);
+        services.policy.replace(old);
         return Err(error);
     }
     Ok(old)

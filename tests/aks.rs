@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use documents::{Fact, says};
-use egret::bundle::{self, Asked, Bundle, Date, Row};
+use egret::bundle::{self, Bundle, Date, Parameters, Row};
 use egret::config::Settings;
 use egret_core::claim::Source;
 use egret_core::outcome::Refusal;
@@ -1015,7 +1015,7 @@ fn a_choice_has_no_row_of_a_later_edition_and_no_name_twice() {
     let mut seen = 0;
     for (cloud, location, ..) in PLACES {
         for edition in &aks().editions {
-            let mut asked = Asked::of("aks", location);
+            let mut asked = Parameters::of("aks", location);
             asked.cloud = Some((*cloud).to_owned());
             asked.edition = Some(edition.date.to_string());
             asked.features.clone_from(&features);

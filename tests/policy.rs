@@ -489,7 +489,7 @@ fn what_was_found_for_a_name_is_inherited_from_every_rule_that_keeps_it() {
                     - { name: outside, fqdns: [kept.test], protocols: [\"tcp:4460\"] }\n    \
                     - { name: inside, fqdns: [kept.test], addresses: [10.0.0.0/8], protocols: [\"tcp:4461\"] }\n";
         let mut settings = Settings::parse(text, "t", Path::new(".")).unwrap();
-        std::mem::take(&mut settings.rules).compile(Arc::default())
+        Policy::of(std::mem::take(&mut settings.rules), Arc::default())
     };
     let found = |policy: &Policy| -> Vec<Vec<IpAddr>> {
         let kept = policy.network_rules().iter().flat_map(|rule| &rule.kept);

@@ -1,15 +1,15 @@
 //! What is worth a word although it can be done.
 
-use super::Row;
-use super::asked::{Asked, Level, Remarks, places};
-use super::choice::{Choice, Closed, Destination, Opening, Why};
+use super::parameters::{Level, Parameters, Remarks, places};
+use super::rows::Row;
+use super::selection::{Closed, Destination, Opening, Selection, Why};
 
 /// Extensions that a network isolated cluster cannot have (AKS, Network isolated clusters, limitations).
 const ISOLATED_WITHOUT: &str = "of the cluster extensions, Dapr, App Configuration, Machine Learning, Flux and Backup are not supported on network isolated clusters";
 
-impl Choice<'_> {
+impl Selection<'_> {
     /// Remarks on parameters that are right by themselves.
-    pub(super) fn advise(&self, asked: &Asked, out: &mut Remarks<'_>) {
+    pub(super) fn advise(&self, asked: &Parameters, out: &mut Remarks<'_>) {
         self.on_features(asked, out);
         self.on_api_server(asked, out);
         self.on_addresses(asked, out);
@@ -19,7 +19,7 @@ impl Choice<'_> {
         }
     }
 
-    fn on_features(&self, asked: &Asked, out: &mut Remarks<'_>) {
+    fn on_features(&self, asked: &Parameters, out: &mut Remarks<'_>) {
         for (key, word) in places("features", &asked.features) {
             let Ok(name) = self.bundle.feature(word) else { continue };
             let includes = self.bundle.features.get(name).map(|f| f.includes.as_slice()).unwrap_or_default();
@@ -44,7 +44,7 @@ impl Choice<'_> {
         }
     }
 
-    fn on_api_server(&self, asked: &Asked, out: &mut Remarks<'_>) {
+    fn on_api_server(&self, asked: &Parameters, out: &mut Remarks<'_>) {
         if self.api_server.is_empty() && !self.private_cluster && self.location.is_some() {
             let message = "every tenant's API server in this region is open until api_server names yours";
             out.say(Level::Note, "location", message);
@@ -87,7 +87,7 @@ impl Choice<'_> {
         place.is_some_and(|place| self.location.as_deref().is_none_or(|location| location == place))
     }
 
-    fn on_addresses(&self, asked: &Asked, out: &mut Remarks<'_>) {
+    fn on_addresses(&self, asked: &Parameters, out: &mut Remarks<'_>) {
         let Some(words) = &asked.addresses else { return };
         if !self.network_isolated && !words.iter().any(|word| word == "public") {
             let message = "without `public`, names such as mcr.microsoft.com may lead to these ranges only; write [public, …] unless every name has a private endpoint";
@@ -132,7 +132,7 @@ impl Choice<'_> {
         }
     }
 
-    fn on_isolation(&self, asked: &Asked, out: &mut Remarks<'_>) {
+    fn on_isolation(&self, asked: &Parameters, out: &mut Remarks<'_>) {
         if asked.private_cluster == Some(false) {
             let message = "a network isolated cluster is private; remove it, or write true";
             out.say(Level::Fault, "private_cluster", message);

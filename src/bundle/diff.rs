@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Bundle, Date, Row};
+use super::rows::{Bundle, Date, Row};
 
 /// A row that is not the same in two editions.
 #[derive(Clone, Debug)]

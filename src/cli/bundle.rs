@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use super::CommandError;
 use super::cluster::Cluster;
-use crate::bundle::{self, Asked, Bundle, Change, Choice, Closed, Level, Opening, Row, Why};
+use super::error::CommandError;
+use crate::bundle::{self, Bundle, Change, Closed, Level, Opening, Parameters, Row, Selection, Why};
 use crate::config;
 
 /// Where nodes reach egret, as long as nobody has said it.
@@ -201,7 +201,7 @@ impl Show {
     }
 
     /// The rules of one bundle as they are asked for, and what is to be said beside them.
-    fn shown(&self, asked: &Asked, said: &mut String) -> Result<String, String> {
+    fn shown(&self, asked: &Parameters, said: &mut String) -> Result<String, String> {
         let bundle = bundle::named(&asked.bundle)?;
         let mut remarks = Vec::new();
         let choice = bundle.choose(asked, |_| false, &mut remarks);
@@ -264,8 +264,8 @@ impl Wishes {
             || self.monitor_by_tag
     }
 
-    fn asked(&self, bundle: &str) -> Asked {
-        Asked {
+    fn asked(&self, bundle: &str) -> Parameters {
+        Parameters {
             cloud: Some(self.cloud.clone()),
             edition: Some(self.edition.clone()),
             include_recommended: self.include_recommended,
@@ -287,7 +287,7 @@ fn opens(opening: &Opening) -> Vec<String> {
     }
 }
 
-fn table(choice: &Choice<'_>) -> String {
+fn table(choice: &Selection<'_>) -> String {
     let location = choice.location.as_deref().unwrap_or("any");
     let features: Vec<&str> = choice.features.iter().copied().collect();
     let features = if features.is_empty() { "none".to_owned() } else { features.join(", ") };
@@ -326,7 +326,7 @@ fn table(choice: &Choice<'_>) -> String {
 }
 
 /// Rules that `policy` of a configuration file takes.
-fn yaml(choice: &Choice<'_>) -> String {
+fn yaml(choice: &Selection<'_>) -> String {
     let (mut apps, mut nets) = (String::new(), String::new());
     for row in choice.rows() {
         let Ok(opening) = &row.opening else { continue };
@@ -371,7 +371,7 @@ fn yaml(choice: &Choice<'_>) -> String {
     out
 }
 
-fn as_json(choice: &Choice<'_>) -> Value {
+fn as_json(choice: &Selection<'_>) -> Value {
     let (mut rules, mut closed) = (Vec::new(), Vec::new());
     for row in choice.rows() {
         let mut told = json!({

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::bundle::{Asked, OneOrMany};
+use crate::bundle::{OneOrMany, Parameters};
 
 #[derive(Debug, Default, PartialEq, Eq, Args)]
 pub(super) struct Cluster {
@@ -34,8 +34,8 @@ pub(super) struct Cluster {
 
 impl Cluster {
     /// What is asked of a bundle for it, and nothing else said.
-    pub(super) fn asked(&self, bundle: &str, location: &str) -> Asked {
-        Asked {
+    pub(super) fn asked(&self, bundle: &str, location: &str) -> Parameters {
+        Parameters {
             features: self.features.clone(),
             os: OneOrMany::Many(self.os.clone()),
             api_server: OneOrMany::Many(self.api_server.clone()),
@@ -44,7 +44,7 @@ impl Cluster {
             key_vaults: self.key_vaults.clone(),
             private_cluster: self.private_cluster.then_some(true),
             network_isolated: self.network_isolated.then_some(true),
-            ..Asked::of(bundle, location)
+            ..Parameters::of(bundle, location)
         }
     }
 }

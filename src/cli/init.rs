@@ -9,8 +9,9 @@ use clap::{Args, Subcommand};
 use ipnet::Ipv4Net;
 
 use super::cluster::Cluster;
-use super::{CommandError, complain};
-use crate::bundle::{self, Asked, Choice, Level};
+use super::common::complain;
+use super::error::CommandError;
+use crate::bundle::{self, Level, Parameters, Selection};
 use crate::config::Settings;
 use egret_core::rule::prefixes::prefix;
 
@@ -109,10 +110,10 @@ impl Aks {
         Ok(())
     }
 
-    fn asked(&self) -> Asked {
+    fn asked(&self) -> Parameters {
         let addresses = self.addresses();
         let location = self.location.as_deref().unwrap_or_default();
-        Asked { cloud: self.cloud.clone(), addresses, ..self.cluster.asked("aks", location) }
+        Parameters { cloud: self.cloud.clone(), addresses, ..self.cluster.asked("aks", location) }
     }
 
     /// A private API server's name leads inside.
@@ -126,7 +127,7 @@ impl Aks {
     }
 
     /// The network's shape, checked.
-    fn plan<'a>(&'a self, choice: &'a Choice<'a>) -> Result<Plan<'a>, String> {
+    fn plan<'a>(&'a self, choice: &'a Selection<'a>) -> Result<Plan<'a>, String> {
         let mut subnets: Vec<Ipv4Net> = Vec::new();
         for text in &self.subnets {
             let net = prefix(text).map_err(|fault| format!("--subnets: {fault}"))?;
@@ -168,7 +169,7 @@ impl Aks {
 /// Everything that goes into the two texts.
 struct Plan<'a> {
     aks: &'a Aks,
-    choice: &'a Choice<'a>,
+    choice: &'a Selection<'a>,
     subnets: Vec<Ipv4Net>,
     /// egret's own subnet: inside the cluster's, its packets would be routed to itself.
     own: Ipv4Net,

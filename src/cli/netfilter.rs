@@ -5,17 +5,20 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use super::{CommandError, complain, load, print, remember};
-use crate::config::{Capture, Settings};
+use super::common::{complain, load, print, remember};
+use super::error::CommandError;
+use crate::app::plan::{next_hop, sidecar};
+use crate::config::Settings;
 use crate::netfilter::sidecar::{Mesh, User};
 use crate::netfilter::{self, Plan, Sidecar, ruleset};
+use crate::proxy::listen::settings::Capture;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum NetfilterCommand {
     /// Print the table as `nft -f` takes it, and the policy routes as comments
-    Show(Asked),
+    Show(Parameters),
     /// Put the policy routes and the table into the kernel, and switch forwarding on
-    Apply(Asked),
+    Apply(Parameters),
     /// Switch forwarding off, and take table and policy routes out of the kernel
     Remove {
         /// Not needed for this, and may be given as for apply
@@ -28,7 +31,7 @@ pub(super) enum NetfilterCommand {
 }
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Asked {
+pub(super) struct Parameters {
     /// Configuration file
     #[arg(long, value_name = "FILE", env = "EGRET_CONFIG")]
     config: Option<PathBuf>,
@@ -55,7 +58,7 @@ enum MeshName {
 const GROUP: u32 = 1129;
 const ISTIO_GROUP: u32 = 1337;
 
-impl Asked {
+impl Parameters {
     fn sidecar(&self) -> Result<Option<Sidecar>, CommandError> {
         if !self.sidecar {
             return Ok(None);
@@ -67,7 +70,7 @@ impl Asked {
             let message = "--uid 0 would let everything of root's pass by; give egret a user of its own";
             return Err(CommandError::Usage(message.to_owned()));
         }
-        let sidecar = Sidecar::of(&load(self.config.as_deref())?, user, mesh);
+        let sidecar = sidecar(&load(self.config.as_deref())?, user, mesh);
         let message = "no listener takes a pod's own traffic; write { kind: transparent, bind: \"[::]:3129\", capture: redirect }";
         sidecar.map(Some).ok_or_else(|| CommandError::Usage(message.to_owned()))
     }
@@ -80,7 +83,7 @@ impl Asked {
 }
 
 fn plan(settings: &Settings) -> Result<Plan, CommandError> {
-    Plan::of(settings).ok_or_else(|| {
+    next_hop(settings).ok_or_else(|| {
         let is_sidecar = settings.listeners.iter().any(|listener| listener.kind.captures(Capture::Redirect));
         let message = match is_sidecar {
             true => "the configuration is a sidecar's (`capture: redirect`); add --sidecar",

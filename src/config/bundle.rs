@@ -5,14 +5,16 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::check::Findings;
-use super::rules::{self, TagSource};
-use super::{Origin, Rules, file};
-use crate::bundle::{self, Choice, Closed, Destination, Level, Opening, Outcome, Why};
+use super::file;
+use super::findings::Findings;
+use super::rule_parts;
+use super::tags::TagSource;
+use crate::bundle::{self, Closed, Destination, Level, Opening, Outcome, Selection, Why};
 use egret_core::learned::Kept;
 use egret_core::name::HostName;
 use egret_core::rule::guard;
 use egret_core::rule::prefixes::PrefixSet;
+use egret_core::rule::rules::{Origin, Rules};
 use egret_core::rule::{Action, AppPort, AppRule, Ech, InnerName, NetPort, NetRule, Reach, Sources};
 
 /// Adds a bundle's rules.
@@ -28,8 +30,8 @@ pub(super) fn add(out: &mut Findings<'_>, path: &str, asked: &file::Bundle, tags
             Level::Note => out.note(&place, remark.message),
         }
     }
-    let sources = rules::sources(out, path, asked.sources.as_deref(), None);
-    let reach = rules::reach(out, &format!("{path}.addresses"), asked.addresses.as_deref());
+    let sources = rule_parts::sources(out, path, asked.sources.as_deref(), None);
+    let reach = rule_parts::reach(out, &format!("{path}.addresses"), asked.addresses.as_deref());
     let Some(choice) = choice else { return };
     // A name in the log leads to one rule: a second bundle of the same cloud has names of its own.
     let name = format!("{}/{}/", choice.bundle.name, choice.cloud_name);
@@ -73,7 +75,7 @@ fn why(row: &Outcome, closed: &Closed) -> String {
 
 struct Maker<'a> {
     path: &'a str,
-    choice: &'a Choice<'a>,
+    choice: &'a Selection<'a>,
     /// Which of the bundles of this cloud it is.
     nth: usize,
     sources: Sources,
@@ -88,7 +90,7 @@ impl Maker<'_> {
     fn row(&mut self, out: &mut Findings<'_>, row: &Outcome, made: &mut Rules) {
         match &row.opening {
             Ok(Opening::Names(names)) => {
-                let protocols = self.ports(out, &row.protocols, rules::app_port);
+                let protocols = self.ports(out, &row.protocols, rule_parts::app_port);
                 self.app(out, row, names, Action::Allow, protocols, made);
             }
             Ok(Opening::DnsOnly(names)) => self.app(out, row, names, Action::Allow, Vec::new(), made),
@@ -102,8 +104,8 @@ impl Maker<'_> {
                 self.app(out, row, &closed.names, action, Vec::new(), made);
             }
             Ok(Opening::AddressesOf(names)) => {
-                let fqdns = rules::plain_patterns(out, self.path, names);
-                self.net(out, row, NetRule { kept: rules::kept(&fqdns), fqdns, ..self.empty() }, made);
+                let fqdns = rule_parts::plain_patterns(out, self.path, names);
+                self.net(out, row, NetRule { kept: rule_parts::kept(&fqdns), fqdns, ..self.empty() }, made);
             }
             Ok(Opening::Addresses(destinations)) => {
                 let rule = self.destinations(out, row, destinations);
@@ -125,7 +127,7 @@ impl Maker<'_> {
             name: self.name(row),
             action,
             sources: self.sources.clone(),
-            fqdns: rules::plain_patterns(out, self.path, names),
+            fqdns: rule_parts::plain_patterns(out, self.path, names),
             except: row.except.iter().map(|ending| ending.as_str().into()).collect(),
             protocols,
             alpn: None,
@@ -141,7 +143,7 @@ impl Maker<'_> {
     }
 
     fn net(&self, out: &mut Findings<'_>, row: &Outcome, rule: NetRule, made: &mut Rules) {
-        let ports: Vec<NetPort> = self.ports(out, &row.protocols, rules::net_port);
+        let ports: Vec<NetPort> = self.ports(out, &row.protocols, rule_parts::net_port);
         made.nets.push(NetRule { name: self.name(row), ports, ..rule });
         made.origins.nets.push(self.origin());
     }
@@ -187,7 +189,7 @@ impl Maker<'_> {
                 }
             }
         }
-        let fqdns = rules::plain_patterns(out, self.path, &names);
+        let fqdns = rule_parts::plain_patterns(out, self.path, &names);
         NetRule { destinations: nets.into_iter().collect(), kept, fqdns, ..self.empty() }
     }
 

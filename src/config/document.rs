@@ -8,19 +8,12 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_saphyr::Spanned;
 
-use super::Fault;
-
-/// A position in the text, both counted from 1.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    pub line: u64,
-    pub column: u64,
-}
+use super::fault::{Fault, Position};
 
 /// One node of the text.
 #[derive(Debug)]
 pub(super) struct Node {
-    pub(super) place: Place,
+    pub(super) position: Position,
     pub(super) value: Content,
 }
 
@@ -34,14 +27,14 @@ pub(super) enum Content {
 #[derive(Debug)]
 pub(super) struct Pair {
     pub(super) key: String,
-    pub(super) place: Place,
+    pub(super) position: Position,
     pub(super) node: Node,
 }
 
 /// Reads a text.
 ///
 /// # Errors
-/// One fault: a text that is not YAML has no second place to speak of. Aliases, depth and size are bounded
+/// One fault: a text that is not YAML has no second position to speak of. Aliases, depth and size are bounded
 /// by the parser's own budget.
 pub(super) fn parse(text: &str) -> Result<Node, Fault> {
     let options = serde_saphyr::options! {
@@ -50,7 +43,8 @@ pub(super) fn parse(text: &str) -> Result<Node, Fault> {
         with_snippet: false,
     };
     let tree: Spanned<Content> = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-        let place = error.location().map_or_else(Place::default, |at| Place { line: at.line(), column: at.column() });
+        let position =
+            error.location().map_or_else(Position::default, |at| Position { line: at.line(), column: at.column() });
         let message = error.to_string();
         // The parser's advice is for programmers.
         let first = message.lines().next().unwrap_or_default();
@@ -67,16 +61,16 @@ pub(super) fn parse(text: &str) -> Result<Node, Fault> {
             _ => "the text must be YAML",
         };
         let what = what.split_once("; use ").map_or(what, |(what, _)| what);
-        let message = at_fault(text, place, what).unwrap_or_else(|| format!("{what}; {cure}"));
-        Fault { place, path: String::new(), message }
+        let message = at_fault(text, position, what).unwrap_or_else(|| format!("{what}; {cure}"));
+        Fault { position, path: String::new(), message }
     })?;
     Ok(tree.into())
 }
 
 /// What only the text shows: where a key stood first, and where a quotation mark opened.
-fn at_fault(text: &str, place: Place, what: &str) -> Option<String> {
-    let line = usize::try_from(place.line).ok()?.checked_sub(1)?;
-    let column = usize::try_from(place.column).ok()?.checked_sub(1)?;
+fn at_fault(text: &str, position: Position, what: &str) -> Option<String> {
+    let line = usize::try_from(position.line).ok()?.checked_sub(1)?;
+    let column = usize::try_from(position.column).ok()?.checked_sub(1)?;
     if let Some(key) = what.strip_prefix("duplicate mapping key: ") {
         let is_key = |text: &str| {
             let (indent, rest) = text.split_at_checked(column).unwrap_or_default();
@@ -86,7 +80,7 @@ fn at_fault(text: &str, place: Place, what: &str) -> Option<String> {
         return Some(format!(
             "duplicate mapping key `{key}`: it stands at {}:{} already; write it once",
             first + 1,
-            place.column
+            position.column
         ));
     }
     if what.contains("after double-quoted scalar") {
@@ -94,7 +88,7 @@ fn at_fault(text: &str, place: Place, what: &str) -> Option<String> {
         let of_line = text.get(before..)?.char_indices().nth(column).map_or(0, |(at, _)| at);
         let marks: Vec<usize> = text.get(..before + of_line)?.match_indices('"').map(|(at, _)| at).collect();
         let [.., opens, closes] = marks.as_slice() else { return None };
-        let place = |at: usize| {
+        let position = |at: usize| {
             let upto = text.get(..at).unwrap_or_default();
             format!(
                 "{}:{}",
@@ -104,8 +98,8 @@ fn at_fault(text: &str, place: Place, what: &str) -> Option<String> {
         };
         return Some(format!(
             "the quotation mark at {} closes only at {}; write one behind each value",
-            place(*opens),
-            place(*closes)
+            position(*opens),
+            position(*closes)
         ));
     }
     None
@@ -122,7 +116,7 @@ impl Node {
                 Value::Array(items.iter().enumerate().map(below).collect())
             }
             Content::Map(pairs) => {
-                let keep = pairs.iter().map(|pair| (pair, super::schema::join(path, &pair.key)));
+                let keep = pairs.iter().map(|pair| (pair, join(path, &pair.key)));
                 let keep = keep.filter(|(_, path)| !left_out.iter().any(|fault| fault.path == *path));
                 Value::Object(
                     keep.map(|(pair, path)| (pair.key.clone(), pair.node.json_without(left_out, &path))).collect(),
@@ -131,11 +125,11 @@ impl Node {
         }
     }
 
-    /// The place of a key path such as `policy.application_rules[2].fqdns[0]`; of the deepest part that is
+    /// The position of a key path such as `policy.application_rules[2].fqdns[0]`; of the deepest part that is
     /// there where not all of it is.
-    pub(super) fn place_of(&self, path: &str) -> Place {
+    pub(super) fn position_of(&self, path: &str) -> Position {
         let mut here = self;
-        let mut place = self.place;
+        let mut position = self.position;
         let mut rest = path;
         while !rest.is_empty() {
             let next = match &here.value {
@@ -157,20 +151,20 @@ impl Node {
                 Content::Scalar(_) => None,
             };
             let Some((node, after)) = next else { break };
-            (here, rest, place) = (node, after, node.place);
+            (here, rest, position) = (node, after, node.position);
         }
-        place
+        position
     }
 }
 
 impl From<Spanned<Content>> for Node {
     fn from(spanned: Spanned<Content>) -> Self {
-        Self { place: place(&spanned.referenced), value: spanned.value }
+        Self { position: position(&spanned.referenced), value: spanned.value }
     }
 }
 
-fn place(at: &serde_saphyr::Location) -> Place {
-    Place { line: at.line(), column: at.column() }
+fn position(at: &serde_saphyr::Location) -> Position {
+    Position { line: at.line(), column: at.column() }
 }
 
 impl<'de> Deserialize<'de> for Content {
@@ -227,8 +221,12 @@ impl<'de> Visitor<'de> for ContentVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Content, A::Error> {
         let mut pairs = Vec::new();
         while let Some((key, node)) = map.next_entry::<Spanned<String>, Spanned<Content>>()? {
-            pairs.push(Pair { place: place(&key.referenced), key: key.value, node: node.into() });
+            pairs.push(Pair { position: position(&key.referenced), key: key.value, node: node.into() });
         }
         Ok(Content::Map(pairs))
     }
+}
+
+pub(super) fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-pub(super) use crate::bundle::Asked as Bundle;
+pub(super) use crate::bundle::Parameters as Bundle;
 
 /// The whole file.
 #[derive(Debug, Deserialize, JsonSchema)]

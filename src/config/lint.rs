@@ -8,12 +8,14 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
-use super::check::Findings;
-use super::{Capture, ListenerKind, ListenerSettings, Netfilter, Origin, Rules};
+use super::findings::Findings;
+use crate::netfilter::settings::NetfilterSettings;
+use crate::proxy::listen::settings::{Capture, ListenerKind, ListenerSettings};
 use egret_core::name::HostName;
 use egret_core::policy::hosts::HostIndex;
 use egret_core::rule::guard::{is_public, metadata, opens_all_of};
 use egret_core::rule::pattern::Pattern;
+use egret_core::rule::rules::{Origin, Rules};
 use egret_core::rule::{Action, AppProtocol, AppRule, Ech, NetPort, NetRule, Reach};
 use names::{DOH, FRONTS, REGIONAL, SHARED};
 
@@ -27,7 +29,7 @@ const MAX_TOLD: usize = 20;
 #[derive(Clone, Copy)]
 pub(super) struct Services<'a> {
     pub(super) listeners: &'a [ListenerSettings],
-    pub(super) netfilter: Option<&'a Netfilter>,
+    pub(super) netfilter: Option<&'a NetfilterSettings>,
     pub(super) admin: Option<SocketAddr>,
 }
 

@@ -2,53 +2,17 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::check::{Bounds, Findings, duration};
-use super::{Capture, ListenerKind, ListenerSettings, file, rules};
+use super::file;
+use super::findings::Findings;
+use super::read::{Bounds, duration};
+use super::rule_parts::{net_port, sources};
+use crate::learn::settings::LearnSettings;
+use crate::netfilter::settings::{Dnat, NetfilterSettings};
+use crate::proxy::listen::settings::{Capture, ListenerSettings};
 use egret_core::rule::NetPort;
-
-/// What the kernel does on a next hop.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Netfilter {
-    /// Empty in a sidecar, whose clients are the machine's own processes.
-    pub clients: Vec<IpNet>,
-    /// Empty: every interface. Nothing in a name needs quoting.
-    pub interfaces: Vec<String>,
-    /// Destinations that are reached unjudged.
-    pub bypass: Vec<IpNet>,
-    /// Whether flows that are forwarded bear the machine's address.
-    pub masquerades: bool,
-    pub dnat: Vec<Dnat>,
-    /// Whether the rules go when egret ends.
-    pub removes: bool,
-    /// Whether a sidecar serves only while its table stands.
-    pub is_required: bool,
-    /// Flows at once of one client.
-    pub flows_per_client: u32,
-}
-
-/// Ingress that is led to a client.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Dnat {
-    /// TCP or UDP, and one port.
-    pub port: NetPort,
-    pub to: SocketAddr,
-    /// Empty: everyone.
-    pub sources: Vec<IpNet>,
-    pub masquerades: bool,
-}
-
-/// How long addresses stand for names in network rules.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Learn {
-    pub refresh: Duration,
-    pub remember: Duration,
-    /// `None`: nothing outlives a restart.
-    pub state_dir: Option<PathBuf>,
-}
 
 /// A sixteenth of the flows that a machine with some memory has room for (nf_conntrack_max), and as many as a busy node has
 /// behind one address.
@@ -62,7 +26,7 @@ pub(super) fn netfilter(
     written: &file::File,
     listeners: &[(ListenerSettings, String)],
     binds: &[(SocketAddr, String)],
-) -> Option<Netfilter> {
+) -> Option<NetfilterSettings> {
     let captures = |by: Capture| listeners.iter().any(|(listener, _)| listener.kind.captures(by));
     one_tproxy_each(out, listeners);
     let part = written.netfilter.as_ref()?.0.as_ref().ok()?;
@@ -113,7 +77,7 @@ pub(super) fn netfilter(
     ingress_of_its_own(out, &dnat);
     dnat_of_own_ports(out, &dnat, binds);
     let dnat = dnat.into_iter().map(|(_, dnat)| dnat).collect();
-    Some(Netfilter {
+    Some(NetfilterSettings {
         clients,
         interfaces,
         bypass,
@@ -175,7 +139,7 @@ fn dnat_of_own_ports(out: &mut Findings<'_>, dnat: &[(usize, Dnat)], binds: &[(S
 
 fn dnat(out: &mut Findings<'_>, at: usize, written: &file::Dnat, clients: &[IpNet]) -> Option<Dnat> {
     let path = format!("netfilter.dnat[{at}]");
-    let port = match rules::net_port(&written.protocol) {
+    let port = match net_port(&written.protocol) {
         Ok(NetPort::Tcp(ports) | NetPort::Udp(ports)) if ports.start() != ports.end() => {
             Err("one port leads to one port; write a line for each".to_owned())
         }
@@ -190,7 +154,7 @@ fn dnat(out: &mut Findings<'_>, at: usize, written: &file::Dnat, clients: &[IpNe
         is_client.then_some(to).ok_or_else(|| format!("{} is in none of netfilter.clients; write a client", to.ip()))
     });
     let to = out.keep(&format!("{path}.to"), to);
-    let from = rules::sources(out, &path, written.sources.as_deref(), None);
+    let from = sources(out, &path, written.sources.as_deref(), None);
     if let Some(at) = to.and_then(|to| from.nets.iter().position(|net| net.addr().is_ipv4() != to.is_ipv4())) {
         let message = "is of another family than `to`, and so never comes in; write a line for each family";
         out.fault(&format!("{path}.sources[{at}]"), message);
@@ -207,7 +171,7 @@ pub(super) fn upstream_sources(out: &mut Findings<'_>, texts: &[String]) -> Vec<
     texts.iter().enumerate().filter_map(read).collect()
 }
 
-pub(super) fn learn(out: &mut Findings<'_>, written: &file::Learn, is_next_hop: bool) -> Learn {
+pub(super) fn learn(out: &mut Findings<'_>, written: &file::Learn, is_next_hop: bool) -> LearnSettings {
     let refresh = duration(out, "learn.refresh", written.refresh.as_deref(), 15, Bounds::Positive);
     let remember = duration(out, "learn.remember", written.remember.as_deref(), 24 * 3600, Bounds::Positive);
     if remember < refresh {
@@ -215,49 +179,5 @@ pub(super) fn learn(out: &mut Findings<'_>, written: &file::Learn, is_next_hop: 
     }
     let usual = || is_next_hop.then(|| PathBuf::from(STATE_DIR));
     let state_dir = written.state_dir.as_ref().map(|dir| out.folder.join(dir)).or_else(usual);
-    Learn { refresh, remember, state_dir }
-}
-
-/// What a client's own address at upstreams, and a fleet, cannot go with.
-pub(super) fn what_goes_together(
-    out: &mut Findings<'_>,
-    written: &file::File,
-    netfilter: Option<&Netfilter>,
-    listeners: &[(ListenerSettings, String)],
-) {
-    for (listener, bind) in listeners {
-        let ListenerKind::Transparent { preserve_source: true, .. } = listener.kind else { continue };
-        let path = bind.replace(".bind", ".preserve_source");
-        if netfilter.is_some_and(|part| part.masquerades) {
-            out.fault(&path, "source NAT hides the client's address again; write netfilter.snat: none, or remove it");
-        }
-        if written.fleet {
-            out.fault(&path, "answers to a client's address may reach another instance; remove it, or `fleet`");
-        }
-        if !written.upstream.sources.is_empty() {
-            out.fault(&path, "egret cannot dial from upstream.sources and from the client's address; remove one");
-        }
-    }
-    if netfilter.is_some_and(|part| !part.masquerades && !part.clients.is_empty())
-        && !written.upstream.sources.is_empty()
-    {
-        let message = "only egret's own connections leave from these: netfilter.snat is none, so what the kernel forwards keeps the client's address; remove snat: none, or leave it so if that is meant";
-        out.warn("upstream.sources", message);
-    }
-    for (at, rule) in file::readable(&written.policy.network_rules) {
-        let is_kernels = |text: &String| matches!(rules::net_port(text), Ok(NetPort::Udp(_) | NetPort::Icmp));
-        if out.is_sidecar && rule.protocols.iter().any(is_kernels) && !rule.fqdns.is_empty() {
-            let path = format!("policy.network_rules[{at}].fqdns");
-            out.fault(
-                &path,
-                "a sidecar's kernel rules are made once, and know no names: write `destinations` for udp and icmp",
-            );
-        }
-    }
-    for (at, rule) in file::readable(&written.policy.application_rules) {
-        if written.fleet && rule.destination == Some(file::Destination::Verify) {
-            let path = format!("policy.application_rules[{at}].destination");
-            out.fault(&path, "the instances of a fleet do not know each other's answers yet; write redial");
-        }
-    }
+    LearnSettings { refresh, remember, state_dir }
 }

@@ -1,26 +1,22 @@
 //! Rules from text to types: patterns, protocols, sources, and where names may lead.
 
-use std::collections::HashMap;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv6Net};
 
-use super::check::Findings;
-use super::tags::ServiceTags;
-use super::{Origin, Rules, bundle, file};
-use crate::files::read_bounded;
-use egret_core::learned::Kept;
+use super::consistency::{names_keep_their_ports, one_name_each, what_network_rules_do};
+use super::findings::Findings;
+use super::rule_parts::{alpn, app_port, kept, net_port, patterns, patterns_of_file, reach, sources};
+use super::tags::TagSource;
+use super::{bundle, file};
 use egret_core::rule::paths::PathPattern;
-use egret_core::rule::pattern::Pattern;
 use egret_core::rule::prefixes::{PrefixSet, prefix};
-use egret_core::rule::{Action, AppPort, AppProtocol, AppRule, Ech, InnerName, NetPort, NetRule, Reach, Sources};
+use egret_core::rule::rules::{Origin, Rules};
+use egret_core::rule::{Action, AppPort, AppProtocol, AppRule, Ech, InnerName, NetPort, NetRule};
 use egret_core::wire::http::is_token_byte;
 
 /// Patterns that need globset, in all rules together: each is looked at one by one under its ending.
 const MAX_RICH: usize = 1000;
-/// Names twice in a file that are told of one by one.
-const MAX_TWINS: usize = 20;
 
 pub(super) fn rules(out: &mut Findings<'_>, policy: &file::Policy) -> Rules {
     // The one mode there is; `audit` is refused by the schema.
@@ -213,28 +209,6 @@ fn network_rule(out: &mut Findings<'_>, path: &str, written: &file::NetworkRule,
     }
 }
 
-/// The exact names of a network rule, to be kept resolved: clients that ask others dial their addresses.
-pub(super) fn kept(fqdns: &[Pattern]) -> Vec<Arc<Kept>> {
-    fqdns.iter().filter_map(Pattern::exact).map(|name| Arc::new(Kept::new(name))).collect()
-}
-
-/// The file of service tags, and whether one is named at all.
-pub(super) struct TagSource {
-    pub(super) file: Option<ServiceTags>,
-    pub(super) is_named: bool,
-}
-
-impl TagSource {
-    fn load(out: &mut Findings<'_>, policy: &file::Policy) -> Self {
-        let name = policy.service_tags.as_ref();
-        let file = name.and_then(|name| {
-            let read = ServiceTags::load(&out.policy_file(name));
-            out.keep("policy.service_tags", read)
-        });
-        Self { file, is_named: name.is_some() }
-    }
-}
-
 /// CIDRs, addresses and service tags.
 fn destinations(out: &mut Findings<'_>, path: &str, texts: &[String], tags: &TagSource) -> PrefixSet {
     let mut nets = Vec::with_capacity(texts.len());
@@ -252,30 +226,6 @@ fn destinations(out: &mut Findings<'_>, path: &str, texts: &[String], tags: &Tag
         nets.extend(out.keep(&format!("{path}[{at}]"), read).unwrap_or_default());
     }
     nets.into_iter().collect()
-}
-
-/// Absent means everyone; a list that came out empty does not.
-pub(super) fn sources(
-    out: &mut Findings<'_>,
-    path: &str,
-    written: Option<&[String]>,
-    clients: Option<&[String]>,
-) -> Sources {
-    let (sources_path, clients_path) = (format!("{path}.sources"), format!("{path}.clients"));
-    if written.is_some_and(<[String]>::is_empty) {
-        out.fault(&sources_path, "the list is empty; write CIDRs, or remove the key to mean everyone");
-    }
-    if clients.is_some_and(<[String]>::is_empty) {
-        out.fault(&clients_path, "the list is empty; write names, or remove the key to mean everyone");
-    }
-    for (at, name) in clients.into_iter().flatten().enumerate() {
-        if name.is_empty() || name.contains('*') {
-            let message = format!("`{name}` is no one's name; write a certificate's name or user:NAME, each in full");
-            out.fault(&format!("{clients_path}[{at}]"), message);
-        }
-    }
-    let clients = clients.unwrap_or_default().iter().map(|name| name.as_str().into()).collect();
-    Sources { nets: out.nets(&sources_path, written.unwrap_or_default()), clients }
 }
 
 /// A denial holds whatever the bytes say; a condition on it would be a way around it.
@@ -296,141 +246,6 @@ fn deny_has_no_conditions(out: &mut Findings<'_>, path: &str, written: &file::Ap
     }
 }
 
-/// A rule set's own patterns: it repeats and widens on purpose.
-pub(super) fn plain_patterns(out: &mut Findings<'_>, path: &str, texts: &[String]) -> Vec<Pattern> {
-    texts.iter().filter_map(|text| out.keep(path, Pattern::parse(text).map_err(|fault| fault.to_string()))).collect()
-}
-
-fn patterns(out: &mut Findings<'_>, path: &str, texts: &[String], action: &Action) -> Vec<Pattern> {
-    let mut seen: HashMap<String, usize> = HashMap::new();
-    let mut kept = Vec::new();
-    for (at, text) in texts.iter().enumerate() {
-        let here = format!("{path}[{at}]");
-        let Some(pattern) = out.keep(&here, Pattern::parse(text).map_err(|fault| fault.to_string())) else { continue };
-        if pattern.is_any() && *action == Action::Allow {
-            out.warn(&here, "`*` lets every name out");
-        }
-        if let Some(first) = seen.insert(pattern.as_str().to_owned(), at) {
-            out.warn(&here, format!("`{text}` stands in this list already, as number {}", first + 1));
-        }
-        kept.push(pattern);
-    }
-    kept
-}
-
-fn patterns_of_file(out: &mut Findings<'_>, path: &str, name: &str) -> Vec<Pattern> {
-    let file = out.policy_file(name);
-    let Some(text) = out.keep(path, read_bounded(&file)) else { return Vec::new() };
-    let mut kept: Vec<Pattern> = Vec::new();
-    let (mut seen, mut twins): (HashMap<String, usize>, usize) = (HashMap::new(), 0);
-    for (number, line) in (1..).zip(text.lines()) {
-        let line = line.split('#').next().unwrap_or_default().trim();
-        if line.is_empty() {
-            continue;
-        }
-        match Pattern::parse(line) {
-            Ok(pattern) => {
-                if pattern.is_any() {
-                    out.warn(path, format!("{}:{number}: `*` lets every name out", file.display()));
-                }
-                if let Some(first) = seen.insert(pattern.as_str().to_owned(), number) {
-                    twins += 1;
-                    if twins <= MAX_TWINS {
-                        let file = file.display();
-                        out.warn(path, format!("{file}:{number}: `{line}` stands in line {first} already"));
-                    }
-                }
-                kept.push(pattern);
-            }
-            Err(fault) => out.fault(path, format!("{}:{number}: {fault}", file.display())),
-        }
-    }
-    if twins > MAX_TWINS {
-        out.warn(path, format!("{}: {} more names stand there twice", file.display(), twins - MAX_TWINS));
-    }
-    if kept.is_empty() {
-        out.fault(path, format!("{} holds no pattern; write one a line", file.display()));
-    }
-    kept
-}
-
-pub(super) fn reach(out: &mut Findings<'_>, path: &str, words: Option<&[String]>) -> Reach {
-    let Some(words) = words else { return Reach::default() };
-    if words.is_empty() {
-        out.fault(path, "the list is empty, so every answer would be refused; write [public] or CIDRs");
-    }
-    let mut reach = Reach { public: false, prefixes: Vec::new() };
-    for (at, word) in words.iter().enumerate() {
-        if word == "public" {
-            reach.public = true;
-        } else if let Some(net) =
-            out.keep(&format!("{path}[{at}]"), prefix(word).map_err(|e| format!("{e}, or public")))
-        {
-            reach.prefixes.push(net);
-        }
-    }
-    reach
-}
-
-fn alpn(out: &mut Findings<'_>, path: &str, list: &[String]) -> Vec<Box<[u8]>> {
-    if list.is_empty() {
-        out.fault(path, "the list is empty, so no offer could pass; write such as [h2, http/1.1], or remove it");
-    }
-    for (at, name) in list.iter().enumerate() {
-        if name.is_empty() || name.len() > 255 {
-            out.fault(&format!("{path}[{at}]"), "an ALPN protocol has 1 to 255 bytes (RFC 7301)");
-        }
-    }
-    list.iter().map(|name| name.as_bytes().into()).collect()
-}
-
-pub(super) fn app_port(text: &str) -> Result<AppPort, String> {
-    let wrong = || format!("`{text}` is not a protocol of an application rule; write https:443 or http:80");
-    let (protocol, port) = text.split_once(':').ok_or_else(wrong)?;
-    let protocol = match protocol.to_ascii_lowercase().as_str() {
-        "https" => AppProtocol::Https,
-        "http" => AppProtocol::Http,
-        "tcp" | "udp" => {
-            return Err(format!(
-                "`{text}` is judged by address; write it into a network rule, or write https:{port} here"
-            ));
-        }
-        _ => return Err(wrong()),
-    };
-    let port = read_port(port)?;
-    Ok(AppPort { protocol, port })
-}
-
-pub(super) fn net_port(text: &str) -> Result<NetPort, String> {
-    let wrong =
-        || format!("`{text}` is not a protocol of a network rule; write tcp:8443, tcp:9000-9010, udp:123 or icmp");
-    if text.eq_ignore_ascii_case("icmp") {
-        return Ok(NetPort::Icmp);
-    }
-    let (protocol, ports) = text.split_once(':').ok_or_else(wrong)?;
-    let range = port_range(ports)?;
-    match protocol.to_ascii_lowercase().as_str() {
-        "tcp" => Ok(NetPort::Tcp(range)),
-        "udp" => Ok(NetPort::Udp(range)),
-        "https" | "http" => {
-            Err(format!("`{text}` is judged by name; write it into an application rule, or write tcp:{ports} here"))
-        }
-        _ => Err(wrong()),
-    }
-}
-
-fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
-    let (low, high) = text.split_once('-').unwrap_or((text, text));
-    let (low, high) = (read_port(low)?, read_port(high)?);
-    if low > high { Err(format!("`{text}` runs backwards; write {high}-{low}")) } else { Ok(low..=high) }
-}
-
-fn read_port(text: &str) -> Result<u16, String> {
-    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    let port = text.parse().ok().filter(|port| digits && *port > 0);
-    port.ok_or_else(|| format!("`{text}` is not a port; write a number from 1 to 65535"))
-}
-
 fn rule_name(written: Option<&str>, path: &str) -> Arc<str> {
     written.unwrap_or_else(|| path.trim_start_matches("policy.")).into()
 }
@@ -439,69 +254,5 @@ const fn action(written: file::Action) -> Action {
     match written {
         file::Action::Allow => Action::Allow,
         file::Action::Deny => Action::Deny,
-    }
-}
-
-/// A name in the log must lead to one rule.
-fn one_name_each(out: &mut Findings<'_>, policy: &file::Policy, rules: &Rules) {
-    let apps = file::readable(&policy.application_rules).map(|(at, r)| (at, r.name.as_deref()));
-    let nets = file::readable(&policy.network_rules).map(|(at, r)| (at, r.name.as_deref()));
-    let named = apps
-        .map(|(at, name)| (format!("policy.application_rules[{at}]"), name))
-        .chain(nets.map(|(at, name)| (format!("policy.network_rules[{at}]"), name)));
-    let apps = rules.apps.iter().map(|rule| &*rule.name).zip(&rules.origins.apps);
-    let nets = rules.nets.iter().map(|rule| &*rule.name).zip(&rules.origins.nets);
-    let of_bundles = apps.chain(nets).filter(|(_, origin)| origin.is_bundle);
-    let mut seen: HashMap<&str, String> = of_bundles.map(|(name, origin)| (name, origin.path.clone())).collect();
-    for (path, name) in named {
-        let Some(name) = name else { continue };
-        if name.is_empty() {
-            out.fault(&format!("{path}.name"), "the name is empty; write one, or remove the key");
-        } else if let Some(first) = seen.insert(name, path.clone()) {
-            out.fault(&format!("{path}.name"), format!("`{name}` is the name of {first} already; write another"));
-        }
-    }
-}
-
-/// What a network rule takes away from names, and what nothing in this version carries.
-fn what_network_rules_do(out: &mut Findings<'_>, policy: &file::Policy, rules: &Rules) {
-    let own = rules.nets.iter().skip(rules.nets.len() - file::readable(&policy.network_rules).count());
-    for ((at, written), rule) in file::readable(&policy.network_rules).zip(own) {
-        let path = format!("policy.network_rules[{at}]");
-        if !out.has_kernel && rule.ports.iter().any(|port| !matches!(port, NetPort::Tcp(_))) {
-            let message = "only the kernel carries udp and icmp, and there is no `netfilter`: nothing will use this";
-            out.warn(&format!("{path}.protocols"), message);
-        }
-        let unseen = rules.apps.iter().flat_map(|r| &r.protocols).find(|app| rule.takes_tcp(app.port));
-        if let Some(app) = unseen.filter(|_| rule.action == Action::Allow && !written.destinations.is_empty()) {
-            let message = format!(
-                "connections to these addresses on port {} are not judged by name, though application rules use it",
-                app.port
-            );
-            out.warn(&format!("{path}.protocols"), message);
-        }
-    }
-}
-
-/// A name's address may be shared: opening it by address on a port where names are judged would open every
-/// other site behind it.
-fn names_keep_their_ports(out: &mut Findings<'_>, policy: &file::Policy, rules: &Rules) {
-    let app_ports: Vec<u16> = rules.apps.iter().flat_map(|r| &r.protocols).map(|app| app.port).collect();
-    for (at, written) in file::readable(&policy.network_rules).filter(|(_, r)| !r.fqdns.is_empty()) {
-        for (n, text) in written.protocols.iter().enumerate() {
-            let taken = match net_port(text) {
-                Ok(NetPort::Tcp(range)) => {
-                    [80, 443].iter().chain(&app_ports).find(|port| range.contains(port)).copied()
-                }
-                Ok(NetPort::Udp(range)) if range.contains(&443) => Some(443),
-                _ => None,
-            };
-            if let Some(port) = taken {
-                let message = format!(
-                    "port {port} is judged by name: a shared address would open every site on it; write an application rule"
-                );
-                out.fault(&format!("policy.network_rules[{at}].protocols[{n}]"), message);
-            }
-        }
     }
 }

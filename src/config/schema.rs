@@ -5,8 +5,9 @@
 
 use serde_json::Value;
 
-use super::document::{Content, Node};
-use super::{Fault, file};
+use super::document::{Content, Node, join};
+use super::fault::Fault;
+use super::file;
 use egret_core::likeness::closest;
 
 /// Keys of the format that this version does not serve yet. Refused by name: silence would let somebody
@@ -106,7 +107,7 @@ impl<'a> Walk<'a> {
                         (Some((group, _)), None) => format!("`{}` belongs under `{group}`; write it there", pair.key),
                         _ => unknown(&pair.key, known.keys().map(String::as_str)),
                     };
-                    self.faults.push(Fault { place: pair.place, path: below, message });
+                    self.faults.push(Fault { position: pair.position, path: below, message });
                 }
             }
         }
@@ -204,7 +205,7 @@ impl<'a> Walk<'a> {
     }
 
     fn fault(&mut self, node: &Node, path: &str, message: String) {
-        self.faults.push(Fault { place: node.place, path: path.to_owned(), message });
+        self.faults.push(Fault { position: node.position, path: path.to_owned(), message });
     }
 }
 
@@ -226,10 +227,6 @@ fn unknown<'a>(key: &str, known: impl Iterator<Item = &'a str> + Clone) -> Strin
     }
     let list: Vec<String> = known.map(|k| format!("`{k}`")).collect();
     format!("unknown key `{key}`; possible here: {}", list.join(", "))
-}
-
-pub(super) fn join(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
 fn kinds(schema: &Value) -> Vec<&str> {

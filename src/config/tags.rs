@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use super::file;
+use super::findings::Findings;
 use crate::bundle;
 use crate::files::read_bounded;
 use egret_core::likeness::closest;
@@ -116,5 +118,22 @@ impl ServiceTags {
         });
         let near = near.and_then(|near| self.tags.get(near)).map(|tag| format!("; did you mean `{}`?", tag.name));
         format!("there is no service tag `{name}` in this file{}", near.unwrap_or_default())
+    }
+}
+
+/// The file of service tags, and whether one is named at all.
+pub(super) struct TagSource {
+    pub(super) file: Option<ServiceTags>,
+    pub(super) is_named: bool,
+}
+
+impl TagSource {
+    pub(super) fn load(out: &mut Findings<'_>, policy: &file::Policy) -> Self {
+        let name = policy.service_tags.as_ref();
+        let file = name.and_then(|name| {
+            let read = ServiceTags::load(&out.policy_file(name));
+            out.keep("policy.service_tags", read)
+        });
+        Self { file, is_named: name.is_some() }
     }
 }

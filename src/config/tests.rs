@@ -1,4 +1,9 @@
+use std::path::Path;
+
+use super::check::Depth;
 use super::*;
+use crate::proxy::listen::settings::ListenerKind;
+use egret_core::rule::AppProtocol;
 use egret_core::rule::pattern::Pattern;
 
 const BASE: &str = "listeners: [{ kind: forward, bind: \"127.0.0.1:3128\" }]\n";
@@ -39,7 +44,7 @@ fn every_file_that_comes_with_egret_is_clean() {
     let shipped = shipped();
     assert!(shipped.len() >= 6, "default, next-hop, reference, sidecar and two manifests");
     for (path, text) in shipped {
-        let settings = Settings::from_text(&text, &path, Path::new("config"), check::Depth::Lint).unwrap();
+        let settings = Settings::from_text(&text, &path, Path::new("config"), Depth::Lint).unwrap();
         let warnings: Vec<String> = settings.warnings.iter().map(|w| w.at(&path)).collect();
         if path.ends_with("default.yaml") {
             let any = "`any` opens the names of every region";
@@ -52,7 +57,7 @@ fn every_file_that_comes_with_egret_is_clean() {
 
 /// The warnings and notes of a text, with their key paths.
 fn said(text: &str) -> Vec<String> {
-    let settings = Settings::from_text(text, "t", Path::new("."), check::Depth::Lint).expect(text);
+    let settings = Settings::from_text(text, "t", Path::new("."), Depth::Lint).expect(text);
     let said = settings.warnings.iter().chain(&settings.notes);
     said.map(|fault| format!("{}: {}", fault.path, fault.message)).collect()
 }
@@ -290,7 +295,7 @@ fn what_a_listener_asks_of_clients_is_checked() {
         let text = format!(
             "listeners:\n  - {{ kind: forward, bind: \"{bind}\", {keys} }}\npolicy:\n  application_rules:\n    - {{ fqdns: [a.example], protocols: [\"https:443\"], clients: [\"user:alice\"] }}\n"
         );
-        check::settings(&text, folder.path(), check::Depth::Lint, &mut Vec::new())
+        check::settings(&text, folder.path(), Depth::Lint, &mut Vec::new())
     };
     let good = "tls: { certificate: proxy.pem, key: proxy.key, client_ca: proxy.pem }, auth: { users_file: users }";
     let settings = checked("0.0.0.0:1", good).unwrap();
@@ -333,7 +338,7 @@ fn what_a_listener_asks_of_clients_is_checked() {
         let text = format!(
             "listeners:\n  - {{ kind: forward, bind: \"127.0.0.1:1\", {listener} }}\npolicy:\n  application_rules:\n    - {{ fqdns: [a.example], protocols: [\"https:443\"], clients: [\"{name}\"] }}\n"
         );
-        let settings = check::settings(&text, folder.path(), check::Depth::Lint, &mut Vec::new()).unwrap();
+        let settings = check::settings(&text, folder.path(), Depth::Lint, &mut Vec::new()).unwrap();
         settings.warnings.first().map(|warning| warning.message.clone()).unwrap_or_default()
     };
     let (users, mutual) =

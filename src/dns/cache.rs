@@ -8,7 +8,7 @@ use foldhash::quality::RandomState;
 use moka::sync::Cache as Store;
 use tokio::time::Instant;
 
-use super::NoAnswer;
+use super::no_answer::NoAnswer;
 use egret_core::answers::Answers;
 use egret_core::name::HostName;
 

@@ -13,9 +13,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::server::Server;
+use super::settings::{DnsSettings, DnsTransport, DnsUpstream};
 use super::trouble::Trouble;
 use super::udp::Manner;
-use crate::config::{DnsSettings, DnsTransport, DnsUpstream};
 use crate::files::{FileFault, Files, Refreshed, read_regular};
 use egret_core::name::HostName;
 

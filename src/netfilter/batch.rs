@@ -8,7 +8,8 @@ use std::time::Duration;
 use nix::libc::ENOENT;
 use nix::sys::socket::SockProtocol;
 
-use super::{KernelError, TABLE};
+use super::error::KernelError;
+use super::names::TABLE;
 use crate::netlink::{ACK, CREATE, DUMP, Messages, Socket, attribute};
 
 const BEGIN: u16 = 0x10;

@@ -3,21 +3,21 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::members::{TCP, UDP};
+use super::elements::{TCP, UDP};
 
 /// What a packet shows of itself. Where a protocol has no ports, they are 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Packet {
-    pub(super) from: SocketAddr,
-    pub(super) to: SocketAddr,
+pub struct Packet {
+    pub from: SocketAddr,
+    pub to: SocketAddr,
     /// The IP protocol number.
-    pub(super) protocol: u8,
+    pub protocol: u8,
 }
 
 /// Reads an IPv4 (RFC 791 §3.1) or IPv6 (RFC 8200 §3) header and the ports behind it. IPv6 extension headers are not
 /// walked: what they hide is told without ports.
 #[must_use]
-pub(super) fn read(bytes: &[u8]) -> Option<Packet> {
+pub fn read(bytes: &[u8]) -> Option<Packet> {
     let (from, to, protocol, rest): (IpAddr, IpAddr, u8, &[u8]) = match bytes.first()? >> 4 {
         4 => {
             let from = Ipv4Addr::from(*bytes.get(12..)?.first_chunk::<4>()?);

@@ -4,16 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
 
 use ipnet::Ipv6Net;
+use tokio::time::Instant;
 
-use super::members::{Addresses, Members};
-use crate::config::{Capture, Dnat, ListenerKind, Settings};
+use super::elements::{Addresses, Elements};
+use super::settings::Dnat;
 use egret_core::rule::{Action, AppRule, NetRule};
 
 /// Rules that a reload may add before the table must be made anew.
-const SPARE: usize = 8;
+pub const SPARE: usize = 8;
 
 /// What the table and the routes are made of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,14 +37,14 @@ pub struct Plan {
     /// Addresses that what is forwarded bears; empty: the outgoing interface's.
     pub pool: Vec<IpAddr>,
     pub dnat: Vec<Dnat>,
-    pub filter: Filter,
-    /// Places in the table for rules that allow, and for those that deny.
+    pub filter: RuleSets,
+    /// Slots in the table for rules that allow, and for those that deny.
     pub places: [usize; 2],
 }
 
 /// What a reload may change: members of sets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Filter {
+pub struct RuleSets {
     /// The ports that application rules name.
     pub captured: BTreeSet<u16>,
     pub allows: Vec<Place>,
@@ -55,12 +55,12 @@ pub struct Filter {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     pub rule: Arc<str>,
-    pub members: Members,
+    pub members: Elements,
     /// Addresses that were answered for its names before, and how long each still counts.
     pub learned: Vec<(IpAddr, Duration)>,
 }
 
-impl Filter {
+impl RuleSets {
     /// What rules come to. The kernel sees no certificate: rules for `clients` stay with the listeners that do.
     #[must_use]
     pub fn of(apps: &[AppRule], nets: &[NetRule], nat64: Option<Ipv6Net>, remember: Duration) -> Self {
@@ -68,7 +68,7 @@ impl Filter {
         let captured = allowing.flat_map(|rule| &rule.protocols).map(|app| app.port).collect();
         let place = |rule: &NetRule| Place {
             rule: Arc::clone(&rule.name),
-            members: Members::of(rule, nat64),
+            members: Elements::of(rule, nat64),
             learned: learned(rule, nat64, remember),
         };
         let of = |action: &Action| nets.iter().filter(|rule| rule.action == *action).map(place).collect();
@@ -95,41 +95,6 @@ pub fn learned(rule: &NetRule, nat64: Option<Ipv6Net>, remember: Duration) -> Ve
 }
 
 impl Plan {
-    /// The plan of some settings; `None` where nothing is asked of the kernel.
-    #[must_use]
-    pub fn of(settings: &Settings) -> Option<Self> {
-        let part = settings.next_hop()?;
-        let rules = &settings.rules;
-        let filter = Filter::of(&rules.apps, &rules.nets, rules.nat64, settings.learn.remember);
-        let tproxy = settings.listeners.iter().filter_map(|listener| match listener.kind {
-            ListenerKind::Transparent { capture: Capture::Tproxy, preserve_source } => {
-                Some((listener.bind, preserve_source))
-            }
-            _ => None,
-        });
-        let tproxy: Vec<(SocketAddr, bool)> = tproxy.collect();
-        let takes_v4 = |bind: &SocketAddr| bind.is_ipv4() || bind.ip().is_unspecified();
-        let binds = || tproxy.iter().map(|(bind, _)| *bind);
-        let doors = settings.listeners.iter().map(|listener| listener.bind);
-        Some(Self {
-            clients: Addresses::of(&part.clients),
-            interfaces: part.interfaces.clone(),
-            bypass: Addresses::of(&part.bypass),
-            own: Addresses::of(&settings.own_addresses).spelled(rules.nat64),
-            listeners: [binds().find(takes_v4), binds().find(SocketAddr::is_ipv6)],
-            doors: doors.filter(|bind| !bind.ip().is_loopback()).collect(),
-            health: settings.health.filter(|bind| !bind.ip().is_loopback()),
-            probes: Addresses::of(settings.health_from.iter().flatten()),
-            flows_per_client: part.flows_per_client,
-            masquerades: part.masquerades,
-            preserves_source: tproxy.iter().any(|(_, preserves)| *preserves),
-            pool: settings.sources.clone(),
-            dnat: part.dnat.clone(),
-            places: [filter.allows.len() + SPARE, filter.denies.len() + SPARE],
-            filter,
-        })
-    }
-
     /// Whether any client has an IPv6 address.
     #[must_use]
     pub fn has_v6(&self) -> bool {
@@ -140,8 +105,8 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netfilter::members::{TCP, UDP};
-    use crate::netfilter::places::{Places, Sets};
+    use crate::netfilter::elements::{TCP, UDP};
+    use crate::netfilter::slots::{Sets, Slots};
     use egret_core::claim::Source;
     use egret_core::name::Host;
     use egret_core::policy::explain::{Question, Subject};
@@ -230,7 +195,7 @@ mod tests {
             nat64 in select(vec![None, Some("64:ff9b::/96".parse::<Ipv6Net>().unwrap())]),
             is_tcp in any::<bool>(),
         ) {
-            let filter = Filter::of(&[], &rules, nat64, Duration::ZERO);
+            let filter = RuleSets::of(&[], &rules, nat64, Duration::ZERO);
             let sets = Sets::of(&filter, [5, 5]);
             let policy = Policy::compile(Vec::new(), rules, nat64, Arc::new(OwnAddresses::new(Vec::new(), Vec::new())));
             for (client, to, port) in CLIENTS.iter().flat_map(|c| ADDRESSES.iter().flat_map(move |a| (1..5).map(move |p| (c, a, p)))) {
@@ -243,7 +208,7 @@ mod tests {
                 let question = Question { subject, source: Source::at(client), dst: None, alpn: Vec::new() };
                 let explained = policy.explain(&question);
                 let protocol = if is_tcp { TCP } else { UDP };
-                let holds = |places: &Places| places.hold(client, SocketAddr::new(to, port), protocol);
+                let holds = |places: &Slots| places.hold(client, SocketAddr::new(to, port), protocol);
                 let passes = holds(&sets.allows) && !holds(&sets.denies);
                 prop_assert_eq!(passes, explained.is_ok(), "{} to {}:{}: {:?}", client, to, port, explained);
             }

@@ -7,7 +7,9 @@ use std::io;
 use nix::libc;
 use nix::sys::socket::SockProtocol;
 
-use super::{CAPTURED, FORWARDED, KernelError, Plan, STATE};
+use super::error::KernelError;
+use super::marks::{CAPTURED, FORWARDED, STATE};
+use super::plan::Plan;
 use crate::netlink::{
     ACK, CREATE, DEL_ROUTE, DUMP, EXCL, GET_ROUTE, Messages, NEW_ROUTE, REPLACE, RTN_LOCAL, Received, Socket, attribute,
 };

@@ -11,10 +11,10 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::members::{Addresses, ICMP, ICMPV6, Members, TCP, UDP};
-use super::ruleset::{Table, replacing};
-use super::{FORWARDED, STATE};
-use crate::config::{Capture, Settings};
+use super::elements::{Addresses, Elements, ICMP, ICMPV6, TCP, UDP};
+use super::marks::{FORWARDED, STATE};
+use super::ruleset::replacing;
+use super::table::Table;
 use egret_core::rule::{Action, NetRule};
 
 /// Who egret is in the pod.
@@ -22,6 +22,14 @@ use egret_core::rule::{Action, NetRule};
 pub struct User {
     pub uid: u32,
     pub gid: u32,
+}
+
+impl User {
+    /// The one that this process is.
+    #[must_use]
+    pub fn own() -> Self {
+        Self { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() }
+    }
 }
 
 impl Display for User {
@@ -57,14 +65,14 @@ pub struct Sidecar {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Other {
     denies: bool,
-    members: Members,
+    members: Elements,
 }
 
 /// What the kernel does for network rules in a sidecar: all but their TCP ports.
 #[must_use]
 pub fn others(nets: &[NetRule], nat64: Option<ipnet::Ipv6Net>) -> Vec<Other> {
     let of = |rule: &NetRule| {
-        let mut members = Members::of(rule, nat64);
+        let mut members = Elements::of(rule, nat64);
         members.ports.retain(|(protocol, ..)| *protocol != TCP);
         Other { denies: rule.action == Action::Deny, members }
     };
@@ -83,7 +91,6 @@ const LISTENER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 112, 9, 2), 
 /// What a table is made for, in bits: user, group, port. `127.112.10.N` is led to the listener where bit N is set, and so is
 /// the address behind the last one.
 const BITS: u32 = 32 + 32 + 16;
-
 const fn bit(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(Ipv4Addr::new(127, 112, 10, 0).to_bits() | number)
 }
@@ -139,22 +146,17 @@ pub struct PodTable {
 }
 
 impl PodTable {
-    /// `None` where no listener takes redirected connections, or where the table is not egret's to watch.
+    /// The table that a sidecar needs, for the user that this process is.
     ///
     /// # Errors
     /// [`TableFault::Taken`].
-    pub fn of(settings: &Settings) -> Result<Option<Self>, TableFault> {
-        if !settings.needs_sidecar_table() {
-            return Ok(None);
-        }
-        let user = User { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() };
-        let Some(expected) = Sidecar::of(settings, user, None) else { return Ok(None) };
+    pub fn new(expected: Sidecar) -> Result<Self, TableFault> {
         let bound = TcpListener::bind(LISTENER).and_then(|listener| {
             listener.set_nonblocking(true)?;
             Ok(listener)
         });
         let listener = bound.map_err(|error| TableFault::Taken(error.to_string()))?;
-        Ok(Some(Self { expected, listener, stands: AtomicBool::new(false) }))
+        Ok(Self { expected, listener, stands: AtomicBool::new(false) })
     }
 
     /// Looks whether the table stands, and what is wrong with it; blocks for moments.
@@ -218,13 +220,11 @@ const fn made_for(bits: u128) -> (User, u16) {
 }
 
 impl Sidecar {
-    /// The sidecar of some settings; `None` where no listener takes redirected connections.
+    /// The sidecar whose listener has this port: who egret is, whose proxy comes first, what is left alone, and the rules for
+    /// what is not TCP.
     #[must_use]
-    pub fn of(settings: &Settings, user: User, mesh: Option<Mesh>) -> Option<Self> {
-        let listener = settings.listeners.iter().find(|listener| listener.kind.captures(Capture::Redirect))?;
-        let exempt = settings.netfilter.as_ref().map(|part| Addresses::of(&part.bypass)).unwrap_or_default();
-        let others = others(&settings.rules.nets, settings.rules.nat64);
-        Some(Self { port: listener.bind.port(), user, mesh, exempt, others })
+    pub const fn new(port: u16, user: User, mesh: Option<Mesh>, exempt: Addresses, others: Vec<Other>) -> Self {
+        Self { port, user, mesh, exempt, others }
     }
 
     /// The table as `nft -f` takes it.

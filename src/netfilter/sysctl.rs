@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{FORWARDING, KernelError, Plan};
+use super::error::KernelError;
+use super::names::FORWARDING;
+use super::plan::Plan;
 
 const NET: &str = "/proc/sys/net";
 /// Flows at once, below which a busy subnet may find no room; a flow without room is dropped.

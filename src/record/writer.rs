@@ -14,8 +14,8 @@ use foldhash::quality::RandomState;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use super::Line;
-use crate::config::{LogAccess, LogFormat, LogOutput, LogOverflow, LogSettings};
+use super::line::Line;
+use super::settings::{LogAccess, LogFormat, LogOutput, LogOverflow, LogSettings};
 use crate::metrics::{Fault, Metrics};
 use egret_core::claim::network_of;
 
@@ -36,7 +36,7 @@ const LAST_LINES: Duration = Duration::from_secs(5);
 
 /// Hands lines to the writer. Never waits.
 #[derive(Clone, Debug)]
-pub struct Scribe {
+pub struct LogSender {
     queue: Sender<Queued>,
     refused: Arc<Lane>,
     allowed: Arc<Lane>,
@@ -134,18 +134,18 @@ enum Queued {
     Reopen,
 }
 
-/// The writing thread; ends when every [`Scribe`] is gone and the queue is empty.
+/// The writing thread; ends when every [`LogSender`] is gone and the queue is empty.
 #[derive(Debug)]
-pub struct LogWriter {
+pub struct LogThread {
     ended: oneshot::Receiver<()>,
 }
 
-impl Scribe {
+impl LogSender {
     /// Opens the output and starts the writer.
     ///
     /// # Errors
     /// The output's, where it cannot be opened.
-    pub fn start(settings: &LogSettings, metrics: Arc<Metrics>) -> io::Result<(Self, LogWriter)> {
+    pub fn start(settings: &LogSettings, metrics: Arc<Metrics>) -> io::Result<(Self, LogThread)> {
         Self::write_to(opened(&settings.output)?, settings, metrics)
     }
 
@@ -153,7 +153,7 @@ impl Scribe {
         output: Box<dyn Write + Send>,
         settings: &LogSettings,
         metrics: Arc<Metrics>,
-    ) -> io::Result<(Self, LogWriter)> {
+    ) -> io::Result<(Self, LogThread)> {
         let LogSettings { format, access, overflow, open, empty, .. } = *settings;
         // Made into text by the writer: nobody's connection waits for that.
         let room = Arc::new(Notify::new());
@@ -163,7 +163,7 @@ impl Scribe {
         let state = Arc::new(LogState::new(overflow));
         let of_clients = Arc::new(OfClients::default());
         let reopens = Arc::new(AtomicBool::new(false));
-        let desk = Desk {
+        let desk = LogWriter {
             reopens: Arc::clone(&reopens),
             state: Arc::clone(&state),
             of_clients: Arc::clone(&of_clients),
@@ -186,7 +186,7 @@ impl Scribe {
         let (refused, allowed) = (lane("refused"), lane("allowed"));
         let scribe =
             Self { queue, refused, allowed, of_clients, room, access, overflow, open, empty, state, reopens, metrics };
-        Ok((scribe, LogWriter { ended }))
+        Ok((scribe, LogThread { ended }))
     }
 
     /// Whether lines get out.
@@ -297,7 +297,7 @@ fn charged(line: &Line, overflow: LogOverflow) -> Option<IpAddr> {
     line.client.filter(|_| overflow == LogOverflow::Block).map(|client| network_of(client.ip()))
 }
 
-impl LogWriter {
+impl LogThread {
     /// Waits until every line is written, or a bounded time where nobody reads them.
     pub async fn finish(self) {
         if tokio::time::timeout(LAST_LINES, self.ended).await.is_err() {
@@ -316,7 +316,7 @@ struct Held {
 }
 
 /// The writer's side.
-struct Desk {
+struct LogWriter {
     reopens: Arc<AtomicBool>,
     state: Arc<LogState>,
     of_clients: Arc<OfClients>,
@@ -335,7 +335,7 @@ struct Desk {
     metrics: Arc<Metrics>,
 }
 
-impl Desk {
+impl LogWriter {
     fn work(mut self) {
         while let Ok(line) = self.lines.recv() {
             self.take(line);
@@ -489,12 +489,12 @@ mod tests {
         }
     }
 
-    fn start(overflow: LogOverflow) -> (Disk, Scribe, LogWriter, Arc<Metrics>) {
+    fn start(overflow: LogOverflow) -> (Disk, LogSender, LogThread, Arc<Metrics>) {
         start_at(overflow, LogOutput::Stdout)
     }
 
     /// One that is opened again at a place.
-    fn start_at(overflow: LogOverflow, output: LogOutput) -> (Disk, Scribe, LogWriter, Arc<Metrics>) {
+    fn start_at(overflow: LogOverflow, output: LogOutput) -> (Disk, LogSender, LogThread, Arc<Metrics>) {
         let settings = LogSettings {
             format: LogFormat::Json,
             output,
@@ -505,7 +505,7 @@ mod tests {
             empty: false,
         };
         let (disk, metrics) = (Disk::default(), Arc::new(Metrics::default()));
-        let (scribe, writer) = Scribe::write_to(Box::new(disk.clone()), &settings, Arc::clone(&metrics)).unwrap();
+        let (scribe, writer) = LogSender::write_to(Box::new(disk.clone()), &settings, Arc::clone(&metrics)).unwrap();
         (disk, scribe, writer, metrics)
     }
 

@@ -172,6 +172,19 @@ impl Refusal {
         Self { reason, stage, hint: None }
     }
 
+    /// A refusal of a claim that says more to the log than to the client.
+    #[must_use]
+    pub fn at_claim(reason: Reason, why: &str) -> Self {
+        Self::new(reason, Stage::Claim).with(Hint { nearest: Some(why.to_owned()), ..Hint::default() })
+    }
+
+    /// A refusal of a claim that says, to the log and to the client, what to send instead.
+    #[must_use]
+    pub fn instead(reason: Reason, instead: &'static str) -> Self {
+        let nearest = Some(instead.to_owned());
+        Self::new(reason, Stage::Claim).with(Hint { nearest, instead: Some(instead), ..Hint::default() })
+    }
+
     #[must_use]
     pub fn with(mut self, hint: Hint) -> Self {
         self.hint = Some(Box::new(hint));

@@ -29,6 +29,7 @@ use crate::answers::Answers;
 use crate::claim::Source;
 use crate::learned::Kept;
 use crate::outcome::{Hint, Reason, Refusal, Stage};
+use crate::rule::rules::Rules;
 use crate::rule::{Action, AppProtocol, AppRule, NetRule};
 use crate::wire::Expected;
 use hosts::HostIndex;
@@ -50,6 +51,12 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// The policy of a configuration's rules.
+    #[must_use]
+    pub fn of(rules: Rules, own: Arc<OwnAddresses>) -> Self {
+        Self::compile(rules.apps, rules.nets, rules.nat64, own)
+    }
+
     /// Compiles checked rules.
     #[must_use]
     pub fn compile(apps: Vec<AppRule>, nets: Vec<NetRule>, nat64: Option<Ipv6Net>, own: Arc<OwnAddresses>) -> Self {

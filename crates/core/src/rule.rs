@@ -4,6 +4,7 @@ pub mod guard;
 pub mod paths;
 pub mod pattern;
 pub mod prefixes;
+pub mod rules;
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;

@@ -3,21 +3,22 @@
 //! The body is taken apart by `tls-parser`; the extension list, where the name lives, by a walker of our
 //! own that leaves no byte unexplained. Pure: bytes in, value out.
 
-use std::net::IpAddr;
-
 use super::ja4;
 use super::reader::{Reader, Short};
 use super::record_layer::Deframer;
 use crate::name::{Host, HostName, NameFault};
 use crate::outcome::Reason;
+use std::net::IpAddr;
 
 const CLIENT_HELLO: u8 = 1;
 const EXT_SERVER_NAME: u16 = 0;
 const EXT_SIGNATURE_ALGORITHMS: u16 = 13;
 const EXT_ALPN: u16 = 16;
 const EXT_SUPPORTED_VERSIONS: u16 = 43;
+
 /// RFC 9849.
 const EXT_ECH: u16 = 0xfe0d;
+
 /// draft-ietf-tls-esni-02, withdrawn: the real name cannot be seen and no outer name stands in for it.
 const EXT_ESNI: u16 = 0xffce;
 
@@ -56,7 +57,8 @@ impl ClientHello {
     /// The JA4 fingerprint: made only for who asks, for it costs more than all the rest of a hello.
     #[must_use]
     pub fn ja4(&self) -> String {
-        ja4::fingerprint(self)
+        let first = self.alpn.first().map(|first| &**first);
+        ja4::fingerprint(&self.ja4, self.version, self.sni != Sni::Absent, first)
     }
 
     /// The version as people write it.
@@ -99,7 +101,7 @@ fn parse(body: &[u8], raw_len: usize) -> Result<ClientHello, Reason> {
         return Err(Reason::BadTls);
     }
     let seen = Extensions::read(hello.ext.unwrap_or_default())?;
-    let version = seen.versions.iter().copied().filter(|v| !is_grease(*v)).max().unwrap_or(hello.version.0);
+    let version = seen.versions.iter().copied().filter(|v| !ja4::is_grease(*v)).max().unwrap_or(hello.version.0);
     Ok(ClientHello {
         sni: seen.sni,
         alpn: seen.alpn,
@@ -113,11 +115,6 @@ fn parse(body: &[u8], raw_len: usize) -> Result<ClientHello, Reason> {
         },
         raw_len,
     })
-}
-
-/// RFC 8701.
-pub(super) const fn is_grease(value: u16) -> bool {
-    value & 0x0f0f == 0x0a0a && value >> 8 == value & 0xff
 }
 
 struct Extensions {

@@ -2,8 +2,6 @@
 //!
 //! Follows the published description of JA4 (FoxIO, BSD-3-Clause part). Decides nothing.
 
-use super::client_hello::{ClientHello, Sni, is_grease};
-
 /// What the fingerprint is made of, in the hello's order; GREASE values may still be in the lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parts {
@@ -15,12 +13,13 @@ pub struct Parts {
 const EXT_SERVER_NAME: u16 = 0;
 const EXT_ALPN: u16 = 16;
 
-pub(super) fn fingerprint(hello: &ClientHello) -> String {
-    let Parts { ciphers, extensions, signature_algorithms } = &hello.ja4;
+/// The fingerprint of a hello of this version, with or without a server name, and with this protocol first.
+pub(super) fn fingerprint(parts: &Parts, version: u16, has_name: bool, first_protocol: Option<&[u8]>) -> String {
+    let Parts { ciphers, extensions, signature_algorithms } = parts;
     let ciphers = sorted(ciphers, |_| true);
     let hashed = sorted(extensions, |e| e != EXT_SERVER_NAME && e != EXT_ALPN);
     let extensions = extensions.iter().filter(|e| !is_grease(**e)).count();
-    let version = match hello.version {
+    let version = match version {
         0x0304 => "13",
         0x0303 => "12",
         0x0302 => "11",
@@ -37,13 +36,18 @@ pub(super) fn fingerprint(hello: &ClientHello) -> String {
     }
     format!(
         "t{version}{}{:02}{:02}{}_{}_{}",
-        if hello.sni == Sni::Absent { 'i' } else { 'd' },
+        if has_name { 'd' } else { 'i' },
         ciphers.len().min(99),
         extensions.min(99),
-        alpn_mark(hello.alpn.first().map(|first| &**first)),
+        alpn_mark(first_protocol),
         short_hash(&hex_list(&ciphers)),
         short_hash(if extensions == 0 { "" } else { &tail }),
     )
+}
+
+/// RFC 8701.
+pub(super) const fn is_grease(value: u16) -> bool {
+    value & 0x0f0f == 0x0a0a && value >> 8 == value & 0xff
 }
 
 fn sorted(values: &[u16], keep: impl Fn(u16) -> bool) -> Vec<u16> {
@@ -86,7 +90,6 @@ fn short_hash(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::name::HostName;
 
     /// The worked example of the JA4 description: a Chrome hello.
     #[test]
@@ -102,10 +105,7 @@ mod tests {
             ],
             signature_algorithms: vec![0x0403, 0x0804, 0x0401, 0x0503, 0x0805, 0x0501, 0x0806, 0x0601],
         };
-        let sni = Sni::Name(HostName::from_wire(b"a.example").unwrap());
-        let alpn = vec![b"h2"[..].into()];
-        let hello = ClientHello { sni, alpn, version: 0x0304, ech: false, esni: false, ja4, raw_len: 0 };
-        assert_eq!(fingerprint(&hello), "t13d1516h2_8daaf6152771_e5627efa2ab1");
+        assert_eq!(fingerprint(&ja4, 0x0304, true, Some(b"h2")), "t13d1516h2_8daaf6152771_e5627efa2ab1");
     }
 
     #[test]

@@ -1,0 +1,62 @@
+//! What the settings ask of the kernel.
+
+use std::net::SocketAddr;
+
+use crate::config::Settings;
+use crate::netfilter::elements::Addresses;
+use crate::netfilter::plan::{Plan, RuleSets, SPARE};
+use crate::netfilter::sidecar::{Mesh, PodTable, Sidecar, TableFault, User, others};
+use crate::proxy::listen::settings::{Capture, ListenerKind};
+
+/// The plan of some settings; `None` where nothing is asked of the kernel.
+#[must_use]
+pub fn next_hop(settings: &Settings) -> Option<Plan> {
+    let part = settings.next_hop()?;
+    let rules = &settings.rules;
+    let filter = RuleSets::of(&rules.apps, &rules.nets, rules.nat64, settings.learn.remember);
+    let tproxy = settings.listeners.iter().filter_map(|listener| match listener.kind {
+        ListenerKind::Transparent { capture: Capture::Tproxy, preserve_source } => {
+            Some((listener.bind, preserve_source))
+        }
+        _ => None,
+    });
+    let tproxy: Vec<(SocketAddr, bool)> = tproxy.collect();
+    let takes_v4 = |bind: &SocketAddr| bind.is_ipv4() || bind.ip().is_unspecified();
+    let binds = || tproxy.iter().map(|(bind, _)| *bind);
+    let doors = settings.listeners.iter().map(|listener| listener.bind);
+    Some(Plan {
+        clients: Addresses::of(&part.clients),
+        interfaces: part.interfaces.clone(),
+        bypass: Addresses::of(&part.bypass),
+        own: Addresses::of(&settings.own_addresses).spelled(rules.nat64),
+        listeners: [binds().find(takes_v4), binds().find(SocketAddr::is_ipv6)],
+        doors: doors.filter(|bind| !bind.ip().is_loopback()).collect(),
+        health: settings.health.filter(|bind| !bind.ip().is_loopback()),
+        probes: Addresses::of(settings.health_from.iter().flatten()),
+        flows_per_client: part.flows_per_client,
+        masquerades: part.masquerades,
+        preserves_source: tproxy.iter().any(|(_, preserves)| *preserves),
+        pool: settings.sources.clone(),
+        dnat: part.dnat.clone(),
+        places: [filter.allows.len() + SPARE, filter.denies.len() + SPARE],
+        filter,
+    })
+}
+
+/// The sidecar of some settings; `None` where no listener takes redirected connections.
+#[must_use]
+pub fn sidecar(settings: &Settings, user: User, mesh: Option<Mesh>) -> Option<Sidecar> {
+    let listener = settings.listeners.iter().find(|listener| listener.kind.captures(Capture::Redirect))?;
+    let exempt = settings.netfilter.as_ref().map(|part| Addresses::of(&part.bypass)).unwrap_or_default();
+    let others = others(&settings.rules.nets, settings.rules.nat64);
+    Some(Sidecar::new(listener.bind.port(), user, mesh, exempt, others))
+}
+
+/// The table to watch in a pod; `None` where no listener takes redirected connections, or where the table is not egret's.
+///
+/// # Errors
+/// [`TableFault::Taken`].
+pub fn pod_table(settings: &Settings) -> Result<Option<PodTable>, TableFault> {
+    let expected = settings.needs_sidecar_table().then(|| sidecar(settings, User::own(), None)).flatten();
+    expected.map(PodTable::new).transpose()
+}

@@ -1,0 +1,96 @@
+//! Whom names are asked of.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::file;
+use super::findings::Findings;
+use super::read::{Bounds, duration, loaded};
+use crate::dns::settings::{DnsSettings, DnsTransport, DnsUpstream, HostsFile};
+use crate::files::read_bounded;
+use egret_core::name::HostName;
+use egret_core::rule::pattern::Pattern;
+
+pub(super) fn dns(out: &mut Findings<'_>, written: &file::Dns) -> DnsSettings {
+    let authorities = written.ca_file.as_ref().and_then(|name| {
+        let text = read_bounded(&out.folder.join(name));
+        out.keep("dns.ca_file", text).map(Into::into)
+    });
+    let upstreams = upstreams(out, "dns.upstreams", &written.upstreams);
+    let mut zones: Vec<(HostName, Vec<DnsUpstream>)> = Vec::new();
+    for (zone, servers) in &written.zones {
+        let path = format!("dns.zones.{zone}");
+        let servers_kept = upstreams_of_zone(out, &path, servers);
+        let pattern = Pattern::parse(zone).map_err(|fault| fault.to_string());
+        let plain = pattern.and_then(|p| {
+            p.exact().ok_or_else(|| {
+                "a zone is a plain domain and all under it; write it without `*` and leading dot".to_owned()
+            })
+        });
+        let Some(name) = out.keep(&path, plain) else { continue };
+        if zones.iter().any(|(other, _)| *other == name) {
+            out.fault(&path, "the domain stands here twice; write it once");
+        }
+        zones.push((name, servers_kept));
+    }
+    let min_ttl = duration(out, "dns.min_ttl", written.min_ttl.as_deref(), 1, Bounds::Zero);
+    let max_ttl = duration(out, "dns.max_ttl", written.max_ttl.as_deref(), 3600, Bounds::Positive);
+    let negative_ttl = duration(out, "dns.negative_ttl", written.negative_ttl.as_deref(), 10, Bounds::Zero);
+    if min_ttl > max_ttl {
+        out.fault("dns.min_ttl", "is longer than `dns.max_ttl`; write a shorter time");
+    }
+    let stale = duration(out, "dns.stale", written.stale.as_deref(), 3600, Bounds::Zero);
+    let hosts = written.hosts_file.as_ref().map(|name| HostsFile(out.folder.join(name)));
+    let hosts = hosts.and_then(|file| loaded(out, "dns.hosts_file", file));
+    let (edns, randomize_case) = (written.edns != Some(false), written.randomize_case != Some(false));
+    DnsSettings { upstreams, zones, authorities, min_ttl, max_ttl, negative_ttl, stale, hosts, edns, randomize_case }
+}
+
+fn upstreams(out: &mut Findings<'_>, path: &str, texts: &[String]) -> Vec<DnsUpstream> {
+    let read = |(at, text): (usize, &String)| out.keep(&format!("{path}[{at}]"), upstream(text));
+    texts.iter().enumerate().filter_map(read).collect()
+}
+
+fn upstreams_of_zone(out: &mut Findings<'_>, path: &str, texts: &[String]) -> Vec<DnsUpstream> {
+    if texts.is_empty() {
+        out.fault(path, "there is no upstream for this zone; write at least one address");
+    }
+    upstreams(out, path, texts)
+}
+
+/// Reads one `dns.upstreams` entry.
+fn upstream(text: &str) -> Result<DnsUpstream, String> {
+    let (scheme, rest) = text.split_once("://").map_or(("", text), |(scheme, rest)| (scheme, rest));
+    let (rest, name) = rest.split_once('#').map_or((rest, None), |(rest, name)| (rest, Some(name)));
+    let (place, path) = rest.split_once('/').map_or((rest, None), |(place, path)| (place, Some(format!("/{path}"))));
+    let named = |example: &str| match name.map(|n| HostName::from_wire(n.as_bytes())) {
+        Some(Ok(name)) => Ok(name.as_str().into()),
+        _ => Err(format!("an encrypted upstream needs the name of its certificate; write {example}")),
+    };
+    let (default_port, transport) = match scheme {
+        "" if name.is_none() && path.is_none() => (53, DnsTransport::Plain),
+        "tls" if path.is_none() => (853, DnsTransport::Tls { name: named("tls://9.9.9.9#dns.quad9.net")? }),
+        "https" => (
+            443,
+            DnsTransport::Https {
+                name: named("https://9.9.9.9/dns-query#dns.quad9.net")?,
+                path: path.unwrap_or_else(|| "/dns-query".to_owned()).into(),
+            },
+        ),
+        _ => {
+            return Err(format!(
+                "`{text}` is not an upstream; write 10.0.0.53, 10.0.0.53:5353, tls://ADDRESS#NAME or https://ADDRESS/PATH#NAME"
+            ));
+        }
+    };
+    let bare = place.trim_start_matches('[').trim_end_matches(']');
+    let (ip, port) = match (bare.parse::<IpAddr>(), place.parse::<SocketAddr>()) {
+        (Ok(ip), _) => (ip, default_port),
+        (_, Ok(socket)) if socket.port() > 0 => (socket.ip(), socket.port()),
+        (_, Ok(_)) => return Err("0 is not a port; write a number from 1 to 65535".to_owned()),
+        _ if place.rsplit_once(':').is_some_and(|(ip, _)| ip.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()) => {
+            return Err(format!("`{place}` has no port from 1 to 65535; write such as 10.0.0.53:5353"));
+        }
+        _ => return Err(format!("`{place}` is not an address; an upstream is reached by address, not by name")),
+    };
+    Ok(DnsUpstream { ip, port, transport })
+}

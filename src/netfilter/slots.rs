@@ -1,0 +1,498 @@
+//! What the table's sets hold, place by place, and what leads from one content to another.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::hash::Hash;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::batch::{Batch, Element};
+use super::elements::{Addresses, Elements};
+use super::names::set_name;
+use super::plan::{Place, RuleSets};
+
+/// Every set that changes while egret runs.
+#[derive(Clone, Debug)]
+pub(super) struct Sets {
+    captured: BTreeSet<u16>,
+    pub(super) allows: Slots,
+    pub(super) denies: Slots,
+}
+
+/// The places of rules of one action.
+#[derive(Clone, Debug)]
+pub(super) struct Slots {
+    action: &'static str,
+    taken: Vec<Option<Slot>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Slot {
+    rule: Arc<str>,
+    members: Elements,
+    /// Until when each address counts.
+    learned: BTreeMap<IpAddr, Instant>,
+}
+
+/// More rules than places.
+#[derive(Debug)]
+pub(super) struct NoSlot(pub(super) usize, pub(super) &'static str);
+
+impl Sets {
+    pub(super) fn of(filter: &RuleSets, [allows, denies]: [usize; 2]) -> Self {
+        Self {
+            captured: filter.captured.clone(),
+            allows: Slots::of("allow", &filter.allows, allows),
+            denies: Slots::of("deny", &filter.denies, denies),
+        }
+    }
+
+    /// The same places under other rules.
+    pub(super) fn next(&self, filter: &RuleSets) -> Result<Self, NoSlot> {
+        let (allows, denies) = (self.allows.next(&filter.allows)?, self.denies.next(&filter.denies)?);
+        Ok(Self { captured: filter.captured.clone(), allows, denies })
+    }
+
+    /// The same for a table with so many places.
+    pub(super) fn resized(&self, [allows, denies]: [usize; 2]) -> Result<Self, NoSlot> {
+        let captured = self.captured.clone();
+        Ok(Self { captured, allows: self.allows.resized(allows)?, denies: self.denies.resized(denies)? })
+    }
+
+    /// What stands while one policy follows another: what both let out, and no more. A port that either captures is
+    /// captured: egret judges it by whatever policy it has.
+    pub(super) fn between(&self, next: &Self) -> Self {
+        Self {
+            captured: self.captured.union(&next.captured).copied().collect(),
+            allows: self.allows.common(&next.allows),
+            denies: self.denies.together(&next.denies),
+        }
+    }
+
+    /// Writes what leads from here to there.
+    pub(super) fn change(&self, next: &Self, batch: &mut Batch) {
+        let only = |one: &BTreeSet<u16>, other: &BTreeSet<u16>| -> Vec<Element> {
+            one.difference(other).map(|port| Element::value(&port.to_be_bytes())).collect()
+        };
+        batch.take("captured", &only(&self.captured, &next.captured));
+        batch.add("captured", &only(&next.captured, &self.captured));
+        self.allows.change(&next.allows, batch);
+        self.denies.change(&next.denies, batch);
+    }
+
+    /// Writes all of it into sets that hold whatever they hold.
+    pub(super) fn fill(&self, batch: &mut Batch) {
+        batch.flush("captured");
+        let nobody =
+            |places: &Slots| Slots { action: places.action, taken: places.taken.iter().map(|_| None).collect() };
+        let empty = Self { captured: BTreeSet::new(), allows: nobody(&self.allows), denies: nobody(&self.denies) };
+        [&self.allows, &self.denies].into_iter().for_each(|places| places.flush(batch));
+        empty.change(self, batch);
+    }
+}
+
+impl Slots {
+    fn of(action: &'static str, places: &[Place], count: usize) -> Self {
+        let mut taken: Vec<Option<Slot>> = places.iter().map(|place| Some(Slot::of(place))).collect();
+        taken.resize_with(count, || None);
+        Self { action, taken }
+    }
+
+    /// Who stays keeps its place, under another name too, so that the marks of its flows still tell it. Whoever is new
+    /// takes a place that nobody has just left, if there is one.
+    fn next(&self, places: &[Place]) -> Result<Self, NoSlot> {
+        let mut new: Vec<&Place> = places.iter().collect();
+        let mut taken: Vec<Option<Slot>> = self.taken.iter().map(|_| None).collect();
+        let is_named = |old: &Slot, place: &Place| old.rule == place.rule;
+        let is_like = |old: &Slot, place: &Place| old.is_like(&Slot::of(place));
+        for stays in [&is_named as &dyn Fn(&Slot, &Place) -> bool, &is_like] {
+            for (old, taken) in self.taken.iter().zip(&mut taken).filter(|(_, taken)| taken.is_none()) {
+                let at = old.as_ref().and_then(|old| new.iter().position(|place| stays(old, place)));
+                *taken = at.map(|at| Slot::of(new.remove(at)));
+            }
+        }
+        for is_untouched in [true, false] {
+            let free = self
+                .taken
+                .iter()
+                .zip(&mut taken)
+                .filter(|(old, taken)| taken.is_none() && (old.is_none() || !is_untouched));
+            for (_, taken) in free {
+                *taken = new.pop().map(Slot::of);
+            }
+        }
+        if new.is_empty() { Ok(Self { action: self.action, taken }) } else { Err(NoSlot(taken.len(), self.action)) }
+    }
+
+    /// Whoever has a place that there is not any more gets another one.
+    fn resized(&self, count: usize) -> Result<Self, NoSlot> {
+        let mut taken = self.taken.clone();
+        let behind = taken.split_off(count.min(taken.len()));
+        taken.resize_with(count, || None);
+        let mut free = taken.iter_mut().filter(|taken| taken.is_none());
+        for moved in behind.into_iter().flatten() {
+            *free.next().ok_or(NoSlot(count, self.action))? = Some(moved);
+        }
+        Ok(Self { action: self.action, taken })
+    }
+
+    pub(super) fn number(&self, rule: &str) -> Option<usize> {
+        self.taken.iter().position(|taken| taken.as_ref().is_some_and(|taken| *taken.rule == *rule))
+    }
+
+    /// The rules, each with the number of its place.
+    pub(super) fn rules(&self) -> impl Iterator<Item = (usize, &Arc<str>)> {
+        self.taken.iter().enumerate().filter_map(|(number, taken)| Some((number, &taken.as_ref()?.rule)))
+    }
+
+    #[cfg(test)]
+    const fn len(&self) -> usize {
+        self.taken.len()
+    }
+
+    /// What is learned for a place, from now on: writes it, and takes out what counts no more.
+    pub(super) fn learn(&mut self, number: usize, addresses: &[(IpAddr, Duration)], batch: &mut Batch) {
+        let Some(Some(taken)) = self.taken.get_mut(number) else { return };
+        let before = std::mem::replace(&mut taken.learned, until(addresses));
+        for (family, is_v4) in LEARNED {
+            let set = set_name(self.action, number, family);
+            forget(batch, &set, only(&before, &taken.learned, is_v4));
+            let of_family = addresses.iter().filter(|(ip, _)| ip.is_ipv4() == is_v4);
+            let elements: Vec<Element> = of_family.map(|(ip, left)| Element::learned(*ip, *left)).collect();
+            batch.renew(&set, &elements);
+        }
+    }
+
+    /// Whether some rule's sets hold what goes from here to there.
+    pub(super) fn hold(&self, from: IpAddr, to: SocketAddr, protocol: u8) -> bool {
+        self.taken.iter().flatten().any(|taken| taken.holds(from, to, protocol))
+    }
+
+    /// Whether the sets of one place do.
+    pub(super) fn holds(&self, number: usize, from: IpAddr, to: SocketAddr, protocol: u8) -> bool {
+        matches!(self.taken.get(number), Some(Some(taken)) if taken.holds(from, to, protocol))
+    }
+
+    /// What both hold, whichever rules hold it.
+    fn common(&self, next: &Self) -> Self {
+        let both = self.taken.iter().zip(&next.taken).map(|(old, new)| Some(old.as_ref()?.common(new.as_ref()?)));
+        let mut common = Self { action: self.action, taken: both.collect() };
+        // What goes from one rule to another; who stays as it was holds all that it shares with anybody.
+        let changed: Vec<_> = self.changed(next).collect();
+        for (from, old) in changed.iter().filter_map(|(at, old, _)| Some((*at, (*old)?))) {
+            for (to, new) in changed.iter().filter_map(|(at, _, new)| Some((*at, (*new)?))) {
+                let moves = old.common(new);
+                if from != to && !common.hosts(&moves, &[to, from]) && !common.hosts(&moves, &self.unused(next)) {
+                    tracing::warn!(from = %old.rule, to = %new.rule, "the kernel's table has no room to keep open what goes from one rule to another: new flows are refused until the reload is done");
+                }
+            }
+        }
+        // A place is its rule's, whatever it holds meanwhile.
+        for (taken, (old, new)) in common.taken.iter_mut().zip(self.taken.iter().zip(&next.taken)) {
+            if let (Some(taken), Some(owner)) = (taken, new.as_ref().or(old.as_ref())) {
+                taken.rule = Arc::clone(&owner.rule);
+            }
+        }
+        common
+    }
+
+    /// What either holds. More than that where the table has no room to tell it apart.
+    fn together(&self, next: &Self) -> Self {
+        let mut all = self.clone();
+        for (at, new) in self.changed(next).filter_map(|(at, _, new)| Some((at, new?))) {
+            if !all.hosts(new, &[at])
+                && !all.hosts(new, &self.unused(next))
+                && let Some(Some(old)) = all.taken.get_mut(at)
+            {
+                tracing::warn!(rule = %new.rule, "the kernel's table has no room to keep a denial's old and new sources and destinations apart: each denies the other's until the reload is done");
+                *old = old.and(new);
+            }
+        }
+        all
+    }
+
+    /// Takes something in at one of some places, where that place then holds just what it did, and this.
+    fn hosts(&mut self, guest: &Slot, places: &[usize]) -> bool {
+        for at in places {
+            let Some(taken) = self.taken.get_mut(*at) else { continue };
+            let joined = taken.as_ref().map_or_else(|| Some(guest.clone()), |host| host.joined(guest));
+            if joined.is_some() {
+                *taken = joined;
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Slots that hold something else next.
+    fn changed<'a>(&'a self, next: &'a Self) -> impl Iterator<Item = (usize, Option<&'a Slot>, Option<&'a Slot>)> {
+        let pairs = self.taken.iter().map(Option::as_ref).zip(next.taken.iter().map(Option::as_ref)).enumerate();
+        let pairs = pairs.filter(|(_, pair)| match pair {
+            (Some(old), Some(new)) => !old.is_like(new),
+            (old, new) => old.is_some() || new.is_some(),
+        });
+        pairs.map(|(at, (old, new))| (at, old, new))
+    }
+
+    /// Slots of no rule, now and next.
+    fn unused(&self, next: &Self) -> Vec<usize> {
+        let nobody =
+            self.taken.iter().zip(&next.taken).enumerate().filter(|(_, (old, new))| old.is_none() && new.is_none());
+        nobody.map(|(at, _)| at).collect()
+    }
+
+    fn change(&self, next: &Self, batch: &mut Batch) {
+        let nothing = Slot::default();
+        for (number, (old, new)) in self.taken.iter().zip(&next.taken).enumerate() {
+            let (old, new) = (old.as_ref().unwrap_or(&nothing), new.as_ref().unwrap_or(&nothing));
+            let set = |what: &str| set_name(self.action, number, what);
+            for (what, was, will) in [
+                ("sources", &old.members.sources, &new.members.sources),
+                ("destinations", &old.members.destinations, &new.members.destinations),
+            ] {
+                swap(batch, &set(&format!("{what}4")), &was.v4, &will.v4, Element::v4);
+                swap(batch, &set(&format!("{what}6")), &was.v6, &will.v6, Element::v6);
+            }
+            let port = |(protocol, low, high)| std::iter::once(Element::ports(protocol, low, high));
+            swap(batch, &set("ports"), &old.members.ports, &new.members.ports, port);
+            // Denials learn nothing, and have no such sets.
+            for (family, is_v4) in LEARNED.into_iter().filter(|_| self.action == "allow") {
+                forget(batch, &set(family), only(&old.learned, &new.learned, is_v4));
+                let fresh = only(&new.learned, &old.learned, is_v4).filter(|(_, left)| !left.is_zero());
+                batch.add(&set(family), &fresh.map(learned).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    fn flush(&self, batch: &mut Batch) {
+        let mut whats: Vec<&str> = vec!["sources4", "sources6", "destinations4", "destinations6", "ports"];
+        if self.action == "allow" {
+            whats.extend(["learned4", "learned6"]);
+        }
+        for number in 0..self.taken.len() {
+            whats.iter().for_each(|what| batch.flush(&set_name(self.action, number, what)));
+        }
+    }
+}
+
+impl Slot {
+    fn holds(&self, from: IpAddr, to: SocketAddr, protocol: u8) -> bool {
+        let mut ports = self.members.ports.iter();
+        self.members.sources.contains(from)
+            && self.leads_to(to.ip())
+            && ports.any(|(of, low, high)| *of == protocol && (*low..=*high).contains(&to.port()))
+    }
+
+    fn of(place: &Place) -> Self {
+        let (rule, members) = (Arc::clone(&place.rule), place.members.clone());
+        Self { rule, members, learned: until(&place.learned) }
+    }
+
+    fn is_empty(&self) -> bool {
+        let Elements { sources, destinations, ports } = &self.members;
+        sources.is_empty() || ports.is_empty() || (destinations.is_empty() && self.learned.is_empty())
+    }
+
+    /// Whether it leads to an address, for whomever.
+    fn leads_to(&self, ip: IpAddr) -> bool {
+        let is_learned = || self.learned.get(&ip).is_some_and(|until| *until > Instant::now());
+        self.members.destinations.contains(ip) || is_learned()
+    }
+
+    /// What both hold.
+    fn common(&self, next: &Self) -> Self {
+        let all = self.learned.iter().filter(|(ip, _)| next.leads_to(**ip));
+        let all = all.chain(next.learned.iter().filter(|(ip, _)| self.leads_to(**ip)));
+        Self {
+            rule: Arc::clone(&next.rule),
+            members: self.members.common(&next.members),
+            learned: all.map(|(ip, until)| (*ip, *until)).collect(),
+        }
+    }
+
+    /// What either holds, source by destination by port, and so more where they differ in several.
+    fn and(&self, next: &Self) -> Self {
+        let learned = self.learned.iter().chain(&next.learned).map(|(ip, until)| (*ip, *until)).collect();
+        Self { rule: Arc::clone(&next.rule), members: self.members.clone().and(next.members.clone()), learned }
+    }
+
+    /// What either holds, where one place can say just that.
+    fn joined(&self, next: &Self) -> Option<Self> {
+        let common = self.common(next);
+        if next.is_empty() || common.is_like(next) {
+            return Some(self.clone());
+        }
+        if self.is_empty() || common.is_like(self) {
+            return Some(next.clone());
+        }
+        (self.differences(next).into_iter().filter(|differs| *differs).count() < 2).then(|| self.and(next))
+    }
+
+    /// Whether both hold the same.
+    fn is_like(&self, other: &Self) -> bool {
+        self.differences(other) == [false; 3]
+    }
+
+    /// Whether they differ in sources, in ports, in where they lead.
+    fn differences(&self, other: &Self) -> [bool; 3] {
+        let (one, two) = (&self.members, &other.members);
+        let leads_elsewhere = one.destinations != two.destinations || !self.learned.keys().eq(other.learned.keys());
+        [one.sources != two.sources, one.ports != two.ports, leads_elsewhere]
+    }
+}
+
+fn until(addresses: &[(IpAddr, Duration)]) -> BTreeMap<IpAddr, Instant> {
+    let now = Instant::now();
+    addresses.iter().map(|(ip, left)| (*ip, now + *left)).collect()
+}
+
+/// Writes addresses into a pair of sets that hold whatever they hold.
+pub(super) fn fill_addresses(batch: &mut Batch, name: &str, addresses: &Addresses) {
+    let (v4, v6) = (format!("{name}4"), format!("{name}6"));
+    batch.flush(&v4);
+    batch.flush(&v6);
+    swap(batch, &v4, &[], &addresses.v4, Element::v4);
+    swap(batch, &v6, &[], &addresses.v6, Element::v6);
+}
+
+/// Takes out what only the one has, and puts in what only the other has, each in just this shape.
+fn swap<T: Copy + Eq + Hash, E: Iterator<Item = Element>>(
+    batch: &mut Batch,
+    set: &str,
+    was: &[T],
+    will: &[T],
+    elements: impl Fn(T) -> E,
+) {
+    let only = |one: &[T], other: &[T]| -> Vec<Element> {
+        let other: HashSet<T> = other.iter().copied().collect();
+        one.iter().filter(|item| !other.contains(item)).flat_map(|item| elements(*item)).collect()
+    };
+    batch.take(set, &only(was, will));
+    batch.add(set, &only(will, was));
+}
+
+/// The sets of learned addresses, and whether they are of IPv4.
+const LEARNED: [(&str, bool); 2] = [("learned4", true), ("learned6", false)];
+
+/// Addresses of one family that only the one has, each with the time that is left of it.
+fn only<'a>(
+    one: &'a BTreeMap<IpAddr, Instant>,
+    other: &'a BTreeMap<IpAddr, Instant>,
+    is_v4: bool,
+) -> impl Iterator<Item = (IpAddr, Duration)> + 'a {
+    let now = Instant::now();
+    let only = one.iter().filter(move |(ip, _)| ip.is_ipv4() == is_v4 && !other.contains_key(ip));
+    only.map(move |(ip, until)| (*ip, until.saturating_duration_since(now)))
+}
+
+fn learned((ip, left): (IpAddr, Duration)) -> Element {
+    Element::learned(ip, left.max(Duration::from_secs(1)))
+}
+
+/// Takes addresses out. What has run out meanwhile is put back, so that it can be taken out.
+fn forget(batch: &mut Batch, set: &str, gone: impl Iterator<Item = (IpAddr, Duration)>) {
+    let gone: Vec<Element> = gone.map(learned).collect();
+    batch.add(set, &gone);
+    batch.take(set, &gone);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netfilter::elements::TCP;
+    use ipnet::IpNet;
+    use proptest::prelude::*;
+    use std::net::Ipv4Addr;
+
+    fn place(rule: &str, net: &str) -> Place {
+        let destinations = Addresses::of(&[net.parse::<IpNet>().unwrap()]);
+        Place { rule: rule.into(), members: Elements { destinations, ..Elements::default() }, learned: Vec::new() }
+    }
+
+    fn rules(places: &Slots) -> Vec<Option<String>> {
+        let mut rules = vec![None; places.len()];
+        places.rules().for_each(|(number, rule)| rules[number] = Some(rule.to_string()));
+        rules
+    }
+
+    #[test]
+    fn who_stays_keeps_its_place_and_who_comes_takes_an_unused_one() {
+        let (a, b, c) = (place("a", "1.1.1.1/32"), place("b", "1.1.1.2/32"), place("c", "1.1.1.3/32"));
+        let places = Slots::of("allow", &[a, b.clone()], 4);
+        let next = places.next(&[c.clone(), b.clone()]).unwrap();
+        assert_eq!(rules(&next), [None, Some("b".into()), Some("c".into()), None]);
+        let renamed = place("other", "1.1.1.2/32");
+        assert_eq!(rules(&next.next(&[renamed, c]).unwrap())[1..3], [Some("other".into()), Some("c".into())]);
+        let many: Vec<Place> = (0..4).map(|n| place(&format!("n{n}"), "2.2.2.2/32")).collect();
+        assert!(places.next(&many).is_ok(), "left places serve where nothing else is free");
+        let named = |rule: &str, host: u8| Place {
+            learned: vec![([2, 2, 2, host].into(), Duration::from_secs(9))],
+            ..place(rule, "1.1.1.4/32")
+        };
+        let by_name = Slots::of("allow", &[named("x", 1)], 2);
+        assert_eq!(rules(&by_name.next(&[named("y", 2)]).unwrap()), [None, Some("y".into())], "another name");
+        assert_eq!(rules(&by_name.next(&[named("y", 1)]).unwrap()), [Some("y".into()), None], "the same one");
+        assert_eq!(rules(&next.resized(2).unwrap()), [Some("c".into()), Some("b".into())]);
+        assert_eq!(rules(&next.resized(5).unwrap())[1..3], rules(&next)[1..3]);
+        assert!(next.resized(1).is_err());
+        let too_many: Vec<Place> = (0..5).map(|n| place(&format!("n{n}"), "2.2.2.2/32")).collect();
+        assert!(matches!(places.next(&too_many), Err(NoSlot(4, "allow"))));
+    }
+
+    #[test]
+    fn what_is_learned_no_more_goes_and_what_has_run_out_stays_out() {
+        let [known, both, late] = [[2, 2, 2, 1], [2, 2, 2, 2], [2, 2, 2, 3]].map(Ipv4Addr::from);
+        let learned = |all: &[Ipv4Addr], left| all.iter().map(|ip| (IpAddr::V4(*ip), left)).collect::<Vec<_>>();
+        let minute = Duration::from_secs(60);
+        let mut places = Slots::of("allow", &[place("a", "1.1.1.1/32")], 1);
+        places.learn(0, &learned(&[known, both], minute), &mut Batch::of("t"));
+        let mut batch = Batch::of("t");
+        places.learn(0, &learned(&[both, late], minute), &mut batch);
+        assert!([known, both, late].iter().all(|ip| batch.names(*ip)), "one is taken out, the others put in");
+        assert!(places.taken[0].as_ref().unwrap().learned.keys().eq(&[IpAddr::V4(both), IpAddr::V4(late)]));
+        // A table that is filled again, after their time.
+        places.learn(0, &learned(&[both], Duration::ZERO), &mut Batch::of("t"));
+        let (mut batch, nothing) = (Batch::of("t"), Slots { action: "allow", taken: vec![None] });
+        nothing.change(&places, &mut batch);
+        assert!(batch.names([1, 1, 1, 1].into()) && !batch.names(both));
+        assert!(!places.taken[0].as_ref().unwrap().leads_to(both.into()));
+    }
+
+    /// Some of four addresses, or ports, by the bits of a number; two sources, destinations, addresses learned, ports.
+    fn rule(name: &str, [from, to, learned, ports]: [u8; 4]) -> Place {
+        let bits = |bits: u8| (0..4u8).filter(move |bit| bits & (1 << bit) != 0);
+        let at = |net: u8| move |host: u8| IpNet::from(IpAddr::from(Ipv4Addr::new(10, 0, net, host)));
+        let all = |on: u8, net| Addresses::of(&bits(on).map(at(net)).collect::<Vec<_>>());
+        let ports = bits(ports).map(|port| (TCP, port.into(), port.into())).collect();
+        let members = Elements { sources: all(from, 1), destinations: all(to, 2), ports };
+        let learned = bits(learned).map(|host| (at(2)(host).addr(), Duration::from_secs(60))).collect();
+        Place { rule: name.into(), members, learned }
+    }
+
+    proptest! {
+        #[test]
+        fn while_one_policy_follows_another_what_both_let_out_goes_out_and_no_more(
+            old in proptest::collection::vec(any::<[u8; 4]>(), 0..4),
+            new in proptest::collection::vec(any::<[u8; 4]>(), 0..4),
+            names in Just(["a", "b", "c", "d"]).prop_shuffle(),
+        ) {
+            let places = |rules: &[[u8; 4]], names: [&str; 4]| -> Vec<Place> {
+                names.into_iter().zip(rules).map(|(name, bits)| rule(name, *bits)).collect()
+            };
+            let (old, new) = (places(&old, ["a", "b", "c", "d"]), places(&new, names));
+            let before = |action| Slots::of(action, &old, 16);
+            let after = |places: &Slots| places.next(&new).unwrap();
+            let (allows, denies) = (before("allow"), before("deny"));
+            let (next_allows, next_denies) = (after(&allows), after(&denies));
+            let (common, together) = (allows.common(&next_allows), denies.together(&next_denies));
+            for (from, to, port) in (0..4).flat_map(|a| (0..4).flat_map(move |b| (0..4).map(move |c| (a, b, c)))) {
+                let (from, to) = (IpAddr::from([10, 0, 1, from]), SocketAddr::from(([10, 0, 2, to], port)));
+                let holds = |places: &Slots| places.hold(from, to, TCP);
+                prop_assert_eq!(holds(&common), holds(&allows) && holds(&next_allows), "{} {}", from, to);
+                prop_assert_eq!(holds(&together), holds(&denies) || holds(&next_denies), "{} {}", from, to);
+            }
+        }
+    }
+}

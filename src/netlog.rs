@@ -1,0 +1,146 @@
+//! What the kernel did by itself, told in the log and counted: refused packets, and flows that have ended.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Weak};
+
+use crate::netfilter::conntrack::Endings;
+use crate::netfilter::elements::{ICMP, ICMPV6, TCP, UDP, protocol_name};
+use crate::netfilter::marks::{BYPASSED, INGRESS, INGRESS_PLAIN};
+use crate::netfilter::names::REASONS;
+use crate::netfilter::nflog::{Refusals, Refused};
+use crate::proxy::services::Services;
+use crate::record::NetVerdict;
+use egret_core::claim::Source;
+use egret_core::name::Host;
+use egret_core::outcome::{Ending, Hint, Reason, Refusal, Stage, Totals};
+use egret_core::policy::explain::{Question, Subject};
+
+/// Bytes of one datagram from the kernel.
+const DATAGRAM: usize = 64 << 10;
+
+/// Starts the threads that listen to the kernel; they hold nothing that egret's end waits for.
+///
+/// # Errors
+/// The kernel's: CAP_NET_ADMIN is missing, or another egret listens in this network namespace.
+pub fn listen(services: &Arc<Services>, tells_flows: bool) -> io::Result<()> {
+    let (refusals, weak) = (Refusals::listen()?, Arc::downgrade(services));
+    let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+    thread("net-refusals").spawn(move || {
+        let mut buffer = vec![0; DATAGRAM];
+        while let Some(all) = heard(refusals.next(&mut buffer), "refused packets") {
+            let Some(services) = weak.upgrade() else { return };
+            all.iter().for_each(|refused| tell_refusal(&services, refused));
+        }
+    })?;
+    if tells_flows {
+        let (endings, weak) = (Endings::listen()?, Arc::downgrade(services));
+        thread("net-flows").spawn(move || tell_flows(&endings, &weak))?;
+    }
+    Ok(())
+}
+
+fn heard<T>(outcome: io::Result<T>, what: &str) -> Option<T> {
+    outcome.inspect_err(|error| tracing::error!(%error, "the kernel tells no more of {what}")).ok()
+}
+
+fn tell_refusal(services: &Services, refused: &Refused) {
+    let Refused { packet, reason } = refused;
+    let verdict = NetVerdict::Refused(refusal(services, refused));
+    services.book.net(verdict, packet.from, packet.to, protocol_name(packet.protocol));
+    if let Some(kernel) = &services.kernel {
+        kernel.told(*reason);
+    }
+}
+
+/// The refusal with the rule that denied it, or what would have to be written for it.
+fn refusal(services: &Services, refused: &Refused) -> Refusal {
+    let Refused { packet, reason } = refused;
+    let plain = Refusal::new(*reason, Stage::Network);
+    let (host, port) = (Host::Address(packet.to.ip()), packet.to.port());
+    let subject = match packet.protocol {
+        TCP => Subject::Tcp { host, port },
+        UDP => Subject::Udp { host, port },
+        other if *reason == Reason::ProtocolDenied => {
+            let nearest = match other {
+                ICMP | ICMPV6 => "an icmp rule lets out echo requests; errors pass as part of a flow".to_owned(),
+                other => format!("IP protocol {other}; rules are for tcp, udp and icmp"),
+            };
+            return plain.with(Hint { nearest: Some(nearest), ..Hint::default() });
+        }
+        _ => return plain,
+    };
+    if *reason == Reason::RateLimited {
+        let nearest = "the client has reached netfilter.flows_per_client";
+        return plain.with(Hint { nearest: Some(nearest.into()), ..Hint::default() });
+    }
+    if !matches!(reason, Reason::NoRule | Reason::RuleDenied) {
+        return plain;
+    }
+    let policy = services.policy.get();
+    if policy.own().is_local(packet.to.ip()) {
+        let nearest = "this machine itself: clients reach its listeners and `health.bind`, and no rule opens more";
+        return plain.with(Hint { nearest: Some(nearest.into()), ..Hint::default() });
+    }
+    let question = Question { subject, source: Source::at(packet.from.ip()), dst: None, alpn: Vec::new() };
+    let explained = policy.explain(&question).err();
+    // The policy may have changed since.
+    explained
+        .filter(|explained| explained.reason == *reason)
+        .map_or(plain, |explained| Refusal { stage: Stage::Network, ..explained })
+}
+
+fn tell_flows(endings: &Endings, services: &Weak<Services>) {
+    let mut buffer = vec![0; DATAGRAM];
+    while let Some(ended) = heard(endings.next(&mut buffer), "ended flows") {
+        let Some(services) = services.upgrade() else { return };
+        let Some(ended) = ended else {
+            tracing::warn!("more flows ended at once than could be told; some have no line");
+            continue;
+        };
+        for flow in ended {
+            let rule = match flow.mark {
+                BYPASSED => Arc::from("netfilter.bypass"),
+                INGRESS | INGRESS_PLAIN => Arc::from("netfilter.dnat"),
+                _ => services.kernel.as_ref().and_then(|kernel| kernel.rule(&flow)).unwrap_or_else(|| "?".into()),
+            };
+            let totals = Totals { up: flow.bytes_up, down: flow.bytes_down };
+            let duration = flow.duration.unwrap_or_default();
+            let was_cut = services.kernel.as_ref().is_some_and(|kernel| kernel.was_cut(&flow));
+            let ending = if was_cut { Ending::Revoked } else { Ending::Closed };
+            let verdict = NetVerdict::Ended { rule, upstream: flow.upstream, totals, duration, ending };
+            services.book.net(verdict, flow.client, flow.destination, protocol_name(flow.protocol));
+        }
+    }
+}
+
+/// What the counters showed before. What came before this process has been told by another one, or by nobody.
+#[derive(Debug)]
+pub struct Counted(HashMap<String, u64>);
+
+impl From<Vec<(String, u64)>> for Counted {
+    fn from(readings: Vec<(String, u64)>) -> Self {
+        Self(readings.into_iter().collect())
+    }
+}
+
+impl Counted {
+    /// Takes new readings: metrics grow by what came since, and refused packets without a line are told of.
+    pub fn count(&mut self, services: &Services, readings: Vec<(String, u64)>) {
+        let Some(kernel) = &services.kernel else { return };
+        for (name, packets) in readings {
+            let before = self.0.insert(name.clone(), packets).unwrap_or(0);
+            // A table made anew begins at nothing.
+            let new = if packets < before { packets } else { packets - before };
+            if let Some(reason) = REASONS.iter().find(|reason| reason.as_str() == name) {
+                services.book.metrics().net_refused(*reason, new);
+                let left_out = kernel.left_out(*reason, new);
+                if left_out > 0 {
+                    services.book.net_left_out(*reason, left_out);
+                }
+            } else if let Some(rule) = kernel.rule_of_counter(&name) {
+                services.book.metrics().net_flows(&rule, new);
+            }
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! What every connection shares.
+
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::time::Instant;
+
+use super::limits::Limits;
+use super::listen::ConnectionLimit;
+use super::peek::PeekLimits;
+use super::upstream::OwnDials;
+use crate::budget::Budget;
+use crate::dns::Resolver;
+use crate::learn::settings::LearnSettings;
+use crate::netfilter::LiveTable;
+use crate::record::AccessLog;
+use egret_core::policy::Policy;
+
+/// What every connection shares.
+#[derive(Debug)]
+pub struct Services {
+    pub policy: Current,
+    pub dns: Resolver,
+    pub limits: Limits,
+    /// Memory that all peeks may hold together.
+    pub peek_memory: Arc<Budget>,
+    pub connections: Arc<ConnectionLimit>,
+    /// Addresses that are tried beside another one of their name.
+    pub parallel_dials: Arc<Budget>,
+    pub book: Arc<AccessLog>,
+    /// This machine's addresses to dial from; empty: the system's choice.
+    pub sources: Vec<IpAddr>,
+    pub learn: LearnSettings,
+    /// The kernel's rules, on a next hop.
+    pub kernel: Option<Arc<LiveTable>>,
+    /// What egret dials, where the kernel leads this machine's own connections here.
+    pub own_dials: Option<Arc<OwnDials>>,
+}
+
+impl Services {
+    /// One deadline for all that a client must show, from now.
+    pub fn peek_limits(&self) -> PeekLimits {
+        let Limits { hello, head, peek, .. } = self.limits;
+        PeekLimits { hello, head, until: Instant::now() + peek }
+    }
+}
+
+/// The policy of the moment.
+#[derive(Debug)]
+pub struct Current(RwLock<Arc<Policy>>);
+
+impl Current {
+    #[must_use]
+    pub fn new(policy: Policy) -> Self {
+        Self(RwLock::new(Arc::new(policy)))
+    }
+
+    /// What a connection or request is judged by, from its first question to its last.
+    #[must_use]
+    pub fn get(&self) -> Arc<Policy> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts another one in its place, and returns the old one.
+    pub fn replace(&self, policy: Arc<Policy>) -> Arc<Policy> {
+        std::mem::replace(&mut self.0.write().unwrap_or_else(PoisonError::into_inner), policy)
+    }
+}
