@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
@@ -13,6 +14,7 @@ use egret::app::plan;
 use egret::config::Settings;
 use egret::netfilter::plan::RuleSets;
 use egret::netfilter::{self, LiveTable, names};
+use egret_core::learned::{Known, Learned};
 
 const STATIC: u32 = 50_000;
 const LEARNED: u32 = 20_000;
@@ -29,14 +31,23 @@ fn settings(skip: u32) -> Settings {
     for n in 0..LEARNED / 1000 {
         let _ = writeln!(text, "    - {{ name: learned{n}, fqdns: [n{n}.example], protocols: [\"udp:123\"] }}");
     }
-    let settings = Settings::parse(&text, "bench", Path::new(".")).expect("a policy");
-    for (n, rule) in (0..).zip(settings.rules.nets.iter().skip(1)) {
+    Settings::parse(&text, "bench", Path::new(".")).expect("a policy")
+}
+
+/// A thousand addresses for each name.
+fn learned(settings: &Settings) -> Learned {
+    let learned = Learned::new(DAY);
+    let names = settings.rules.nets.iter().flat_map(|rule| &rule.kept);
+    learned.keep(names.clone().cloned(), |_, _| true, now());
+    for (n, name) in (0..).zip(names) {
         let ip = |k: u32| IpAddr::from(Ipv4Addr::from(0x3000_0000 + n * 1000 + k));
-        rule.kept
-            .iter()
-            .for_each(|kept| kept.set((0..1000).map(|k| (ip(k), tokio::time::Instant::now().into_std())).collect()));
+        learned.learn(name, &(0..1000).map(ip).collect::<Vec<_>>(), now());
     }
-    settings
+    learned
+}
+
+fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
@@ -62,17 +73,24 @@ fn main() {
     unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
     let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
     assert!(up.is_ok_and(|status| status.success()), "loopback");
-    let plan = plan::next_hop(&settings(0)).expect("a plan");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let settings_of_start = settings(0);
+    let learned = Arc::new(learned(&settings_of_start));
+    let plan = plan::next_hop(&settings_of_start, Known::at(&learned, now())).expect("a plan");
     let ((), apply) = timed(|| drop(netfilter::apply(&plan).expect("applied")));
     println!("apply {STATIC} static and {LEARNED} learned elements: {apply:.2?} (of 2 s)");
 
-    let kernel = LiveTable::new(plan.clone()).expect("the table");
+    let kernel = LiveTable::new(plan, Arc::clone(&learned)).expect("the table");
     println!("the first look, which fills the sets: {:.2?}", timed(|| kernel.look().expect("in place")).1);
-    let rounds = 1000;
+    let rounds = 20;
+    let name =
+        settings_of_start.rules.nets.iter().find(|rule| &*rule.name == "learned7").and_then(|rule| rule.kept.first());
+    let name = name.expect("a name");
     let ((), learn) = timed(|| {
         for n in 0..rounds {
             let ip = IpAddr::from(Ipv4Addr::from(0x5000_0000 + n));
-            kernel.learn(kernel.generation(), "learned7", &[(ip, DAY)]).expect("learned");
+            learned.learn(name, &[ip], now());
+            runtime.block_on(kernel.follow(name)).expect("learned");
         }
     });
     let learn = learn / rounds;
@@ -92,13 +110,13 @@ fn main() {
     // Ten prefixes go, and come back.
     let filters = [10, 0].map(|skip| {
         let rules = settings(skip).rules;
-        RuleSets::of(&rules.apps, &rules.nets, rules.nat64, DAY)
+        RuleSets::of(&rules.apps, &rules.nets, rules.nat64, Known::at(&learned, now()))
     });
     let mut worst = Duration::ZERO;
     for filter in filters.iter().cycle().take(10) {
         let ((), reload) = timed(|| {
-            let narrowed = kernel.narrow(filter).expect("narrowed");
-            kernel.widen(narrowed).expect("widened");
+            let narrowed = runtime.block_on(kernel.narrow(filter.clone())).expect("narrowed");
+            runtime.block_on(kernel.widen(narrowed)).expect("widened");
         });
         worst = worst.max(reload);
     }

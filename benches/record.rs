@@ -32,13 +32,13 @@ fn recording(c: &mut Criterion) {
         empty: false,
     };
     let metrics = Arc::new(Metrics::default());
-    let (scribe, _writer) = LogSender::start(&settings, Arc::clone(&metrics)).unwrap();
-    let book = Arc::new(AccessLog::new(scribe, metrics));
+    let (sender, _writer) = LogSender::start(&settings, Arc::clone(&metrics)).unwrap();
+    let access_log = Arc::new(AccessLog::new(sender, metrics));
     let (listener, claim, sighting) = (Arc::from("sni:[::]:8443"), claim(), Sighting::Tls(Box::new(sight(&hello()))));
     let answers = answers();
     c.bench_function("an access line", |b| {
         b.iter(|| {
-            let mut record = book.open(&listener, claim.client);
+            let mut record = access_log.open(&listener, claim.client);
             record.claim(&claim);
             record.sighting(&sighting);
             record.answers(&answers);

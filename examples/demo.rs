@@ -10,6 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use egret::app::{App, Bound};
 use egret::config::Settings;
+use egret_core::learned::Learned;
 use hickory_proto::op::{Header, HeaderCounts, Metadata};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{RData, Record, RecordType};
@@ -109,7 +110,8 @@ async fn demo() -> Result<(), Box<dyn Error>> {
     println!("{text}");
     let settings = Settings::parse(&text, "demo", Path::new("."))?;
     let bound = Bound::bind(&settings)?;
-    let app = App::build(settings, bound, None, None)?;
+    let learned = Arc::new(Learned::new(settings.learn.remember));
+    let app = App::build(settings, bound, None, None, learned)?;
     let serving = tokio::spawn(app.serve());
     for name in ["allowed.test", "other.test"] {
         let url = format!("https://{name}:{port}/");

@@ -29,9 +29,9 @@ pub struct Pages {
     pub peek_memory: Arc<Budget>,
     pub watcher: Watcher,
     /// On a next hop: without its rules it lets nothing through.
-    pub kernel: Option<Arc<LiveTable>>,
+    pub table: Option<Arc<LiveTable>>,
     /// In a sidecar: without it the pod's traffic leaves unjudged.
-    pub table: Option<Arc<PodTable>>,
+    pub pod_table: Option<Arc<PodTable>>,
     pub log: Arc<LogState>,
 }
 
@@ -39,8 +39,8 @@ pub struct Pages {
 pub fn health_pages(of: &Pages) -> Router {
     let of = of.clone();
     let ready = move || async move {
-        let stands = of.kernel.as_ref().is_none_or(|kernel| kernel.is_in_place())
-            && of.table.as_ref().is_none_or(|table| table.is_in_place());
+        let stands = of.table.as_ref().is_none_or(|table| table.is_in_place())
+            && of.pod_table.as_ref().is_none_or(|table| table.is_in_place());
         let log_stops = of.log.stops_service();
         let (status, word) = match (of.watcher.is_serving(), stands, log_stops) {
             (true, true, false) => (StatusCode::OK, "ready"),
@@ -69,15 +69,15 @@ pub fn admin_pages(of: &Pages) -> Router {
     health_pages(of).route("/metrics", get(page))
 }
 
-/// Serves pages until the guest must leave: probes may still ask while connections drain.
-pub async fn serve(listener: TcpListener, access: Access, pages: Router, guest: DrainGuard) {
+/// Serves pages until the guard must leave: probes may still ask while connections drain.
+pub async fn serve(listener: TcpListener, access: Access, pages: Router, guard: DrainGuard) {
     tokio::select! {
         served = axum::serve(BoundedListener::new(listener, access), pages) => {
             if let Err(error) = served {
                 tracing::error!(%error, "the admin pages stopped");
             }
         }
-        () = guest.cut() => {}
+        () = guard.cut() => {}
     }
 }
 

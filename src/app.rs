@@ -5,7 +5,7 @@
 mod capacity;
 pub mod plan;
 mod screen;
-mod watch;
+mod watchers;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -15,8 +15,9 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::admin::{self, Access, Pages};
 use crate::budget::Budget;
@@ -24,6 +25,8 @@ use crate::config::Settings;
 use crate::control;
 use crate::dns::{DnsLimits, Resolver, UpstreamError};
 use crate::drain::Drain;
+use crate::learn::refresh::{self, Refresh};
+use crate::learn::state_file;
 use crate::local;
 use crate::metrics::Metrics;
 use crate::netfilter::LiveTable;
@@ -33,15 +36,17 @@ use crate::privileges::Kept;
 use crate::proxy::listen::settings::Capture;
 use crate::proxy::listen::{self, ConnectionLimit, Listener};
 use crate::proxy::services::{Current, Services};
-use crate::proxy::session;
+use crate::proxy::session::{self, Arrival};
 use crate::record::{AccessLog, LogSender, LogState, LogThread};
 use crate::reload::{self, Source};
 use crate::socket;
 use capacity::{Room, raise_descriptors};
+use egret_core::claim::ClientAddr;
+use egret_core::learned::{Known, Learned};
 use egret_core::policy::OwnAddresses;
 use egret_core::policy::Policy;
 use screen::Screen;
-use watch::{follow_local, watch_files, watch_kernel, watch_local, watch_table};
+use watchers::{follow_local, watch_files, watch_kernel, watch_local, watch_table};
 
 /// For pods whose traffic is redirected without egret's table.
 const OTHER_RULES: &str = ", or write `netfilter: { required: false }` where other rules lead the pod's traffic here";
@@ -143,12 +148,12 @@ pub struct App {
     /// What the kernel had counted before.
     counted: Counted,
     /// In a sidecar.
-    table: Option<Arc<PodTable>>,
+    pod_table: Option<Arc<PodTable>>,
 }
 
 impl App {
     /// Builds all rooms around what was bound. Must run inside a runtime. `config` is the file, which a reload reads
-    /// again; `kept` is what was not given up, where anything was.
+    /// again; `kept` is what was not given up, where anything was; `learned` holds what an earlier egret has learned.
     ///
     /// # Errors
     /// [`StartError`]; nothing has been served then.
@@ -157,16 +162,16 @@ impl App {
         bound: Bound,
         kept: Option<&Kept>,
         config: Option<&Path>,
+        learned: Arc<Learned>,
     ) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::default());
         let limits = settings.limits;
         raise_descriptors();
         let room = Room::measure(&settings);
         let listen = |socket| TcpListener::from_std(socket).map_err(StartError::Runtime);
-        let entrances = settings.listeners.iter();
-        let entrances = entrances.map(|listener| Arc::new(Listener::new(listener, settings.contact.clone())));
-        let listeners =
-            bound.listeners.into_iter().zip(entrances).map(|(socket, entrance)| Ok((listen(socket)?, entrance)));
+        let of = |of| Arc::new(Listener::new(of, settings.contact.clone()));
+        let listeners = bound.listeners.into_iter().zip(&settings.listeners);
+        let listeners = listeners.map(|(socket, settings)| Ok((listen(socket)?, of(settings))));
         let listeners = listeners.collect::<Result<Vec<_>, StartError>>()?;
         let control = bound.control.map(UnixListener::from_std).transpose().map_err(StartError::Runtime)?;
         let (admin, health) = (bound.admin.map(listen).transpose()?, bound.health.map(listen).transpose()?);
@@ -177,48 +182,44 @@ impl App {
         own.set_local(local::addresses().map_err(StartError::Interfaces)?);
         let foreign = settings.sources.iter().find(|ip| !ip.is_loopback() && !own.is_local(**ip));
         foreign.map_or(Ok(()), |ip| Err(StartError::Source(*ip)))?;
-        let kernel =
-            plan::next_hop(&settings).map(LiveTable::new).transpose().map_err(StartError::Kernel)?.map(Arc::new);
-        let counters = kernel.as_ref().map(|kernel| kernel.inspect()).transpose().map_err(StartError::Table)?;
+        let known = Known::at(&learned, Instant::now().into_std());
+        let table = plan::next_hop(&settings, known).map(|plan| LiveTable::new(plan, Arc::clone(&learned)));
+        let table = table.transpose().map_err(StartError::Kernel)?.map(Arc::new);
+        let counters = table.as_ref().map(|table| table.inspect()).transpose().map_err(StartError::Table)?;
         let counted = Counted::from(counters.unwrap_or_default());
         let redirected = settings.listeners.iter().any(|listener| listener.kind.captures(Capture::Redirect));
-        let table = plan::pod_table(&settings)?.map(Arc::new);
-        table.as_ref().map_or(Ok(()), |table| table.look())?;
+        let pod_table = plan::pod_table(&settings)?.map(Arc::new);
+        pod_table.as_ref().map_or(Ok(()), |table| table.look())?;
         let sidecar = redirected.then(|| sidecar::others(&settings.rules.nets, settings.rules.nat64));
         let connections = ConnectionLimit::new(room.connections, limits.connections_per_client);
         let screen_parts = Screen::of(&settings, config, room.connections, connections.per_client());
         let watches = settings.rules.watches;
         let policy = Policy::of(std::mem::take(&mut settings.rules), Arc::clone(&own));
-        let dns_limits = DnsLimits {
-            deadline: limits.dns,
-            remember: settings.learn.remember,
-            lookups: room.lookups,
-            cache: limits.dns_cache,
-        };
+        let dns_limits = DnsLimits { deadline: limits.dns, lookups: room.lookups, cache: limits.dns_cache };
         let dns = Resolver::new(settings.dns.clone(), dns_limits, Arc::clone(&metrics))?;
-        let (scribe, writer) = LogSender::start(&settings.log, Arc::clone(&metrics))
+        let (sender, writer) = LogSender::start(&settings.log, Arc::clone(&metrics))
             .map_err(|source| StartError::Log { output: settings.log.output.to_string(), source })?;
         let probes = match &settings.health_from {
             None => Access::Everyone,
             Some(from) => Access::From(from.clone(), Arc::clone(&own)),
         };
-        let log = scribe.state();
+        let log = sender.state();
         let screen = screen_parts.text(&policy, &dns, kept);
         let services = Arc::new(Services {
             policy: Current::new(policy),
-            dns,
+            dns: Arc::new(dns),
             limits,
             peek_memory: Budget::new(room.peek_memory),
             connections,
             parallel_dials: Budget::new(room.parallel_dials),
-            book: Arc::new(AccessLog::new(scribe, Arc::clone(&metrics))),
+            access_log: Arc::new(AccessLog::new(sender, Arc::clone(&metrics))),
             sources: settings.sources.clone(),
-            learn: settings.learn.clone(),
-            kernel,
+            learned,
+            table,
             own_dials: redirected.then(Arc::default),
         });
         let tells_flows = settings.log.net_all;
-        if services.kernel.is_some() {
+        if services.table.is_some() {
             netlog::listen(&services, tells_flows).map_err(StartError::Told)?;
         }
         let source =
@@ -238,7 +239,7 @@ impl App {
             writer,
             screen,
             counted,
-            table,
+            pod_table,
         })
     }
 
@@ -263,39 +264,49 @@ impl App {
             metrics: Arc::clone(&self.metrics),
             peek_memory: Arc::clone(&self.services.peek_memory),
             watcher: drain.watcher(),
-            kernel: self.services.kernel.clone(),
-            table: self.table.clone(),
+            table: self.services.table.clone(),
+            pod_table: self.pod_table.clone(),
             log: self.log,
         };
-        // The pages are not guests: they answer until everybody else has left.
+        // The pages are not guards: they answer until everybody else has left.
         let pages = Drain::new();
         if let Some(listener) = self.admin {
-            tokio::spawn(admin::serve(listener, Access::Everyone, admin::admin_pages(&shown), pages.guest()));
+            tokio::spawn(admin::serve(listener, Access::Everyone, admin::admin_pages(&shown), pages.guard()));
         }
         if let Some(listener) = self.health {
-            tokio::spawn(admin::serve(listener, self.probes, admin::health_pages(&shown), pages.guest()));
+            tokio::spawn(admin::serve(listener, self.probes, admin::health_pages(&shown), pages.guard()));
         }
-        let entrances = self.listeners.iter().map(|(_, entrance)| Arc::clone(entrance)).collect();
-        let files = tokio::spawn(watch_files(entrances, Arc::downgrade(&self.services)));
-        for (listener, entrance) in self.listeners {
-            let (services, of) = (Arc::clone(&self.services), Arc::clone(&entrance));
-            let handle = move |stream, address, slot, guest| {
-                let (entrance, services) = (Arc::clone(&of), Arc::clone(&services));
-                tokio::spawn(session::serve(stream, address, slot, entrance, services, guest));
+        let listeners = self.listeners.iter().map(|(_, listener)| Arc::clone(listener)).collect();
+        let files = tokio::spawn(watch_files(listeners, Arc::downgrade(&self.services)));
+        for (socket, listener) in self.listeners {
+            let (services, of) = (Arc::clone(&self.services), Arc::clone(&listener));
+            let handle = move |stream, peer, slot, guard| {
+                let arrival = Arrival { stream, peer: ClientAddr(peer), listener: Arc::clone(&of), slot };
+                tokio::spawn(session::serve(arrival, Arc::clone(&services), guard));
             };
-            let (limit, book) = (Arc::clone(&self.services.connections), Arc::clone(&self.services.book));
-            tokio::spawn(listen::serve(listener, entrance, limit, book, drain.guest(), handle));
+            let (limit, access_log) = (Arc::clone(&self.services.connections), Arc::clone(&self.services.access_log));
+            tokio::spawn(listen::serve(socket, listener, limit, access_log, drain.guard(), handle));
         }
         let watch = tokio::spawn(watch_local(Arc::clone(&self.own), changed));
-        let kernel = self.services.kernel.clone().map(|kernel| {
-            tokio::spawn(watch_kernel(kernel, Arc::downgrade(&self.services), self.counted, Arc::clone(&self.own)))
+        let table = self.services.table.clone().map(|table| {
+            tokio::spawn(watch_kernel(table, Arc::downgrade(&self.services), self.counted, Arc::clone(&self.own)))
         });
-        let table = self.table.map(|table| tokio::spawn(watch_table(table, Arc::clone(&self.metrics))));
-        let (reloads, requests) = mpsc::channel(1);
-        let control = self.control.map(|listener| tokio::spawn(control::serve(listener, reloads)));
+        let pod_table = self.pod_table.map(|table| tokio::spawn(watch_table(table, Arc::clone(&self.metrics))));
+        let (ask, requests) = mpsc::channel(1);
+        let control = self.control.map(|listener| tokio::spawn(control::serve(listener, ask)));
         let control_path = self.source.began.control.clone();
-        let policies =
-            tokio::spawn(reload::run(hangup, requests, self.source, Arc::downgrade(&self.services), drain.reviewer()));
+        let learn = self.source.began.learn.clone();
+        if let Some(dir) = learn.state_dir.clone() {
+            tokio::spawn(state_file::keep_writing(dir, Arc::clone(&self.services.learned)));
+        }
+        let policies = watch::Sender::new(self.services.policy.get());
+        let Services { dns, learned, table: live_table, .. } = &*self.services;
+        let (dns, learned, table_to_follow) = (Arc::clone(dns), Arc::clone(learned), live_table.clone());
+        let refresh = Refresh { dns, learned, table: table_to_follow, settings: learn };
+        tokio::spawn(refresh::run(refresh, policies.subscribe()));
+        let services = Arc::downgrade(&self.services);
+        let reloads =
+            tokio::spawn(reload::run(hangup, requests, self.source, services, policies, drain.reauthorizer()));
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
@@ -314,10 +325,10 @@ impl App {
         watch.abort();
         // While it is bound, it cannot be a successor's. Should it stay, the next egret takes it for one that was left.
         control_path.iter().for_each(|path| drop(std::fs::remove_file(path)));
-        kernel.iter().chain(&table).chain(&control).for_each(JoinHandle::abort);
+        table.iter().chain(&pod_table).chain(&control).for_each(JoinHandle::abort);
         files.abort();
-        policies.abort();
-        // The watch holds no book; the last scribe goes with the services, and the writer ends.
+        reloads.abort();
+        // The watch holds no access_log; the last sender goes with the services, and the writer ends.
         drop(self.services);
         self.writer.finish().await;
         Ok(())

@@ -76,8 +76,6 @@ struct LookupContext {
 pub struct DnsLimits {
     /// Of one look-up.
     pub deadline: Duration,
-    /// How long former answers are remembered.
-    pub remember: Duration,
     /// Names that are looked up at once on behalf of clients.
     pub lookups: usize,
     /// Bytes of answers that are kept.
@@ -137,7 +135,7 @@ impl Resolver {
     /// [`UpstreamError`] where the system has no resolver to offer, or an authority file holds no certificate.
     pub fn new(settings: DnsSettings, limits: DnsLimits, metrics: Arc<Metrics>) -> Result<Self, UpstreamError> {
         let upstreams = Upstreams::build(&settings, limits.deadline)?;
-        let cache = Cache::new(limits.cache, limits.remember, settings.stale);
+        let cache = Cache::new(limits.cache, settings.stale);
         Ok(Self {
             context: Arc::new(LookupContext { upstreams, cache, settings, limits, metrics }),
             pending: Arc::default(),
@@ -186,15 +184,11 @@ impl Resolver {
             Known::Stale(answers, None) => Some(answers),
             Known::Nothing => None,
         };
-        let found = match stale {
-            None => Box::pin(self.look_up(name, clearance.client())).await?,
-            Some(stale) => Box::pin(self.look_up_or(name, clearance.client(), stale)).await?,
-        };
-        // Where clients bring an address of their own, it may be one of an earlier answer.
-        if clearance.dst().is_some() && !found.is_stale {
-            cache.remember(name, &found.addresses, Instant::now());
+        match (clearance.client(), stale) {
+            (None, _) => self.resolve_anew(clearance).await,
+            (Some(client), None) => Box::pin(self.look_up(name, client)).await,
+            (Some(client), Some(stale)) => Box::pin(self.look_up_or(name, client, stale)).await,
         }
-        Ok(found)
     }
 
     /// The same, from the upstreams, whatever is known; but not of a name that was answered a moment ago, however many
@@ -204,16 +198,12 @@ impl Resolver {
     /// As [`Resolver::resolve`].
     pub async fn resolve_again(&self, clearance: &Clearance) -> Result<Answers, Refusal> {
         let cache = &self.context.cache;
-        match clearance.destination() {
-            Destination::Name(name)
-                if self.context.of_hosts_file(name).is_none()
-                    && !cache.answered_within(name, MOMENT, Instant::now()) =>
-            {
-                let found = Box::pin(self.look_up(name, clearance.client())).await?;
-                cache.remember(name, &found.addresses, Instant::now());
-                Ok(found)
+        let is_new = |name| cache.answered_within(name, MOMENT, Instant::now());
+        match (clearance.destination(), clearance.client()) {
+            (Destination::Name(name), Some(client)) if self.context.of_hosts_file(name).is_none() && !is_new(name) => {
+                Box::pin(self.look_up(name, client)).await
             }
-            Destination::Literal(_) | Destination::Name(_) => self.resolve(clearance).await,
+            _ => self.resolve(clearance).await,
         }
     }
 
@@ -228,19 +218,8 @@ impl Resolver {
                 if let Some(answers) = self.context.of_hosts_file(name) {
                     return Ok(answers);
                 }
-                let found = self.context.look_up(name).await?;
-                self.context.cache.remember(name, &found.addresses, Instant::now());
-                Ok(found)
+                Ok(self.context.look_up(name).await?)
             }
-        }
-    }
-
-    /// Whether an address was answered for the name of a clearance, not too long ago.
-    #[must_use]
-    pub fn remembers(&self, clearance: &Clearance, ip: IpAddr) -> bool {
-        match clearance.destination() {
-            Destination::Literal(_) => false,
-            Destination::Name(name) => self.context.cache.remembers(name, ip, Instant::now()),
         }
     }
 
@@ -346,7 +325,7 @@ impl LookupContext {
     /// What the hosts file says, which is never older than the file.
     fn of_hosts_file(&self, name: &HostName) -> Option<Answers> {
         let addresses = self.settings.hosts.as_ref()?.get().get(name)?.to_vec();
-        Some(Answers { addresses, ttl: self.settings.min_ttl, is_stale: false })
+        Some(Answers { addresses, ttl: self.settings.min_ttl, is_stale: false, from_servers: false })
     }
 
     async fn look_up(&self, name: &HostName) -> Result<Answers, NoAnswer> {
@@ -360,7 +339,7 @@ impl LookupContext {
             Ok(answers) => {
                 let ttl = answers.ttl.clamp(self.settings.min_ttl, self.settings.max_ttl);
                 let answers = Answers { ttl, ..answers };
-                self.cache.answered(name, answers.clone(), Instant::now() + ttl);
+                self.cache.answered(name, answers.clone(), Instant::now());
                 Ok(answers)
             }
             // What nobody answered is not kept: the next client may find the upstream back.
@@ -433,7 +412,7 @@ fn together(v4: Family, v6: Family) -> Result<Answers, Failure> {
             if addresses.len() > chain::MAX_ADDRESSES {
                 return Err(Failure::of(Reason::BadDns, chain::words(Reason::BadDns)));
             }
-            return Ok(Answers { addresses, ttl: ttl.min(other), is_stale: false });
+            return Ok(Answers { addresses, ttl: ttl.min(other), is_stale: false, from_servers: true });
         }
         (Err(failure @ Failure { spoils: true, .. }), _) | (_, Err(failure @ Failure { spoils: true, .. })) => {
             return Err(failure);
@@ -443,7 +422,7 @@ fn together(v4: Family, v6: Family) -> Result<Answers, Failure> {
     };
     let (addresses, ttl) = half;
     let ttl = if failure.reason() == Reason::NoSuchName { ttl } else { ttl.min(HALF_ANSWER) };
-    Ok(Answers { addresses, ttl, is_stale: false })
+    Ok(Answers { addresses, ttl, is_stale: false, from_servers: true })
 }
 
 /// An absence speaks only where both are absent: half a failure may hide an address.

@@ -1,11 +1,11 @@
-//! What all guests are told at once: to finish, to leave, or to have another look at their leave to be here. And the wait
+//! What all guards are told at once: to finish, to leave, or to have another look at their leave to be here. And the wait
 //! until the last one has left.
 //!
 //! ```text
-//! Drain --guest()--> DrainGuard, held by each session
-//! stop(grace):  Stopping ... the last guest leaves, or grace is over: Cut ... the last guest leaves
+//! Drain --guard()--> DrainGuard, held by each session
+//! stop(grace):  Stopping ... the last guard leaves, or grace is over: Cut ... the last guard leaves
 //! ```
-//! A guest leaves by being dropped; there is no counter to forget.
+//! A guard leaves by being dropped; there is no counter to forget.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug)]
 pub struct Drain {
     phases: Arc<Phases>,
-    guests: mpsc::Sender<()>,
+    guards: mpsc::Sender<()>,
     gone: mpsc::Receiver<()>,
 }
 
@@ -29,7 +29,7 @@ pub struct Drain {
 #[derive(Debug, Default)]
 struct Phases {
     stopping: CancellationToken,
-    /// Wakes every guest that listens, after one of the following has changed: a look at those is enough then, and nobody
+    /// Wakes every guard that listens, after one of the following has changed: a look at those is enough then, and nobody
     /// queues for a lock.
     call: Notify,
     is_cut: AtomicBool,
@@ -43,11 +43,11 @@ struct Phases {
 #[derive(Clone, Debug)]
 pub struct DrainGuard {
     phases: Arc<Phases>,
-    /// Dropped with the guest; the channel closes with the last one.
+    /// Dropped with the guard; the channel closes with the last one.
     _presence: mpsc::Sender<()>,
 }
 
-/// Asks every guest to have another look at its leave to be here.
+/// Asks every guard to have another look at its leave to be here.
 #[derive(Clone, Debug)]
 pub struct Reauthorizer(Arc<Phases>);
 
@@ -58,13 +58,13 @@ pub struct Watcher(CancellationToken);
 impl Drain {
     #[must_use]
     pub fn new() -> Self {
-        let (guests, gone) = mpsc::channel(1);
-        Self { phases: Arc::default(), guests, gone }
+        let (guards, gone) = mpsc::channel(1);
+        Self { phases: Arc::default(), guards, gone }
     }
 
     #[must_use]
-    pub fn guest(&self) -> DrainGuard {
-        DrainGuard { phases: Arc::clone(&self.phases), _presence: self.guests.clone() }
+    pub fn guard(&self) -> DrainGuard {
+        DrainGuard { phases: Arc::clone(&self.phases), _presence: self.guards.clone() }
     }
 
     #[must_use]
@@ -73,16 +73,16 @@ impl Drain {
     }
 
     #[must_use]
-    pub fn reviewer(&self) -> Reauthorizer {
+    pub fn reauthorizer(&self) -> Reauthorizer {
         Reauthorizer(Arc::clone(&self.phases))
     }
 
-    /// Tells every guest to finish; after `grace`, or when `hurry` is ready, to leave at once. Returns when
+    /// Tells every guard to finish; after `grace`, or when `hurry` is ready, to leave at once. Returns when
     /// the last one has left.
     pub async fn stop(self, grace: Duration, hurry: impl Future<Output = ()>) {
-        let Self { phases, guests, mut gone } = self;
+        let Self { phases, guards, mut gone } = self;
         phases.stopping.cancel();
-        drop(guests);
+        drop(guards);
         // Nothing is ever sent: the end of the channel is the message.
         let patience = async {
             tokio::select! {
@@ -180,7 +180,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn stopping_waits_for_the_last_guest_and_then_no_longer() {
         let drain = Drain::new();
-        let (polite, stubborn, watcher) = (drain.guest(), drain.guest(), drain.watcher());
+        let (polite, stubborn, watcher) = (drain.guard(), drain.guard(), drain.watcher());
         assert!(watcher.is_serving());
         let begun = tokio::time::Instant::now();
         let stopping = tokio::spawn(drain.stop(Duration::from_secs(30), std::future::pending()));
@@ -209,7 +209,7 @@ mod tests {
         let (busy, heard_all) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
         let begin = Arc::new(Notify::new());
         for _ in 0..GUESTS {
-            let (guest, busy, heard_all, begin) = (drain.guest(), busy.clone(), heard_all.clone(), begin.clone());
+            let (guard, busy, heard_all, begin) = (drain.guard(), busy.clone(), heard_all.clone(), begin.clone());
             tokio::spawn(async move {
                 let work = async {
                     loop {
@@ -219,18 +219,18 @@ mod tests {
                         }
                     }
                 };
-                let (mut work, mut call, mut heard, mut reviewed) = (pin!(work), pin!(guest.call()), None, 0);
+                let (mut work, mut call, mut heard, mut reviewed) = (pin!(work), pin!(guard.call()), None, 0);
                 poll_fn(|cx| {
-                    guest.listen(call.as_mut(), &mut heard, cx);
-                    let now = guest.reviews();
+                    guard.listen(call.as_mut(), &mut heard, cx);
+                    let now = guard.reviews();
                     heard_all.fetch_add(now - std::mem::replace(&mut reviewed, now), Ordering::Relaxed);
                     let _: Poll<()> = work.as_mut().poll(cx);
-                    if guest.is_cut() { Poll::Ready(()) } else { Poll::Pending }
+                    if guard.is_cut() { Poll::Ready(()) } else { Poll::Pending }
                 })
                 .await;
             });
         }
-        let reviewer = drain.reviewer();
+        let reauthorizer = drain.reauthorizer();
         let all_heard = async |calls: u32| {
             let heard = async {
                 while heard_all.load(Ordering::Relaxed) < GUESTS * calls {
@@ -245,10 +245,10 @@ mod tests {
             busy.store(true, Ordering::Relaxed);
             begin.notify_waiters();
             tokio::task::yield_now().await;
-            reviewer.ask();
+            reauthorizer.ask();
             busy.store(false, Ordering::Relaxed);
             all_heard(2 * round + 1).await;
-            reviewer.ask();
+            reauthorizer.ask();
             all_heard(2 * round + 2).await;
         }
         drain.stop(Duration::ZERO, std::future::pending()).await;

@@ -29,6 +29,7 @@ pub mod sidecar;
 mod slots;
 mod sysctl;
 mod table;
+pub mod writer;
 
 pub use apply::{apply, apply_sidecar, remove, remove_what_is_there};
 pub use error::{KernelError, may_apply};

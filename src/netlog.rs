@@ -47,9 +47,9 @@ fn heard<T>(outcome: io::Result<T>, what: &str) -> Option<T> {
 fn tell_refusal(services: &Services, refused: &Refused) {
     let Refused { packet, reason } = refused;
     let verdict = NetVerdict::Refused(refusal(services, refused));
-    services.book.net(verdict, packet.from, packet.to, protocol_name(packet.protocol));
-    if let Some(kernel) = &services.kernel {
-        kernel.told(*reason);
+    services.access_log.net(verdict, packet.from, packet.to, protocol_name(packet.protocol));
+    if let Some(table) = &services.table {
+        table.has_line(*reason);
     }
 }
 
@@ -83,7 +83,7 @@ fn refusal(services: &Services, refused: &Refused) -> Refusal {
         return plain.with(Hint { nearest: Some(nearest.into()), ..Hint::default() });
     }
     let question = Question { subject, source: Source::at(packet.from.ip()), dst: None, alpn: Vec::new() };
-    let explained = policy.explain(&question).err();
+    let explained = policy.explain_knowing(&question, services.known()).err();
     // The policy may have changed since.
     explained
         .filter(|explained| explained.reason == *reason)
@@ -102,14 +102,14 @@ fn tell_flows(endings: &Endings, services: &Weak<Services>) {
             let rule = match flow.mark {
                 BYPASSED => Arc::from("netfilter.bypass"),
                 INGRESS | INGRESS_PLAIN => Arc::from("netfilter.dnat"),
-                _ => services.kernel.as_ref().and_then(|kernel| kernel.rule(&flow)).unwrap_or_else(|| "?".into()),
+                _ => services.table.as_ref().and_then(|table| table.rule(&flow)).unwrap_or_else(|| "?".into()),
             };
             let totals = Totals { up: flow.bytes_up, down: flow.bytes_down };
             let duration = flow.duration.unwrap_or_default();
-            let was_cut = services.kernel.as_ref().is_some_and(|kernel| kernel.was_cut(&flow));
+            let was_cut = services.table.as_ref().is_some_and(|table| table.was_cut(&flow));
             let ending = if was_cut { Ending::Revoked } else { Ending::Closed };
             let verdict = NetVerdict::Ended { rule, upstream: flow.upstream, totals, duration, ending };
-            services.book.net(verdict, flow.client, flow.destination, protocol_name(flow.protocol));
+            services.access_log.net(verdict, flow.client, flow.destination, protocol_name(flow.protocol));
         }
     }
 }
@@ -127,19 +127,19 @@ impl From<Vec<(String, u64)>> for Counted {
 impl Counted {
     /// Takes new readings: metrics grow by what came since, and refused packets without a line are told of.
     pub fn count(&mut self, services: &Services, readings: Vec<(String, u64)>) {
-        let Some(kernel) = &services.kernel else { return };
+        let Some(table) = &services.table else { return };
         for (name, packets) in readings {
             let before = self.0.insert(name.clone(), packets).unwrap_or(0);
             // A table made anew begins at nothing.
             let new = if packets < before { packets } else { packets - before };
             if let Some(reason) = REASONS.iter().find(|reason| reason.as_str() == name) {
-                services.book.metrics().net_refused(*reason, new);
-                let left_out = kernel.left_out(*reason, new);
+                services.access_log.metrics().net_refused(*reason, new);
+                let left_out = table.left_out(*reason, new);
                 if left_out > 0 {
-                    services.book.net_left_out(*reason, left_out);
+                    services.access_log.net_left_out(*reason, left_out);
                 }
-            } else if let Some(rule) = kernel.rule_of_counter(&name) {
-                services.book.metrics().net_flows(&rule, new);
+            } else if let Some(rule) = table.rule_of_counter(&name) {
+                services.access_log.metrics().net_flows(&rule, new);
             }
         }
     }

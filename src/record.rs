@@ -38,7 +38,7 @@ const MAX_METHOD: usize = 32;
 /// What every record needs.
 #[derive(Debug)]
 pub struct AccessLog {
-    scribe: LogSender,
+    sender: LogSender,
     metrics: Arc<Metrics>,
     /// Tells the records of two runs apart.
     run: u32,
@@ -47,10 +47,10 @@ pub struct AccessLog {
 
 impl AccessLog {
     #[must_use]
-    pub fn new(scribe: LogSender, metrics: Arc<Metrics>) -> Self {
+    pub fn new(sender: LogSender, metrics: Arc<Metrics>) -> Self {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Self {
-            scribe,
+            sender,
             metrics,
             run: since.subsec_nanos() ^ std::process::id().rotate_left(16),
             next: AtomicU64::new(0),
@@ -64,17 +64,17 @@ impl AccessLog {
 
     /// Has the log's file opened again.
     pub fn reopen_log(&self) {
-        self.scribe.reopen();
+        self.sender.reopen();
     }
 
     /// Waits until the log takes lines again, where none may be lost.
     pub async fn room(&self) {
-        self.scribe.room().await;
+        self.sender.room().await;
     }
 
     /// Waits until the log takes this client's lines again, where none may be lost.
     pub async fn room_for(&self, client: IpAddr) {
-        self.scribe.room_for(client).await;
+        self.sender.room_for(client).await;
     }
 
     /// Opens the record of a connection.
@@ -91,13 +91,13 @@ impl AccessLog {
             ..Line::default()
         };
         Record {
-            line: self.scribe.writes().then(|| Box::new(line())),
+            line: self.sender.writes().then(|| Box::new(line())),
             is_dialled: false,
             is_admitted: false,
             begun: Instant::now(),
             meter: Arc::new(Meter::new(Some(Arc::clone(&self.metrics)))),
             opened: AtomicU32::new(0),
-            book: Arc::clone(self),
+            access_log: Arc::clone(self),
             closed: false,
         }
     }
@@ -109,7 +109,7 @@ const KERNEL: &str = "netfilter";
 impl AccessLog {
     /// Writes down what the kernel judged. Nobody waits for such a line: it is written where there is room.
     pub fn net(&self, verdict: NetVerdict, client: SocketAddr, dst: SocketAddr, protocol: Option<&'static str>) {
-        if !self.scribe.writes() {
+        if !self.sender.writes() {
             return;
         }
         let mut line = self.net_line();
@@ -135,16 +135,16 @@ impl AccessLog {
                 line.ending = Some(ending.as_str());
             }
         }
-        self.scribe.write_if_room(line);
+        self.sender.write_if_room(line);
     }
 
     /// Writes down how many refused packets have no line.
     pub fn net_left_out(&self, reason: Reason, count: u64) {
-        if self.scribe.writes() {
+        if self.sender.writes() {
             let mut line = self.net_line();
             deny(&mut line, &Refusal::new(reason, Stage::Network));
             line.left_out = Some(count);
-            self.scribe.write_if_room(line);
+            self.sender.write_if_room(line);
         }
     }
 
@@ -195,7 +195,7 @@ pub struct Record {
     meter: Arc<Meter>,
     /// Lines written while it is open.
     opened: AtomicU32,
-    book: Arc<AccessLog>,
+    access_log: Arc<AccessLog>,
     closed: bool,
 }
 
@@ -214,7 +214,7 @@ impl Record {
 
     /// Whatever comes, it was allowed: a line of no interest need not be kept for a tunnel's long life.
     pub fn allowed(&mut self) {
-        if !self.book.scribe.writes_allowed() {
+        if !self.access_log.sender.writes_allowed() {
             self.line = None;
         }
     }
@@ -330,7 +330,7 @@ impl Record {
     /// The address that was dialled and answered.
     pub fn upstream(&mut self, address: SocketAddr) {
         if !std::mem::replace(&mut self.is_dialled, true) {
-            self.book.metrics.allowed();
+            self.access_log.metrics.allowed();
         }
         self.tell(|line| line.upstream = Some(address));
     }
@@ -360,10 +360,10 @@ impl Record {
 
     /// Closes the record of a connection that was closed without a byte: a probe, and not a refusal.
     pub fn empty(mut self) {
-        if !self.book.scribe.writes_empty() {
+        if !self.access_log.sender.writes_empty() {
             self.line = None;
         }
-        self.book.metrics.empty();
+        self.access_log.metrics.empty();
         self.finish(Ending::Closed);
     }
 
@@ -383,19 +383,19 @@ impl Record {
 
     fn denied(&mut self, refusal: &Refusal) {
         self.tell(|line| deny(line, refusal));
-        self.book.metrics.refused(refusal.reason, refusal.stage);
+        self.access_log.metrics.refused(refusal.reason, refusal.stage);
     }
 
     fn finish(&mut self, ending: Ending) {
         let totals = self.meter.totals();
         self.closed = true;
-        self.book.metrics.closed(ending);
+        self.access_log.metrics.closed(ending);
         if let Some(mut line) = self.line.take() {
             self.sum_up(&mut line, totals, ending);
             if self.is_admitted {
-                self.book.scribe.write(line);
+                self.access_log.sender.write(line);
             } else {
-                self.book.scribe.write_if_admissible(line);
+                self.access_log.sender.write_if_admissible(line);
             }
         }
     }
@@ -417,7 +417,7 @@ impl Lasting for Record {
     /// A line after `log.open`, and another one each hour.
     fn report_due(&self) -> Option<Instant> {
         const AGAIN: Duration = Duration::from_secs(3600);
-        let (line, first) = self.line.as_ref().zip(self.book.scribe.open())?;
+        let (line, first) = self.line.as_ref().zip(self.access_log.sender.open())?;
         loop {
             let written = self.opened.load(Ordering::Relaxed);
             let due = self.begun + first + AGAIN * written;
@@ -428,7 +428,7 @@ impl Lasting for Record {
             let mut line = line.clone();
             line.verdict = Some("allow");
             self.sum_up(&mut line, self.meter.totals(), Ending::Open);
-            self.book.scribe.write_if_room(line);
+            self.access_log.sender.write_if_room(line);
         }
     }
 }

@@ -4,26 +4,29 @@
 //! its last user is done. What is open goes on, or under `policy.on_change: cut` only as far as the
 //! new policy would let it begin. A configuration with a fault changes nothing.
 
-use crate::config::Settings;
-use crate::control::{ReloadOutcome, ReloadRequest};
-use crate::drain::Reauthorizer;
-use crate::files::{StampedFile, stamp};
-use crate::learn::refresh;
-use crate::netfilter::live_table::ReloadError;
-use crate::netfilter::plan::RuleSets;
-use crate::netfilter::sidecar::{self, Other};
-use crate::proxy::services::Services;
-use egret_core::policy::{OwnAddresses, Policy};
-use nix::sys::signal::{SIGHUP, SigSet};
 use std::fmt::{self, Display};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
+
+use nix::sys::signal::{SIGHUP, SigSet};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
+
+use crate::config::Settings;
+use crate::control::{ReloadOutcome, ReloadRequest};
+use crate::drain::Reauthorizer;
+use crate::files::{StampedFile, stamp};
+use crate::netfilter::LiveTable;
+use crate::netfilter::plan::RuleSets;
+use crate::netfilter::sidecar::{self, Other};
+use crate::netfilter::writer::ReloadError;
+use crate::proxy::services::Services;
+use egret_core::answers::Answers;
+use egret_core::policy::{OwnAddresses, Policy};
+use egret_core::rule::LearnedName;
 
 /// How often watched files are looked at, and how long they must have been left alone.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -99,23 +102,22 @@ struct Fresh {
 /// A refusal, which is also logged and counted.
 fn refused(services: &Services, why: &dyn Display) -> ReloadOutcome {
     tracing::error!("nothing has changed: {why}");
-    services.book.metrics().reloaded("refused");
+    services.access_log.metrics().reloaded("refused");
     ReloadOutcome { is_done: false, said: vec![format!("nothing has changed: {why}")] }
 }
 
-/// Keeps the policy's names resolved, and replaces the policy whenever it is asked to, until the services is gone.
+/// Keeps the policy's names resolved, and replaces the policy whenever it is asked to, until the services are gone.
 pub async fn run(
     mut hangup: Signal,
     mut requests: mpsc::Receiver<ReloadRequest>,
     source: Source,
     services: Weak<Services>,
-    reviewer: Reauthorizer,
+    policies: watch::Sender<Arc<Policy>>,
+    reauthorizer: Reauthorizer,
 ) {
-    let keep = |policy| AbortOnDrop(tokio::spawn(refresh::run(Weak::clone(&services), policy)));
-    let Some(keeper) = services.upgrade().map(|services| keep(services.policy.get())) else { return };
     let mut watch = FileWatch { files: source.began.files.clone(), is_on: source.watches && source.file.is_some() };
     let source = Arc::new(source);
-    let mut reloading = Reloading { source, reviewer, keeper };
+    let mut reloading = Reloading { source, policies, reauthorizer };
     loop {
         let cause = tokio::select! {
             Some(()) = hangup.recv() => Cause::Signal,
@@ -124,9 +126,9 @@ pub async fn run(
         };
         let Some(services) = services.upgrade() else { return };
         if !matches!(cause, Cause::Files) {
-            services.book.reopen_log();
+            services.access_log.reopen_log();
         }
-        let outcome = reloading.reload(&cause, &services, &mut watch, &keep).await;
+        let outcome = reloading.reload(&cause, &services, &mut watch).await;
         if let Cause::Control(ReloadRequest { done }) = cause {
             // The requester may have disconnected.
             let _ = done.send(outcome);
@@ -154,18 +156,13 @@ impl Display for Cause {
 /// What stays from one reload to the next.
 struct Reloading {
     source: Arc<Source>,
-    reviewer: Reauthorizer,
-    keeper: AbortOnDrop,
+    /// For those that follow the policy's names.
+    policies: watch::Sender<Arc<Policy>>,
+    reauthorizer: Reauthorizer,
 }
 
 impl Reloading {
-    async fn reload(
-        &mut self,
-        cause: &Cause,
-        services: &Arc<Services>,
-        watch: &mut FileWatch,
-        keep: &impl Fn(Arc<Policy>) -> AbortOnDrop,
-    ) -> ReloadOutcome {
+    async fn reload(&mut self, cause: &Cause, services: &Arc<Services>, watch: &mut FileWatch) -> ReloadOutcome {
         let Some(file) = self.source.file.clone() else {
             let message = "the configuration in the binary cannot change; start egret with --config";
             tracing::warn!("{cause}: {message}");
@@ -186,15 +183,18 @@ impl Reloading {
             Err(_) => return refused(services, &"the configuration could not be read"),
         };
         let policy = Arc::new(policy);
-        policy.inherit(&services.policy.get());
-        let old = match tokio::task::block_in_place(|| put_in_force(services, &policy)) {
+        keep_names(services, &policy);
+        let old = match put_in_force(services, &policy).await {
             Ok(old) => old,
-            Err(error) => return refused(services, &error),
+            Err(error) => {
+                keep_names(services, &services.policy.get());
+                return refused(services, &error);
+            }
         };
         watch.is_on = watches;
         if cuts {
-            self.reviewer.ask();
-            match services.kernel.as_ref().map(|kernel| tokio::task::block_in_place(|| kernel.cut())) {
+            self.reauthorizer.ask();
+            match services.table.as_ref().map(|table| tokio::task::block_in_place(|| table.cut())) {
                 Some(Ok(flows)) => tracing::info!(flows, "flows whose rule is gone have ended"),
                 Some(Err(error)) => tracing::error!(%error, "flows whose rule is gone go on"),
                 None => {}
@@ -213,9 +213,8 @@ impl Reloading {
             tracing::warn!(keys, "also changed, and takes effect only after a restart");
             said.push(format!("also changed, and takes effect only after a restart: {keys}"));
         }
-        services.book.metrics().reloaded("done");
-        // The old one's last look-ups are of another generation.
-        drop(std::mem::replace(&mut self.keeper, keep(policy)));
+        services.access_log.metrics().reloaded("done");
+        self.policies.send_replace(policy);
         tokio::spawn(retire(old));
         ReloadOutcome { is_done: true, said }
     }
@@ -255,23 +254,40 @@ impl FileWatch {
     }
 }
 
+/// Keeps what is known of the policy's names; a new one takes over what is known of the same name, as far as its rule lets
+/// it lead there.
+fn keep_names(services: &Services, policy: &Policy) {
+    let leads = |name: &LearnedName, ip| {
+        let clearance = policy.clearance_to_keep(name);
+        clearance.is_some_and(|clearance| policy.by_kept_answer(&clearance, &Answers::literal(ip)).is_ok())
+    };
+    services.learned.keep(policy.kept_names().into_iter().cloned(), leads, Instant::now().into_std());
+}
+
 /// Puts a policy in the place of the old one, in the kernel and here. In between both let out only what each of them
 /// does.
-fn put_in_force(services: &Services, policy: &Arc<Policy>) -> Result<Arc<Policy>, ReloadError> {
-    let Some(kernel) = &services.kernel else { return Ok(services.policy.replace(Arc::clone(policy))) };
-    let remember = services.learn.remember;
-    let filter = RuleSets::of(policy.application_rules(), policy.network_rules(), policy.nat64(), remember);
-    let narrowed = match kernel.narrow(&filter) {
+async fn put_in_force(services: &Services, policy: &Arc<Policy>) -> Result<Arc<Policy>, ReloadError> {
+    let Some(table) = &services.table else { return Ok(services.policy.replace(Arc::clone(policy))) };
+    let rule_sets = || {
+        let (apps, nets) = (policy.application_rules(), policy.network_rules());
+        RuleSets::of(apps, nets, policy.nat64(), services.known())
+    };
+    let narrowed = match table.narrow(rule_sets()).await {
         // `egret netfilter apply` has just made another table, which is filled when it is first seen.
-        Err(ReloadError::NoTable) if kernel.inspect().is_ok() => kernel.narrow(&filter)?,
+        Err(ReloadError::NoTable) if inspects(table).await => table.narrow(rule_sets()).await?,
         narrowed => narrowed?,
     };
     let old = services.policy.replace(Arc::clone(policy));
-    if let Err(error) = kernel.widen(narrowed) {
+    if let Err(error) = table.widen(narrowed).await {
         services.policy.replace(old);
         return Err(error);
     }
     Ok(old)
+}
+
+async fn inspects(table: &Arc<LiveTable>) -> bool {
+    let table = Arc::clone(table);
+    tokio::task::spawn_blocking(move || table.inspect().is_ok()).await.unwrap_or(false)
 }
 
 /// Frees a policy once nobody is judged by it any more, and nowhere near a connection: a large one takes its time.
@@ -282,13 +298,5 @@ async fn retire(mut policy: Arc<Policy>) {
             Err(used) => policy = used,
         }
         tokio::time::sleep(IN_USE).await;
-    }
-}
-
-struct AbortOnDrop(JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }

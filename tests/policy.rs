@@ -7,18 +7,19 @@
     reason = "a test's input is its own"
 )]
 
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use egret::config::Settings;
 use egret_core::answers::Answers;
-use egret_core::claim::{Claim, ClientAddr, Identity, OriginalDst, Source, Target, Via};
+use egret_core::claim::{Claim, ClientAddr, Identity, OriginalDst, Source, Target, Transport, Via};
+use egret_core::learned::{Known, Learned};
 use egret_core::name::{Host, HostName};
 use egret_core::outcome::{Reason, Refusal};
 use egret_core::policy::explain::{Question, Subject};
 use egret_core::policy::{Destination, MatchedRule, OwnAddresses, Passage, Policy};
+use egret_core::rule::LearnedName;
 use egret_core::wire::Sighting;
 use egret_core::wire::client_hello::{ClientHello, Sni};
 use egret_core::wire::http::RequestHead;
@@ -59,7 +60,15 @@ fn claim(target: &str, port: u16) -> Claim {
         text => Claim::target(Host::from_wire(text.as_bytes()).unwrap(), port),
     };
     let client = ClientAddr("10.9.0.1:40000".parse().unwrap());
-    Claim { client, identity: Identity::default(), listener: "test".into(), target, port, via: Via::Connect }
+    Claim {
+        client,
+        identity: Identity::default(),
+        listener: "test".into(),
+        target,
+        transport: Transport::Tcp,
+        port,
+        via: Via::Connect,
+    }
 }
 
 fn hello(name: &str) -> ClientHello {
@@ -75,7 +84,7 @@ fn request(raw: &str) -> Sighting {
 fn walk(claim: &Claim, sighting: &Sighting, answers: &[&str]) -> Result<(String, Vec<String>), Reason> {
     let policy = policy();
     let run = || {
-        let clearance = match policy.by_claim(claim)? {
+        let clearance = match policy.by_claim(claim, Known::nothing())? {
             Passage::Passthrough(clearance) => clearance,
             Passage::Peek(expectation) => policy.by_sighting(claim, expectation, sighting)?,
         };
@@ -83,11 +92,12 @@ fn walk(claim: &Claim, sighting: &Sighting, answers: &[&str]) -> Result<(String,
             Destination::Literal(ip) => Answers::literal(*ip),
             Destination::Name(_) => Answers {
                 addresses: answers.iter().map(|a| a.parse().unwrap()).collect(),
-                ttl: std::time::Duration::ZERO,
+                ttl: Duration::ZERO,
                 is_stale: false,
+                from_servers: true,
             },
         };
-        policy.by_address(&clearance, &answers)
+        policy.by_address(&clearance, &answers, Known::nothing())
     };
     run().map_err(|refusal: Refusal| refusal.reason).map(|permit| {
         let addresses = permit.addresses().iter().map(ToString::to_string).collect();
@@ -243,10 +253,13 @@ fn a_translated_address_is_the_address_it_carries() {
     let policy = Policy::compile(settings.rules.apps, settings.rules.nets, settings.rules.nat64, own);
     let reason = |ip: &str| {
         let claim = claim("a.example", 443);
-        let Passage::Peek(expectation) = policy.by_claim(&claim).unwrap() else { panic!("a network rule") };
+        let Passage::Peek(expectation) = policy.by_claim(&claim, Known::nothing()).unwrap() else {
+            panic!("a network rule")
+        };
         let sighting = Sighting::Tls(Box::new(hello("a.example")));
         let clearance = policy.by_sighting(&claim, expectation, &sighting).unwrap();
-        policy.by_address(&clearance, &Answers::literal(ip.parse().unwrap())).map(|_| ()).map_err(|r| r.reason)
+        let answers = Answers::literal(ip.parse().unwrap());
+        policy.by_address(&clearance, &answers, Known::nothing()).map(|_| ()).map_err(|r| r.reason)
     };
     assert_eq!(reason("64:ff9b::808:808"), Ok(()));
     assert_eq!(reason("64:ff9b::a00:1"), Err(Reason::AddressDenied));
@@ -254,7 +267,7 @@ fn a_translated_address_is_the_address_it_carries() {
     assert_eq!(reason("64:ff9b::808:404"), Err(Reason::OwnAddress), "an interface");
     assert_eq!(reason("64:ff9b::cb00:7205"), Err(Reason::OwnAddress), "a listener");
     assert_eq!(reason("64:ff9b::c612:9"), Err(Reason::OwnAddress), "own_addresses");
-    let literal = |ip: &str| policy.by_claim(&claim(ip, 8443)).map(|_| ()).map_err(|r| r.reason);
+    let literal = |ip: &str| policy.by_claim(&claim(ip, 8443), Known::nothing()).map(|_| ()).map_err(|r| r.reason);
     assert_eq!(literal("64:ff9b::c009:907"), Err(Reason::RuleDenied));
     assert_eq!(literal("64:ff9b::c009:107"), Ok(()));
     // A denial written for the translated spelling holds as well.
@@ -265,7 +278,7 @@ fn a_translated_address_is_the_address_it_carries() {
     let settings = Settings::parse(&text, "test", Path::new(".")).unwrap();
     let policy = Policy::compile(settings.rules.apps, settings.rules.nets, settings.rules.nat64, Arc::default());
     assert_eq!(
-        policy.by_claim(&claim("64:ff9b::c009:107", 8443)).map(|_| ()).map_err(|r| r.reason),
+        policy.by_claim(&claim("64:ff9b::c009:107", 8443), Known::nothing()).map(|_| ()).map_err(|r| r.reason),
         Err(Reason::RuleDenied)
     );
 }
@@ -482,27 +495,120 @@ fn rules_for_some_clients_are_for_no_others() {
     assert!(fix.contains("sources: [\"10.0.0.0/8\"], clients: [\"a \\\"b\\\"\"], fqdns"), "{fix}");
 }
 
+/// What a client that dials an address itself gets, and by which rule.
+fn dialled(policy: &Policy, ip: &str, port: u16, known: Known<'_>) -> Result<String, Reason> {
+    let claim = claim(ip, port);
+    let passage = policy.by_claim(&claim, known).map_err(|refusal| refusal.reason)?;
+    let Passage::Passthrough(clearance) = passage else { panic!("{ip}:{port} is judged by name") };
+    let permit = policy.by_address(&clearance, &Answers::literal(ip.parse().unwrap()), known);
+    permit.map(|permit| permit.matched_rule().rule.to_string()).map_err(|refusal| refusal.reason)
+}
+
 #[test]
-fn what_was_found_for_a_name_is_inherited_from_every_rule_that_keeps_it() {
-    let policy = || {
-        let text = "listeners: [{ kind: forward, bind: \"127.0.0.1:1\" }]\npolicy:\n  network_rules:\n    \
-                    - { name: outside, fqdns: [kept.test], protocols: [\"tcp:4460\"] }\n    \
-                    - { name: inside, fqdns: [kept.test], addresses: [10.0.0.0/8], protocols: [\"tcp:4461\"] }\n";
-        let mut settings = Settings::parse(text, "t", Path::new(".")).unwrap();
-        Policy::of(std::mem::take(&mut settings.rules), Arc::default())
-    };
-    let found = |policy: &Policy| -> Vec<Vec<IpAddr>> {
-        let kept = policy.network_rules().iter().flat_map(|rule| &rule.kept);
-        kept.map(|kept| kept.addresses().into_iter().map(|(ip, _)| ip).collect()).collect()
-    };
-    let (old, new) = (policy(), policy());
-    let [outside, inside] = ["20.1.1.1", "10.1.1.1"].map(|ip| ip.parse::<IpAddr>().unwrap());
-    let now = Instant::now();
-    for (rule, ip) in old.network_rules().iter().zip([outside, inside]) {
-        rule.kept[0].set(vec![(ip, now)]);
+fn what_was_learned_for_a_name_stands_for_it_as_far_as_each_rule_lets_it() {
+    let text = "listeners: [{ kind: forward, bind: \"127.0.0.1:1\" }]\npolicy:\n  network_rules:\n    \
+                - { name: outside, fqdns: [kept.test], protocols: [\"tcp:4460\"] }\n    \
+                - { name: inside, fqdns: [kept.test], addresses: [10.0.0.0/8], protocols: [\"tcp:4461\"] }\n";
+    let settings = Settings::parse(text, "t", Path::new(".")).unwrap();
+    let policy = Policy::of(settings.rules, Arc::default());
+    let hour = Duration::from_secs(3600);
+    let (learned, start) = (Learned::new(hour), Instant::now());
+    let names: Vec<LearnedName> = policy.kept_names().into_iter().cloned().collect();
+    assert_eq!(names.len(), 2, "the two rules lead to different places");
+    let (outside, inside) = ("20.1.1.1", "10.1.1.1");
+    for name in &names {
+        let clearance = policy.clearance_to_keep(name).unwrap();
+        for ip in [outside, inside].map(|ip| ip.parse().unwrap()) {
+            if let Ok(found) = policy.by_kept_answer(&clearance, &Answers::literal(ip)) {
+                learned.learn(name, &found, start);
+            }
+        }
+        let mixed = [outside, inside].map(|ip| ip.parse().unwrap()).to_vec();
+        let mixed = Answers { addresses: mixed, ttl: hour, is_stale: false, from_servers: true };
+        let refused = policy.by_kept_answer(&clearance, &mixed).unwrap_err();
+        assert_eq!(refused.reason, Reason::AddressMixed, "nothing is learned of it");
     }
-    new.inherit(&old);
-    assert_eq!(found(&new), [[outside], [inside]]);
+    let now = Known::at(&learned, start);
+    assert_eq!(dialled(&policy, outside, 4460, now), Ok("outside".into()));
+    assert_eq!(dialled(&policy, inside, 4461, now), Ok("inside".into()));
+    for (ip, port, known) in [
+        (inside, 4460, now),
+        (outside, 4461, now),
+        (outside, 4460, Known::at(&learned, start + hour)),
+        (outside, 4460, Known::nothing()),
+    ] {
+        assert_eq!(dialled(&policy, ip, port, known), Err(Reason::NoRule), "{ip}:{port}");
+    }
+}
+
+#[test]
+fn a_client_may_dial_what_was_answered_for_the_name_a_while_ago() {
+    let text = "listeners: [{ kind: forward, bind: \"127.0.0.1:1\" }]\npolicy:\n  application_rules:\n    \
+                - { name: v, fqdns: [v.example], protocols: [\"https:443\"], destination: verify }\n";
+    let settings = Settings::parse(text, "t", Path::new(".")).unwrap();
+    let policy = Policy::of(settings.rules, Arc::default());
+    let hour = Duration::from_secs(3600);
+    let (learned, start) = (Learned::new(hour), Instant::now());
+    let answers = |ips: &[&str]| {
+        let addresses = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+        Answers { addresses, ttl: hour, is_stale: false, from_servers: true }
+    };
+    // A client dials an address; these are answered.
+    let dials = |ip: &str, answered: &[&str], now: Instant| {
+        let claim = Claim { via: Via::Intercepted, ..claim(ip, 443) };
+        let known = Known::at(&learned, now);
+        let Ok(Passage::Peek(expectation)) = policy.by_claim(&claim, known) else { panic!("no rule by address") };
+        let sighting = Sighting::Tls(Box::new(hello("v.example")));
+        let clearance = policy.by_sighting(&claim, expectation, &sighting).unwrap();
+        let answers = answers(answered);
+        for name in policy.learnable(&clearance, &answers) {
+            learned.learn(&name, &answers.addresses, now);
+        }
+        let permit = policy.by_address(&clearance, &answers, known).map_err(|refusal| refusal.reason)?;
+        Ok(permit.addresses().iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let minute = Duration::from_secs(60);
+    assert_eq!(dials("20.1.1.1", &["20.1.1.1", "20.1.1.2"], start), Ok(vec!["20.1.1.1:443".into()]));
+    assert_eq!(dials("20.1.1.9", &["20.1.1.3"], start), Err(Reason::DstNotInDns));
+    assert_eq!(dials("20.1.1.2", &["20.1.1.4"], start + minute), Ok(vec!["20.1.1.2:443".into()]), "an earlier answer");
+    assert_eq!(
+        dials("20.1.1.3", &["20.1.1.4"], start + minute),
+        Ok(vec!["20.1.1.3:443".into()]),
+        "of a refused client"
+    );
+    assert_eq!(dials("20.1.1.2", &["20.1.1.4"], start + hour), Err(Reason::DstNotInDns), "too long ago");
+    assert_eq!(dials("20.1.1.5", &["20.1.1.5", "10.0.0.1"], start), Err(Reason::AddressMixed));
+    assert_eq!(dials("20.1.1.5", &["20.1.1.4"], start), Err(Reason::DstNotInDns), "a mixed answer teaches nothing");
+}
+
+#[test]
+fn a_question_is_answered_where_some_rule_lists_the_name_for_the_client() {
+    let text = "listeners: [{ kind: forward, bind: \"127.0.0.1:1\" }]\npolicy:\n  application_rules:\n    \
+                - { name: web, fqdns: [\"*.a.example\"], protocols: [\"https:8443\"] }\n    \
+                - { name: plain, action: deny, fqdns: [half.a.example], protocols: [\"http:80\"] }\n    \
+                - { name: none, action: deny, fqdns: [no.a.example] }\n    \
+                - { name: team, sources: [10.1.0.0/16], fqdns: [team.example], protocols: [\"https:443\"] }\n  \
+                network_rules:\n    \
+                - { name: time, sources: [10.1.0.0/16], fqdns: [ntp.example], protocols: [\"udp:123\"] }\n";
+    let settings = Settings::parse(text, "t", Path::new(".")).unwrap();
+    let policy = Policy::of(settings.rules, Arc::default());
+    for (name, from, expected) in [
+        ("x.a.example", "10.9.0.1", Ok("web")),
+        ("half.a.example", "10.9.0.1", Ok("web")),
+        ("no.a.example", "10.9.0.1", Err(Reason::RuleDenied)),
+        ("a.example", "10.9.0.1", Err(Reason::NoRule)),
+        ("team.example", "10.1.0.1", Ok("team")),
+        ("team.example", "10.9.0.1", Err(Reason::SourceNotAllowed)),
+        ("ntp.example", "10.1.0.1", Ok("time")),
+        ("ntp.example", "10.9.0.1", Err(Reason::NoRule)),
+    ] {
+        let (source, host) = (Source::at(from.parse().unwrap()), HostName::from_wire(name.as_bytes()).unwrap());
+        let got = policy.by_question(&source, &host).map(|matched| matched.rule.to_string()).map_err(|r| r.reason);
+        assert_eq!(got, expected.map(str::to_owned), "{name} for {from}");
+        let question = Question { subject: Subject::Dns { name: host }, source, dst: None, alpn: vec![] };
+        let explained = policy.explain(&question).map(|matched| matched.rule.to_string()).map_err(|r| r.reason);
+        assert_eq!(explained, got, "{name} for {from}");
+    }
 }
 
 #[test]

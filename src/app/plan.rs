@@ -7,13 +7,14 @@ use crate::netfilter::elements::Addresses;
 use crate::netfilter::plan::{Plan, RuleSets, SPARE};
 use crate::netfilter::sidecar::{Mesh, PodTable, Sidecar, TableFault, User, others};
 use crate::proxy::listen::settings::{Capture, ListenerKind};
+use egret_core::learned::Known;
 
 /// The plan of some settings; `None` where nothing is asked of the kernel.
 #[must_use]
-pub fn next_hop(settings: &Settings) -> Option<Plan> {
+pub fn next_hop(settings: &Settings, known: Known<'_>) -> Option<Plan> {
     let part = settings.next_hop()?;
     let rules = &settings.rules;
-    let filter = RuleSets::of(&rules.apps, &rules.nets, rules.nat64, settings.learn.remember);
+    let rule_sets = RuleSets::of(&rules.apps, &rules.nets, rules.nat64, known);
     let tproxy = settings.listeners.iter().filter_map(|listener| match listener.kind {
         ListenerKind::Transparent { capture: Capture::Tproxy, preserve_source } => {
             Some((listener.bind, preserve_source))
@@ -38,8 +39,8 @@ pub fn next_hop(settings: &Settings) -> Option<Plan> {
         preserves_source: tproxy.iter().any(|(_, preserves)| *preserves),
         pool: settings.sources.clone(),
         dnat: part.dnat.clone(),
-        places: [filter.allows.len() + SPARE, filter.denies.len() + SPARE],
-        filter,
+        slots: [rule_sets.allows.len() + SPARE, rule_sets.denies.len() + SPARE],
+        rule_sets,
     })
 }
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use super::error::CommandError;
 use crate::config::{self, ConfigError, Settings};
 use crate::learn::state_file;
+use egret_core::learned::Learned;
 
 /// What the configuration in the binary is called.
 pub(super) const BUILT_IN: &str = "default.yaml";
@@ -23,13 +24,11 @@ pub(super) fn judged(path: Option<&Path>) -> String {
     path.map_or_else(|| format!("{BUILT_IN} (built in)"), |path| path.display().to_string())
 }
 
-/// Gives network rules back what was found for their names before.
-pub(super) fn remember(settings: &Settings) {
-    let (rules, learn) = (&settings.rules, &settings.learn);
-    let Some(dir) = &learn.state_dir else { return };
-    if let Err(why) = state_file::restore(dir, &rules.nets, rules.nat64, learn.remember) {
-        complain(&format!("egret: {why}\n"));
-    }
+/// The store of learned addresses, with what was learned for the rules' names before.
+pub(super) fn learned(settings: &Settings) -> Learned {
+    let (learned, fault) = state_file::open(&settings.learn, &settings.rules);
+    fault.iter().for_each(|fault| complain(&format!("egret: {fault}\n")));
+    learned
 }
 
 /// Where nobody can hear it, the exit code still says it.

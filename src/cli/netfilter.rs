@@ -4,14 +4,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use tokio::time::Instant;
 
-use super::common::{complain, load, print, remember};
+use super::common::{complain, learned, load, print};
 use super::error::CommandError;
 use crate::app::plan::{next_hop, sidecar};
 use crate::config::Settings;
 use crate::netfilter::sidecar::{Mesh, User};
 use crate::netfilter::{self, Plan, Sidecar, ruleset};
 use crate::proxy::listen::settings::Capture;
+use egret_core::learned::{Known, Learned};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum NetfilterCommand {
@@ -75,15 +77,15 @@ impl Parameters {
         sidecar.map(Some).ok_or_else(|| CommandError::Usage(message.to_owned()))
     }
 
-    fn settings(&self) -> Result<Settings, CommandError> {
+    fn settings(&self) -> Result<(Settings, Learned), CommandError> {
         let settings = load(self.config.as_deref())?;
-        remember(&settings);
-        Ok(settings)
+        let learned = learned(&settings);
+        Ok((settings, learned))
     }
 }
 
-fn plan(settings: &Settings) -> Result<Plan, CommandError> {
-    next_hop(settings).ok_or_else(|| {
+fn plan(settings: &Settings, learned: &Learned) -> Result<Plan, CommandError> {
+    next_hop(settings, Known::at(learned, Instant::now().into_std())).ok_or_else(|| {
         let is_sidecar = settings.listeners.iter().any(|listener| listener.kind.captures(Capture::Redirect));
         let message = match is_sidecar {
             true => "the configuration is a sidecar's (`capture: redirect`); add --sidecar",
@@ -94,8 +96,8 @@ fn plan(settings: &Settings) -> Result<Plan, CommandError> {
 }
 
 /// Puts the routes and the table of some settings into the kernel, and says what could be better.
-pub(super) fn apply(settings: &Settings) -> Result<(), CommandError> {
-    for advice in netfilter::apply(&plan(settings)?)? {
+pub(super) fn apply(settings: &Settings, learned: &Learned) -> Result<(), CommandError> {
+    for advice in netfilter::apply(&plan(settings, learned)?)? {
         complain(&format!("egret: {advice}\n"));
     }
     Ok(())
@@ -106,12 +108,18 @@ impl NetfilterCommand {
         match self {
             Self::Show(asked) => match asked.sidecar()? {
                 Some(sidecar) => print(&sidecar.text()),
-                None => print(&ruleset::shown(&plan(&asked.settings()?)?)),
+                None => {
+                    let (settings, learned) = asked.settings()?;
+                    print(&ruleset::shown(&plan(&settings, &learned)?))
+                }
             },
             Self::Apply(asked) => {
                 match asked.sidecar()? {
                     Some(sidecar) => netfilter::apply_sidecar(&sidecar)?,
-                    None => apply(&asked.settings()?)?,
+                    None => {
+                        let (settings, learned) = asked.settings()?;
+                        apply(&settings, &learned)?;
+                    }
                 }
                 Ok(ExitCode::SUCCESS)
             }

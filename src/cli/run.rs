@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::common::{complain, load, remember};
+use super::common::{complain, learned, load};
 use super::error::CommandError;
 use super::netfilter;
 use crate::app::{App, Bound, StartError};
@@ -25,13 +26,13 @@ pub(super) const LAST_WORK: Duration = Duration::from_secs(2);
 pub(super) fn run(path: Option<&Path>, applies: bool) -> Result<ExitCode, CommandError> {
     crate::reload::block_sighup()?;
     let settings = load(path)?;
-    remember(&settings);
+    let learned = learned(&settings);
     if applies {
         if settings.needs_sidecar_table() {
             let message = "the configuration is a sidecar's (`capture: redirect`); run `egret netfilter apply --sidecar` with CAP_NET_ADMIN first, then `egret run` without --netfilter";
             return Err(CommandError::Usage(message.to_owned()));
         }
-        netfilter::apply(&settings)?;
+        netfilter::apply(&settings, &learned)?;
     }
     let bound = Bound::bind(&settings)?;
     let removes = settings.next_hop().is_some_and(|part| part.removes);
@@ -39,7 +40,7 @@ pub(super) fn run(path: Option<&Path>, applies: bool) -> Result<ExitCode, Comman
     let runtime = runtime()?;
     let served = {
         let _inside = runtime.enter();
-        let app = App::build(settings, bound, Some(&kept), path)?;
+        let app = App::build(settings, bound, Some(&kept), path, Arc::new(learned))?;
         // The screen is for people; stdout belongs to the access log.
         complain(&format!("{}\n", app.screen()));
         runtime.block_on(app.serve())

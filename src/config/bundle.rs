@@ -10,12 +10,10 @@ use super::findings::Findings;
 use super::rule_parts;
 use super::tags::TagSource;
 use crate::bundle::{self, Closed, Destination, Level, Opening, Outcome, Selection, Why};
-use egret_core::learned::Kept;
-use egret_core::name::HostName;
 use egret_core::rule::guard;
 use egret_core::rule::prefixes::PrefixSet;
 use egret_core::rule::rules::{Origin, Rules};
-use egret_core::rule::{Action, AppPort, AppRule, Ech, InnerName, NetPort, NetRule, Reach, Sources};
+use egret_core::rule::{Action, AppPort, AppRule, Ech, InnerName, LearnedName, NetPort, NetRule, Reach, Sources};
 
 /// Adds a bundle's rules.
 pub(super) fn add(out: &mut Findings<'_>, path: &str, asked: &file::Bundle, tags: &TagSource, made: &mut Rules) {
@@ -37,8 +35,7 @@ pub(super) fn add(out: &mut Findings<'_>, path: &str, asked: &file::Bundle, tags
     let name = format!("{}/{}/", choice.bundle.name, choice.cloud_name);
     let nth = 1 + made.bundles.iter().filter(|other| **other == name).count();
     made.bundles.push(name);
-    let mut maker =
-        Maker { path, choice: &choice, nth, sources, reach, tags, kept: HashMap::new(), read: HashMap::new() };
+    let mut maker = Maker { path, choice: &choice, nth, sources, reach, tags, read: HashMap::new() };
     let rows = choice.rows();
     for row in &rows {
         maker.row(out, row, made);
@@ -81,7 +78,6 @@ struct Maker<'a> {
     sources: Sources,
     reach: Reach,
     tags: &'a TagSource,
-    kept: HashMap<HostName, Arc<Kept>>,
     /// Prefixes of the tags that rows lead to.
     read: HashMap<String, Vec<IpNet>>,
 }
@@ -105,7 +101,12 @@ impl Maker<'_> {
             }
             Ok(Opening::AddressesOf(names)) => {
                 let fqdns = rule_parts::plain_patterns(out, self.path, names);
-                self.net(out, row, NetRule { kept: rule_parts::kept(&fqdns), fqdns, ..self.empty() }, made);
+                self.net(
+                    out,
+                    row,
+                    NetRule { kept: rule_parts::kept(&fqdns, &self.reach), fqdns, ..self.empty() },
+                    made,
+                );
             }
             Ok(Opening::Addresses(destinations)) => {
                 let rule = self.destinations(out, row, destinations);
@@ -171,9 +172,7 @@ impl Maker<'_> {
             match destination {
                 Destination::Net(net) => nets.push(*net),
                 Destination::Kept(name) => {
-                    kept.push(Arc::clone(
-                        self.kept.entry(name.clone()).or_insert_with(|| Arc::new(Kept::new(name.clone()))),
-                    ));
+                    kept.push(LearnedName::new(name.clone(), self.reach.clone()));
                     // By its name it is judged by name where names are, and by address everywhere else.
                     if !row.protocols.iter().any(|p| p == "tcp:443") {
                         names.push(name.as_str().to_owned());

@@ -8,6 +8,7 @@ use super::findings::Findings;
 use super::rule_parts::net_port;
 use crate::netfilter::settings::NetfilterSettings;
 use crate::proxy::listen::settings::{ListenerKind, ListenerSettings};
+use egret_core::claim::Transport;
 use egret_core::rule::rules::Rules;
 use egret_core::rule::{Action, NetPort};
 
@@ -113,7 +114,8 @@ pub(super) fn what_network_rules_do(out: &mut Findings<'_>, policy: &file::Polic
             let message = "only the kernel carries udp and icmp, and there is no `netfilter`: nothing will use this";
             out.warn(&format!("{path}.protocols"), message);
         }
-        let unseen = rules.apps.iter().flat_map(|r| &r.protocols).find(|app| rule.takes_tcp(app.port));
+        let unseen =
+            rules.apps.iter().flat_map(|r| &r.protocols).find(|app| rule.takes(Transport::Tcp, Some(app.port)));
         if let Some(app) = unseen.filter(|_| rule.action == Action::Allow && !written.destinations.is_empty()) {
             let message = format!(
                 "connections to these addresses on port {} are not judged by name, though application rules use it",

@@ -2,21 +2,19 @@
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 
 use super::findings::Findings;
 use crate::files::read_bounded;
-use egret_core::learned::Kept;
 use egret_core::rule::pattern::Pattern;
 use egret_core::rule::prefixes::prefix;
-use egret_core::rule::{Action, AppPort, AppProtocol, NetPort, Reach, Sources};
+use egret_core::rule::{Action, AppPort, AppProtocol, LearnedName, NetPort, Reach, Sources};
 
 /// Names twice in a file that are told of one by one.
 const MAX_TWINS: usize = 20;
 
 /// The exact names of a network rule, to be kept resolved: clients that ask others dial their addresses.
-pub(super) fn kept(fqdns: &[Pattern]) -> Vec<Arc<Kept>> {
-    fqdns.iter().filter_map(Pattern::exact).map(|name| Arc::new(Kept::new(name))).collect()
+pub(super) fn kept(fqdns: &[Pattern], reach: &Reach) -> Vec<LearnedName> {
+    fqdns.iter().filter_map(Pattern::exact).map(|name| LearnedName::new(name, reach.clone())).collect()
 }
 
 /// Absent means everyone; a list that came out empty does not.

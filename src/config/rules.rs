@@ -197,15 +197,16 @@ fn network_rule(out: &mut Findings<'_>, path: &str, written: &file::NetworkRule,
     if written.addresses.is_some() && written.fqdns.is_empty() {
         out.fault(&format!("{path}.addresses"), "only names need it; `destinations` already say where the rule leads");
     }
+    let reach = reach(out, &format!("{path}.addresses"), written.addresses.as_deref());
     NetRule {
         name: rule_name(written.name.as_deref(), path),
         action,
         sources: sources(out, path, written.sources.as_deref(), written.clients.as_deref()),
         destinations: destinations(out, &format!("{path}.destinations"), &written.destinations, tags),
-        kept: kept(&fqdns),
+        kept: kept(&fqdns, &reach),
         fqdns,
         ports,
-        reach: reach(out, &format!("{path}.addresses"), written.addresses.as_deref()),
+        reach,
     }
 }
 

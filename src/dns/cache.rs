@@ -1,7 +1,5 @@
 //! Answers and absences, each until its time. The time is an argument: nothing here asks the clock.
 
-use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
@@ -17,6 +15,8 @@ use egret_core::name::HostName;
 struct Kept {
     /// The last answer, and when its time is over.
     answer: Option<(Answers, Instant)>,
+    /// When it came.
+    answered: Option<Instant>,
     /// What came of a later question, and how long that holds.
     failure: Option<(NoAnswer, Instant)>,
 }
@@ -40,20 +40,13 @@ pub(super) struct Cache {
     /// Bounded in bytes: whoever answers chooses how many addresses there are, and a wildcard may be asked for without
     /// end. The least used go first.
     now: Store<HostName, Kept, RandomState>,
-    /// What was answered before: addresses and when they were answered last.
-    before: Store<HostName, Arc<[(IpAddr, Instant)]>, RandomState>,
-    remember: Duration,
     /// How long an answer may still be used when its time is over.
     stale: Duration,
 }
 
-/// Names whose former addresses are remembered, and how many of each; the longest unseen go first. 40 MiB at most.
-const MAX_REMEMBERING: u64 = 16_384;
-const MAX_REMEMBERED: usize = 64;
-
 impl Cache {
     /// A cache of so many bytes.
-    pub(super) fn new(bytes: usize, remember: Duration, stale: Duration) -> Self {
+    pub(super) fn new(bytes: usize, stale: Duration) -> Self {
         let weight = |name: &HostName, kept: &Kept| {
             let addresses = kept.answer.as_ref().map_or(0, |(answers, _)| size_of_val(&*answers.addresses));
             let words = kept.failure.as_ref().map_or(0, |(failure, _)| failure.words.len());
@@ -61,13 +54,12 @@ impl Cache {
         };
         let now = Store::builder().max_capacity(bytes as u64).weigher(weight);
         let now = now.build_with_hasher(RandomState::default());
-        let before = Store::builder().max_capacity(MAX_REMEMBERING).time_to_live(remember);
-        Self { now, before: before.build_with_hasher(RandomState::default()), remember, stale }
+        Self { now, stale }
     }
 
     /// What is known at `now`.
     pub(super) fn get(&self, name: &HostName, now: Instant) -> Known {
-        let Some(Kept { answer, failure }) = self.now.get(name) else { return Known::Nothing };
+        let Some(Kept { answer, failure, .. }) = self.now.get(name) else { return Known::Nothing };
         let failure = failure.and_then(|(failure, until)| (now < until).then_some(failure));
         match (answer, failure) {
             (Some((answers, until)), _) if now < until => Known::Answer(answers),
@@ -80,15 +72,16 @@ impl Cache {
     }
 
     /// Keeps an answer, which takes the place of all that was known.
-    pub(super) fn answered(&self, name: &HostName, answers: Answers, until: Instant) {
-        self.now.insert(name.clone(), Kept { answer: Some((answers, until)), failure: None });
+    pub(super) fn answered(&self, name: &HostName, answers: Answers, now: Instant) {
+        let until = now + answers.ttl;
+        self.now.insert(name.clone(), Kept { answer: Some((answers, until)), answered: Some(now), failure: None });
     }
 
     /// Keeps a failure. An absence takes the place of former answers (RFC 8767 §4), any other stands beside them.
     pub(super) fn failed(&self, name: &HostName, failure: NoAnswer, until: Instant) {
         self.now.entry_by_ref(name).and_upsert_with(|known| {
-            let answer = known.filter(|_| failure.is_passing).and_then(|known| known.into_value().answer);
-            Kept { answer, failure: Some((failure, until)) }
+            let known = known.filter(|_| failure.is_passing).map(moka::Entry::into_value).unwrap_or_default();
+            Kept { failure: Some((failure, until)), ..known }
         });
     }
 
@@ -99,27 +92,10 @@ impl Cache {
         self.now.weighted_size()
     }
 
-    /// Remembers what was answered.
-    pub(super) fn remember(&self, name: &HostName, answered: &[IpAddr], now: Instant) {
-        let known = self.before.get(name);
-        let holds =
-            |(ip, seen): &&(IpAddr, Instant)| !answered.contains(ip) && now.duration_since(*seen) < self.remember;
-        let mut all: Vec<_> = known.iter().flat_map(|known| known.iter().filter(holds)).copied().collect();
-        all.extend(answered.iter().map(|ip| (*ip, now)));
-        all.drain(..all.len().saturating_sub(MAX_REMEMBERED));
-        self.before.insert(name.clone(), all.into());
-    }
-
     /// Whether a name was answered within some time.
     pub(super) fn answered_within(&self, name: &HostName, time: Duration, now: Instant) -> bool {
-        self.before.get(name).is_some_and(|known| known.iter().any(|(_, seen)| now.duration_since(*seen) < time))
-    }
-
-    /// Whether an address was answered for a name, not too long ago.
-    pub(super) fn remembers(&self, name: &HostName, ip: IpAddr, now: Instant) -> bool {
-        let known = self.before.get(name);
-        let mut known = known.iter().flat_map(|known| known.iter());
-        known.any(|(other, seen)| *other == ip && now.duration_since(*seen) < self.remember)
+        let known = self.now.get(name).and_then(|known| known.answered);
+        known.is_some_and(|answered| now.saturating_duration_since(answered) < time)
     }
 }
 
@@ -127,20 +103,21 @@ impl Cache {
 mod tests {
     use super::*;
     use egret_core::outcome::Reason;
+    use std::net::IpAddr;
 
     #[test]
     fn an_answer_holds_until_its_time_and_not_a_moment_longer() {
-        let cache = Cache::new(1 << 20, Duration::from_secs(60), Duration::ZERO);
-        let name = HostName::from_wire(b"a.example").unwrap();
+        let cache = Cache::new(1 << 20, Duration::ZERO);
+        let [name, other] = [b"a.example", b"b.example"].map(|name| HostName::from_wire(name).unwrap());
         let now = Instant::now();
-        let (first, second) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
-        cache.remember(&name, &[first], now);
-        cache.remember(&name, &[second], now + Duration::from_secs(59));
-        assert!(cache.answered_within(&name, Duration::from_secs(2), now + Duration::from_secs(60)));
-        assert!(!cache.answered_within(&name, Duration::from_secs(2), now + Duration::from_secs(61)));
-        assert!(cache.remembers(&name, first, now + Duration::from_secs(59)));
-        assert!(!cache.remembers(&name, first, now + Duration::from_secs(60)));
-        assert!(cache.remembers(&name, second, now + Duration::from_secs(60)));
+        let ttl = Duration::from_secs(60);
+        let answers = Answers { addresses: vec![[192, 0, 2, 1].into()], ttl, is_stale: false, from_servers: true };
+        cache.answered(&other, answers.clone(), now);
+        assert_eq!(cache.get(&other, now + ttl - Duration::from_millis(1)), Known::Answer(answers));
+        assert_eq!(cache.get(&other, now + ttl), Known::Nothing);
+        assert!(cache.answered_within(&other, Duration::from_secs(2), now + Duration::from_secs(1)));
+        assert!(!cache.answered_within(&other, Duration::from_secs(2), now + Duration::from_secs(2)));
+        assert!(!cache.answered_within(&name, Duration::from_secs(2), now));
         let until = now + Duration::from_secs(5);
         assert_eq!(cache.get(&name, now), Known::Nothing);
         let absent = NoAnswer::of(Reason::NoSuchName, "");
@@ -152,13 +129,19 @@ mod tests {
     #[test]
     fn an_old_answer_stands_in_for_a_while_and_not_for_an_absence() {
         let hour = Duration::from_secs(3600);
-        let cache = Cache::new(1 << 20, hour, hour);
+        let cache = Cache::new(1 << 20, hour);
         let name = HostName::from_wire(b"a.example").unwrap();
-        let until = Instant::now() + Duration::from_secs(5);
-        let fresh = Answers { addresses: vec![[192, 0, 2, 1].into()], ttl: Duration::from_secs(5), is_stale: false };
+        let now = Instant::now();
+        let until = now + Duration::from_secs(5);
+        let fresh = Answers {
+            addresses: vec![[192, 0, 2, 1].into()],
+            ttl: Duration::from_secs(5),
+            is_stale: false,
+            from_servers: true,
+        };
         let stale = || Answers { is_stale: true, ..fresh.clone() };
         let moment = Duration::from_millis(1);
-        cache.answered(&name, fresh.clone(), until);
+        cache.answered(&name, fresh.clone(), now);
         assert_eq!(cache.get(&name, until - moment), Known::Answer(fresh.clone()));
         assert_eq!(cache.get(&name, until), Known::Stale(stale(), None));
         assert_eq!(cache.get(&name, until + hour), Known::Nothing);
@@ -173,14 +156,14 @@ mod tests {
 
     #[test]
     fn the_cache_is_bounded_in_bytes() {
-        let cache = Cache::new(1 << 20, Duration::from_secs(60), Duration::ZERO);
-        let until = Instant::now() + Duration::from_secs(60);
+        let cache = Cache::new(1 << 20, Duration::ZERO);
+        let now = Instant::now();
         let put = |count: usize, names: usize| {
             for n in 0..names {
                 let name = HostName::from_wire(format!("n{n}.example").as_bytes()).unwrap();
                 let addresses = vec![IpAddr::from([192, 0, 2, 1]); count];
                 let ttl = Duration::from_secs(60);
-                cache.answered(&name, Answers { addresses, ttl, is_stale: false }, until);
+                cache.answered(&name, Answers { addresses, ttl, is_stale: false, from_servers: true }, now);
             }
             (cache.weight(), cache.now.entry_count())
         };

@@ -19,9 +19,9 @@ pub fn apply(plan: &Plan) -> Result<Vec<String>, KernelError> {
     // A running egret may need as many places as it has.
     let standing = batch::socket().and_then(|socket| nflog::counters(&socket));
     let standing = standing.map_err(KernelError::io("cannot read the kernel's table"))?;
-    let [allows, denies] = standing.iter().find_map(|(name, _)| names::any_places(name)).unwrap_or_default();
-    let places = [plan.places[0].max(allows), plan.places[1].max(denies)];
-    let plan = &Plan { places, ..plan.clone() };
+    let [allows, denies] = standing.iter().find_map(|(name, _)| names::any_slots(name)).unwrap_or_default();
+    let places = [plan.slots[0].max(allows), plan.slots[1].max(denies)];
+    let plan = &Plan { slots: places, ..plan.clone() };
     nft(&ruleset::text(plan, ruleset::nonce()))?;
     if !plan.dnat.is_empty() {
         conntrack::forget_untranslated(&plan.dnat)
@@ -59,7 +59,7 @@ pub fn remove_what_is_there() -> Result<(), KernelError> {
     may_apply()?;
     let counters = batch::socket().and_then(|socket| nflog::counters(&socket));
     let counters = counters.map_err(KernelError::io("cannot read the kernel's table"))?;
-    if counters.iter().any(|(name, _)| names::any_places(name).is_some()) || routes::any()? {
+    if counters.iter().any(|(name, _)| names::any_slots(name).is_some()) || routes::any()? {
         return remove();
     }
     batch::delete_table()

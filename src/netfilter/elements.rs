@@ -148,7 +148,7 @@ impl Elements {
         }
     }
 
-    /// A rule's members; nothing for a rule that asks for what the kernel cannot see.
+    /// A rule's elements; nothing for a rule that asks for what the kernel cannot see.
     #[must_use]
     pub fn of(rule: &NetRule, nat64: Option<Ipv6Net>) -> Self {
         if !rule.sources.clients.is_empty() {
@@ -268,8 +268,8 @@ mod tests {
     }
 
     fn opens(destinations: &[&str], nat64: Option<&str>, ip: &str) -> bool {
-        let members = Elements::of(&rule(Action::Allow, destinations), nat64.map(|net| net.parse().unwrap()));
-        members.destinations.contains(ip.parse().unwrap())
+        let elements = Elements::of(&rule(Action::Allow, destinations), nat64.map(|net| net.parse().unwrap()));
+        elements.destinations.contains(ip.parse().unwrap())
     }
 
     #[test]
@@ -339,9 +339,9 @@ mod tests {
 
     #[test]
     fn ports_that_touch_are_one_range() {
-        let members = Elements::of(&rule(Action::Allow, &["1.1.1.1/32"]), None);
-        assert_eq!(members.ports, [(TCP, 22, 30), (UDP, 1, 1)]);
-        assert_eq!(members.sources.v4, [(0, u32::MAX)]);
+        let elements = Elements::of(&rule(Action::Allow, &["1.1.1.1/32"]), None);
+        assert_eq!(elements.ports, [(TCP, 22, 30), (UDP, 1, 1)]);
+        assert_eq!(elements.sources.v4, [(0, u32::MAX)]);
     }
 
     proptest! {

@@ -32,14 +32,14 @@ pub fn set_name(action: &str, number: usize, what: &str) -> String {
 /// How the table's name for itself begins: a set and a counter have it, and each change of sets demands the set.
 pub const TABLE_ID: &str = "table_";
 
-/// The places of a table of egret's, whatever it was made of.
-pub(super) fn any_places(table: &str) -> Option<[usize; 2]> {
+/// The slots of a table of egret's, whatever it was made of.
+pub(super) fn any_slots(table: &str) -> Option<[usize; 2]> {
     let (hash, _) = table.strip_prefix(TABLE_ID)?.split_once('_')?;
-    places(table, &format!("{TABLE_ID}{hash}_"))
+    slots(table, &format!("{TABLE_ID}{hash}_"))
 }
 
-/// The places of a table of this name, where it was made of a plan that names it so.
-pub(super) fn places(table: &str, id: &str) -> Option<[usize; 2]> {
+/// The slots of a table of this name, where it was made of a plan that names it so.
+pub(super) fn slots(table: &str, id: &str) -> Option<[usize; 2]> {
     let mut parts = table.strip_prefix(id)?.split('_');
     Some([parts.next()?.parse().ok()?, parts.next()?.parse().ok()?])
 }

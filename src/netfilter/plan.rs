@@ -1,4 +1,4 @@
-//! All that the kernel is to be told, as data.
+//! What the kernel shall do, as data.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv6Net;
-use tokio::time::Instant;
 
 use super::elements::{Addresses, Elements};
 use super::settings::Dnat;
-use egret_core::rule::{Action, AppRule, NetRule};
+use egret_core::learned::Known;
+use egret_core::rule::{Action, AppRule, LearnedName, NetRule, guard};
 
 /// Rules that a reload may add before the table must be made anew.
 pub const SPARE: usize = 8;
@@ -37,61 +37,66 @@ pub struct Plan {
     /// Addresses that what is forwarded bears; empty: the outgoing interface's.
     pub pool: Vec<IpAddr>,
     pub dnat: Vec<Dnat>,
-    pub filter: RuleSets,
+    pub rule_sets: RuleSets,
     /// Slots in the table for rules that allow, and for those that deny.
-    pub places: [usize; 2],
+    pub slots: [usize; 2],
 }
 
-/// What a reload may change: members of sets.
+/// What a reload may change: elements of sets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuleSets {
     /// The ports that application rules name.
     pub captured: BTreeSet<u16>,
-    pub allows: Vec<Place>,
-    pub denies: Vec<Place>,
+    pub allows: Vec<RuleSet>,
+    pub denies: Vec<RuleSet>,
+    pub nat64: Option<Ipv6Net>,
 }
 
 /// One network rule in the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct RuleSet {
     pub rule: Arc<str>,
-    pub members: Elements,
-    /// Addresses that were answered for its names before, and how long each still counts.
+    pub elements: Elements,
+    /// Names whose addresses are destinations too.
+    pub names: Vec<LearnedName>,
+    /// Those addresses, and how long each still counts.
     pub learned: Vec<(IpAddr, Duration)>,
 }
 
 impl RuleSets {
     /// What rules come to. The kernel sees no certificate: rules for `clients` stay with the listeners that do.
     #[must_use]
-    pub fn of(apps: &[AppRule], nets: &[NetRule], nat64: Option<Ipv6Net>, remember: Duration) -> Self {
+    pub fn of(apps: &[AppRule], nets: &[NetRule], nat64: Option<Ipv6Net>, known: Known<'_>) -> Self {
         let allowing = apps.iter().filter(|rule| rule.action == Action::Allow);
         let captured = allowing.flat_map(|rule| &rule.protocols).map(|app| app.port).collect();
-        let place = |rule: &NetRule| Place {
+        let set = |rule: &NetRule| RuleSet {
             rule: Arc::clone(&rule.name),
-            members: Elements::of(rule, nat64),
-            learned: learned(rule, nat64, remember),
+            elements: Elements::of(rule, nat64),
+            names: rule.kept.clone(),
+            learned: learned(&rule.kept, nat64, known),
         };
-        let of = |action: &Action| nets.iter().filter(|rule| rule.action == *action).map(place).collect();
-        Self { captured, allows: of(&Action::Allow), denies: of(&Action::Deny) }
+        let of = |action: &Action| nets.iter().filter(|rule| rule.action == *action).map(set).collect();
+        Self { captured, allows: of(&Action::Allow), denies: of(&Action::Deny), nat64 }
     }
 }
 
-/// What was found for a rule's names, and how long it still counts. Behind a translator whose prefix the table cannot
+/// The addresses that stand for names, and how long each still does. Behind a translator whose prefix the table cannot
 /// look through (RFC 6052 §2.2: other than 96 bits) denials would not hold: such addresses are left out.
-#[must_use]
-pub fn learned(rule: &NetRule, nat64: Option<Ipv6Net>, remember: Duration) -> Vec<(IpAddr, Duration)> {
+pub(super) fn learned(names: &[LearnedName], nat64: Option<Ipv6Net>, known: Known<'_>) -> Vec<(IpAddr, Duration)> {
     let is_hidden = |ip: &IpAddr| {
         let opaque = nat64.filter(|prefix| prefix.prefix_len() != 96);
         matches!(ip, IpAddr::V6(v6) if opaque.is_some_and(|prefix| prefix.contains(v6)))
     };
-    let now = Instant::now().into_std();
-    let left = |seen| remember.saturating_sub(now.saturating_duration_since(seen));
     let mut all: BTreeMap<IpAddr, Duration> = BTreeMap::new();
-    for (ip, seen) in rule.kept.iter().flat_map(|kept| kept.addresses()) {
-        let longest = all.entry(ip).or_default();
-        *longest = left(seen).max(*longest);
+    for name in names {
+        // Judged when it was learned; the translator's prefix may have changed since.
+        let leads = |ip: IpAddr| guard::judge(ip, name.reach(), nat64) == guard::Judgement::Permitted;
+        for (ip, left) in known.of(name).into_iter().filter(|(ip, _)| leads(*ip) && !is_hidden(ip)) {
+            let longest = all.entry(ip).or_default();
+            *longest = left.max(*longest);
+        }
     }
-    all.into_iter().filter(|(ip, left)| !left.is_zero() && !is_hidden(ip)).collect()
+    all.into_iter().collect()
 }
 
 impl Plan {
@@ -195,8 +200,8 @@ mod tests {
             nat64 in select(vec![None, Some("64:ff9b::/96".parse::<Ipv6Net>().unwrap())]),
             is_tcp in any::<bool>(),
         ) {
-            let filter = RuleSets::of(&[], &rules, nat64, Duration::ZERO);
-            let sets = Sets::of(&filter, [5, 5]);
+            let sets = RuleSets::of(&[], &rules, nat64, Known::nothing());
+            let sets = Sets::of(&sets, [5, 5]);
             let policy = Policy::compile(Vec::new(), rules, nat64, Arc::new(OwnAddresses::new(Vec::new(), Vec::new())));
             for (client, to, port) in CLIENTS.iter().flat_map(|c| ADDRESSES.iter().flat_map(move |a| (1..5).map(move |p| (c, a, p)))) {
                 let (client, to): (IpAddr, IpAddr) = (client.parse().unwrap(), to.parse().unwrap());

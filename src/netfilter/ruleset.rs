@@ -16,7 +16,7 @@ pub fn text(plan: &Plan, nonce: u64) -> String {
     let mut sets = Table::default();
     sets.changing_sets(plan);
     let fixed = Table::fixed(plan);
-    let [allows, denies] = plan.places;
+    let [allows, denies] = plan.slots;
     let id = format!("{}{allows}_{denies}_{nonce:016x}", id(plan));
     let body = format!("  set {id} {{ type mark; }}\n  counter {id} {{ }}\n{}{}", sets.text, fixed.text);
     replacing("what is not let out by name or address does not leave.", &body)
@@ -38,13 +38,13 @@ pub fn nonce() -> u64 {
 /// it stand the places for rules that allow and those for rules that deny.
 pub(super) fn id(plan: &Plan) -> String {
     use std::hash::BuildHasher as _;
-    let bare = Table::fixed(&Plan { places: [0, 0], ..plan.clone() });
+    let bare = Table::fixed(&Plan { slots: [0, 0], ..plan.clone() });
     format!("{TABLE_ID}{:016x}_", foldhash::quality::FixedState::default().hash_one(&bare.text))
 }
 
 /// The number of rules in all chains: another one in the kernel means that somebody else was there.
 pub(super) fn rules(plan: &Plan, places: [usize; 2]) -> usize {
-    Table::fixed(&Plan { places, ..plan.clone() }).rules
+    Table::fixed(&Plan { slots: places, ..plan.clone() }).rules
 }
 
 /// What `egret netfilter show` prints: the table, and the routes beside it.

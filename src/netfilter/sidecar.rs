@@ -65,19 +65,19 @@ pub struct Sidecar {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Other {
     denies: bool,
-    members: Elements,
+    elements: Elements,
 }
 
 /// What the kernel does for network rules in a sidecar: all but their TCP ports.
 #[must_use]
 pub fn others(nets: &[NetRule], nat64: Option<ipnet::Ipv6Net>) -> Vec<Other> {
     let of = |rule: &NetRule| {
-        let mut members = Elements::of(rule, nat64);
-        members.ports.retain(|(protocol, ..)| *protocol != TCP);
-        Other { denies: rule.action == Action::Deny, members }
+        let mut elements = Elements::of(rule, nat64);
+        elements.ports.retain(|(protocol, ..)| *protocol != TCP);
+        Other { denies: rule.action == Action::Deny, elements }
     };
     let mut others: Vec<Other> = nets.iter().map(of).collect();
-    others.retain(|other| !other.members.ports.is_empty() && !other.members.destinations.is_empty());
+    others.retain(|other| !other.elements.ports.is_empty() && !other.elements.destinations.is_empty());
     // Denials first; the order of each kind says nothing.
     others.sort_by_key(|other| !other.denies);
     others
@@ -247,8 +247,8 @@ impl Sidecar {
         let mut table = Table::default();
         table.addresses("exempt", &self.exempt);
         for (number, other) in self.others.iter().enumerate() {
-            table.addresses(&format!("net{number}_"), &other.members.destinations);
-            table.addresses(&format!("from{number}_"), &other.members.sources);
+            table.addresses(&format!("net{number}_"), &other.elements.destinations);
+            table.addresses(&format!("from{number}_"), &other.elements.sources);
         }
         table
     }
@@ -321,7 +321,7 @@ impl Sidecar {
             for (ip, family) in [("ip", "4"), ("ip6", "6")] {
                 let to = format!("{ip} saddr @from{number}_{family} {ip} daddr @net{number}_{family}");
                 let rule = |ports: &dyn Display| format!("{to} {ports} {verdict}");
-                for (protocol, low, high) in &other.members.ports {
+                for (protocol, low, high) in &other.elements.ports {
                     match *protocol {
                         UDP => rules.push(rule(&format_args!("udp dport {low}-{high}"))),
                         ICMP if ip == "ip" => rules.push(rule(&"icmp type echo-request")),

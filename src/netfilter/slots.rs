@@ -6,22 +6,26 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::Ipv6Net;
 use tokio::time::Instant;
 
 use super::batch::{Batch, Element};
 use super::elements::{Addresses, Elements};
 use super::names::set_name;
-use super::plan::{Place, RuleSets};
+use super::plan::{RuleSet, RuleSets, learned};
+use egret_core::learned::Known;
+use egret_core::rule::LearnedName;
 
 /// Every set that changes while egret runs.
 #[derive(Clone, Debug)]
 pub(super) struct Sets {
     captured: BTreeSet<u16>,
+    nat64: Option<Ipv6Net>,
     pub(super) allows: Slots,
     pub(super) denies: Slots,
 }
 
-/// The places of rules of one action.
+/// The slots of rules of one action.
 #[derive(Clone, Debug)]
 pub(super) struct Slots {
     action: &'static str,
@@ -31,12 +35,14 @@ pub(super) struct Slots {
 #[derive(Clone, Debug, Default)]
 struct Slot {
     rule: Arc<str>,
-    members: Elements,
-    /// Until when each address counts.
+    elements: Elements,
+    /// Names whose addresses are destinations too.
+    names: Vec<LearnedName>,
+    /// What the sets have of those, and until when each counts.
     learned: BTreeMap<IpAddr, Instant>,
 }
 
-/// More rules than places.
+/// More rules than slots.
 #[derive(Debug)]
 pub(super) struct NoSlot(pub(super) usize, pub(super) &'static str);
 
@@ -44,21 +50,23 @@ impl Sets {
     pub(super) fn of(filter: &RuleSets, [allows, denies]: [usize; 2]) -> Self {
         Self {
             captured: filter.captured.clone(),
+            nat64: filter.nat64,
             allows: Slots::of("allow", &filter.allows, allows),
             denies: Slots::of("deny", &filter.denies, denies),
         }
     }
 
-    /// The same places under other rules.
+    /// The same slots under other rules.
     pub(super) fn next(&self, filter: &RuleSets) -> Result<Self, NoSlot> {
         let (allows, denies) = (self.allows.next(&filter.allows)?, self.denies.next(&filter.denies)?);
-        Ok(Self { captured: filter.captured.clone(), allows, denies })
+        Ok(Self { captured: filter.captured.clone(), nat64: filter.nat64, allows, denies })
     }
 
-    /// The same for a table with so many places.
+    /// The same for a table with so many slots.
     pub(super) fn resized(&self, [allows, denies]: [usize; 2]) -> Result<Self, NoSlot> {
         let captured = self.captured.clone();
-        Ok(Self { captured, allows: self.allows.resized(allows)?, denies: self.denies.resized(denies)? })
+        let (allows, denies) = (self.allows.resized(allows)?, self.denies.resized(denies)?);
+        Ok(Self { captured, nat64: self.nat64, allows, denies })
     }
 
     /// What stands while one policy follows another: what both let out, and no more. A port that either captures is
@@ -66,6 +74,7 @@ impl Sets {
     pub(super) fn between(&self, next: &Self) -> Self {
         Self {
             captured: self.captured.union(&next.captured).copied().collect(),
+            nat64: next.nat64,
             allows: self.allows.common(&next.allows),
             denies: self.denies.together(&next.denies),
         }
@@ -85,29 +94,48 @@ impl Sets {
     /// Writes all of it into sets that hold whatever they hold.
     pub(super) fn fill(&self, batch: &mut Batch) {
         batch.flush("captured");
-        let nobody =
-            |places: &Slots| Slots { action: places.action, taken: places.taken.iter().map(|_| None).collect() };
-        let empty = Self { captured: BTreeSet::new(), allows: nobody(&self.allows), denies: nobody(&self.denies) };
-        [&self.allows, &self.denies].into_iter().for_each(|places| places.flush(batch));
+        let nobody = |slots: &Slots| Slots { action: slots.action, taken: slots.taken.iter().map(|_| None).collect() };
+        let empty = Self {
+            captured: BTreeSet::new(),
+            nat64: self.nat64,
+            allows: nobody(&self.allows),
+            denies: nobody(&self.denies),
+        };
+        [&self.allows, &self.denies].into_iter().for_each(|slots| slots.flush(batch));
         empty.change(self, batch);
+    }
+
+    /// Writes what has been learned since for some names into the sets of the rules that keep them.
+    pub(super) fn follow(&mut self, learned_names: &[LearnedName], known: Known<'_>, batch: &mut Batch) {
+        let nat64 = self.nat64;
+        self.allows.follow(batch, |names| {
+            names.iter().any(|name| learned_names.contains(name)).then(|| learned(names, nat64, known))
+        });
+    }
+
+    /// Takes in what has been learned, without a word to the kernel.
+    pub(super) fn know(&mut self, known: Known<'_>) {
+        for slot in self.allows.taken.iter_mut().flatten() {
+            slot.learned = until(&learned(&slot.names, self.nat64, known));
+        }
     }
 }
 
 impl Slots {
-    fn of(action: &'static str, places: &[Place], count: usize) -> Self {
-        let mut taken: Vec<Option<Slot>> = places.iter().map(|place| Some(Slot::of(place))).collect();
+    fn of(action: &'static str, slots: &[RuleSet], count: usize) -> Self {
+        let mut taken: Vec<Option<Slot>> = slots.iter().map(|place| Some(Slot::of(place))).collect();
         taken.resize_with(count, || None);
         Self { action, taken }
     }
 
     /// Who stays keeps its place, under another name too, so that the marks of its flows still tell it. Whoever is new
     /// takes a place that nobody has just left, if there is one.
-    fn next(&self, places: &[Place]) -> Result<Self, NoSlot> {
-        let mut new: Vec<&Place> = places.iter().collect();
+    fn next(&self, slots: &[RuleSet]) -> Result<Self, NoSlot> {
+        let mut new: Vec<&RuleSet> = slots.iter().collect();
         let mut taken: Vec<Option<Slot>> = self.taken.iter().map(|_| None).collect();
-        let is_named = |old: &Slot, place: &Place| old.rule == place.rule;
-        let is_like = |old: &Slot, place: &Place| old.is_like(&Slot::of(place));
-        for stays in [&is_named as &dyn Fn(&Slot, &Place) -> bool, &is_like] {
+        let is_named = |old: &Slot, place: &RuleSet| old.rule == place.rule;
+        let is_like = |old: &Slot, place: &RuleSet| old.is_like(&Slot::of(place));
+        for stays in [&is_named as &dyn Fn(&Slot, &RuleSet) -> bool, &is_like] {
             for (old, taken) in self.taken.iter().zip(&mut taken).filter(|(_, taken)| taken.is_none()) {
                 let at = old.as_ref().and_then(|old| new.iter().position(|place| stays(old, place)));
                 *taken = at.map(|at| Slot::of(new.remove(at)));
@@ -138,10 +166,6 @@ impl Slots {
         Ok(Self { action: self.action, taken })
     }
 
-    pub(super) fn number(&self, rule: &str) -> Option<usize> {
-        self.taken.iter().position(|taken| taken.as_ref().is_some_and(|taken| *taken.rule == *rule))
-    }
-
     /// The rules, each with the number of its place.
     pub(super) fn rules(&self) -> impl Iterator<Item = (usize, &Arc<str>)> {
         self.taken.iter().enumerate().filter_map(|(number, taken)| Some((number, &taken.as_ref()?.rule)))
@@ -152,14 +176,34 @@ impl Slots {
         self.taken.len()
     }
 
+    /// Learns for every slot what there is for its names: writes it, and takes out what counts no more.
+    fn follow(&mut self, batch: &mut Batch, learned: impl Fn(&[LearnedName]) -> Option<Vec<(IpAddr, Duration)>>) {
+        for number in 0..self.taken.len() {
+            let names = self.taken.get(number).and_then(Option::as_ref).map_or(&[][..], |slot| &slot.names);
+            if let Some(addresses) = learned(names) {
+                self.learn(number, &addresses, batch);
+            }
+        }
+    }
+
     /// What is learned for a place, from now on: writes it, and takes out what counts no more.
-    pub(super) fn learn(&mut self, number: usize, addresses: &[(IpAddr, Duration)], batch: &mut Batch) {
-        let Some(Some(taken)) = self.taken.get_mut(number) else { return };
-        let before = std::mem::replace(&mut taken.learned, until(addresses));
+    fn learn(&mut self, number: usize, addresses: &[(IpAddr, Duration)], batch: &mut Batch) {
+        /// What has about as long as before is left alone: most of a long list.
+        const TOLERABLE: Duration = Duration::from_secs(1);
+        let Some(Some(slot)) = self.taken.get_mut(number) else { return };
+        let before = std::mem::replace(&mut slot.learned, until(addresses));
+        let mut due: Vec<(IpAddr, Duration)> = Vec::new();
+        for (ip, left) in addresses {
+            let Some(will) = slot.learned.get_mut(ip) else { continue };
+            match before.get(ip) {
+                Some(was) if *will < *was + TOLERABLE && *was < *will + TOLERABLE => *will = *was,
+                _ => due.push((*ip, *left)),
+            }
+        }
         for (family, is_v4) in LEARNED {
             let set = set_name(self.action, number, family);
-            forget(batch, &set, only(&before, &taken.learned, is_v4));
-            let of_family = addresses.iter().filter(|(ip, _)| ip.is_ipv4() == is_v4);
+            forget(batch, &set, only(&before, &slot.learned, is_v4));
+            let of_family = due.iter().filter(|(ip, _)| ip.is_ipv4() == is_v4);
             let elements: Vec<Element> = of_family.map(|(ip, left)| Element::learned(*ip, *left)).collect();
             batch.renew(&set, &elements);
         }
@@ -213,11 +257,11 @@ impl Slots {
         all
     }
 
-    /// Takes something in at one of some places, where that place then holds just what it did, and this.
-    fn hosts(&mut self, guest: &Slot, places: &[usize]) -> bool {
-        for at in places {
+    /// Takes something in at one of some slots, where that place then holds just what it did, and this.
+    fn hosts(&mut self, guard: &Slot, slots: &[usize]) -> bool {
+        for at in slots {
             let Some(taken) = self.taken.get_mut(*at) else { continue };
-            let joined = taken.as_ref().map_or_else(|| Some(guest.clone()), |host| host.joined(guest));
+            let joined = taken.as_ref().map_or_else(|| Some(guard.clone()), |host| host.joined(guard));
             if joined.is_some() {
                 *taken = joined;
                 return true;
@@ -249,19 +293,19 @@ impl Slots {
             let (old, new) = (old.as_ref().unwrap_or(&nothing), new.as_ref().unwrap_or(&nothing));
             let set = |what: &str| set_name(self.action, number, what);
             for (what, was, will) in [
-                ("sources", &old.members.sources, &new.members.sources),
-                ("destinations", &old.members.destinations, &new.members.destinations),
+                ("sources", &old.elements.sources, &new.elements.sources),
+                ("destinations", &old.elements.destinations, &new.elements.destinations),
             ] {
                 swap(batch, &set(&format!("{what}4")), &was.v4, &will.v4, Element::v4);
                 swap(batch, &set(&format!("{what}6")), &was.v6, &will.v6, Element::v6);
             }
             let port = |(protocol, low, high)| std::iter::once(Element::ports(protocol, low, high));
-            swap(batch, &set("ports"), &old.members.ports, &new.members.ports, port);
+            swap(batch, &set("ports"), &old.elements.ports, &new.elements.ports, port);
             // Denials learn nothing, and have no such sets.
             for (family, is_v4) in LEARNED.into_iter().filter(|_| self.action == "allow") {
                 forget(batch, &set(family), only(&old.learned, &new.learned, is_v4));
                 let fresh = only(&new.learned, &old.learned, is_v4).filter(|(_, left)| !left.is_zero());
-                batch.add(&set(family), &fresh.map(learned).collect::<Vec<_>>());
+                batch.add(&set(family), &fresh.map(element).collect::<Vec<_>>());
             }
         }
     }
@@ -279,26 +323,27 @@ impl Slots {
 
 impl Slot {
     fn holds(&self, from: IpAddr, to: SocketAddr, protocol: u8) -> bool {
-        let mut ports = self.members.ports.iter();
-        self.members.sources.contains(from)
+        let mut ports = self.elements.ports.iter();
+        self.elements.sources.contains(from)
             && self.leads_to(to.ip())
             && ports.any(|(of, low, high)| *of == protocol && (*low..=*high).contains(&to.port()))
     }
 
-    fn of(place: &Place) -> Self {
-        let (rule, members) = (Arc::clone(&place.rule), place.members.clone());
-        Self { rule, members, learned: until(&place.learned) }
+    fn of(place: &RuleSet) -> Self {
+        let RuleSet { rule, elements, names, learned } = place;
+        let (rule, elements) = (Arc::clone(rule), elements.clone());
+        Self { rule, elements, names: names.clone(), learned: until(learned) }
     }
 
     fn is_empty(&self) -> bool {
-        let Elements { sources, destinations, ports } = &self.members;
+        let Elements { sources, destinations, ports } = &self.elements;
         sources.is_empty() || ports.is_empty() || (destinations.is_empty() && self.learned.is_empty())
     }
 
     /// Whether it leads to an address, for whomever.
     fn leads_to(&self, ip: IpAddr) -> bool {
         let is_learned = || self.learned.get(&ip).is_some_and(|until| *until > Instant::now());
-        self.members.destinations.contains(ip) || is_learned()
+        self.elements.destinations.contains(ip) || is_learned()
     }
 
     /// What both hold.
@@ -307,7 +352,9 @@ impl Slot {
         let all = all.chain(next.learned.iter().filter(|(ip, _)| self.leads_to(**ip)));
         Self {
             rule: Arc::clone(&next.rule),
-            members: self.members.common(&next.members),
+            // While one policy follows another, nothing is learned.
+            names: Vec::new(),
+            elements: self.elements.common(&next.elements),
             learned: all.map(|(ip, until)| (*ip, *until)).collect(),
         }
     }
@@ -315,7 +362,8 @@ impl Slot {
     /// What either holds, source by destination by port, and so more where they differ in several.
     fn and(&self, next: &Self) -> Self {
         let learned = self.learned.iter().chain(&next.learned).map(|(ip, until)| (*ip, *until)).collect();
-        Self { rule: Arc::clone(&next.rule), members: self.members.clone().and(next.members.clone()), learned }
+        let (rule, elements) = (Arc::clone(&next.rule), self.elements.clone().and(next.elements.clone()));
+        Self { rule, elements, names: Vec::new(), learned }
     }
 
     /// What either holds, where one place can say just that.
@@ -337,7 +385,7 @@ impl Slot {
 
     /// Whether they differ in sources, in ports, in where they lead.
     fn differences(&self, other: &Self) -> [bool; 3] {
-        let (one, two) = (&self.members, &other.members);
+        let (one, two) = (&self.elements, &other.elements);
         let leads_elsewhere = one.destinations != two.destinations || !self.learned.keys().eq(other.learned.keys());
         [one.sources != two.sources, one.ports != two.ports, leads_elsewhere]
     }
@@ -387,13 +435,13 @@ fn only<'a>(
     only.map(move |(ip, until)| (*ip, until.saturating_duration_since(now)))
 }
 
-fn learned((ip, left): (IpAddr, Duration)) -> Element {
+fn element((ip, left): (IpAddr, Duration)) -> Element {
     Element::learned(ip, left.max(Duration::from_secs(1)))
 }
 
 /// Takes addresses out. What has run out meanwhile is put back, so that it can be taken out.
 fn forget(batch: &mut Batch, set: &str, gone: impl Iterator<Item = (IpAddr, Duration)>) {
-    let gone: Vec<Element> = gone.map(learned).collect();
+    let gone: Vec<Element> = gone.map(element).collect();
     batch.add(set, &gone);
     batch.take(set, &gone);
 }
@@ -406,28 +454,33 @@ mod tests {
     use proptest::prelude::*;
     use std::net::Ipv4Addr;
 
-    fn place(rule: &str, net: &str) -> Place {
+    fn place(rule: &str, net: &str) -> RuleSet {
         let destinations = Addresses::of(&[net.parse::<IpNet>().unwrap()]);
-        Place { rule: rule.into(), members: Elements { destinations, ..Elements::default() }, learned: Vec::new() }
+        RuleSet {
+            rule: rule.into(),
+            elements: Elements { destinations, ..Elements::default() },
+            names: Vec::new(),
+            learned: Vec::new(),
+        }
     }
 
-    fn rules(places: &Slots) -> Vec<Option<String>> {
-        let mut rules = vec![None; places.len()];
-        places.rules().for_each(|(number, rule)| rules[number] = Some(rule.to_string()));
+    fn rules(slots: &Slots) -> Vec<Option<String>> {
+        let mut rules = vec![None; slots.len()];
+        slots.rules().for_each(|(number, rule)| rules[number] = Some(rule.to_string()));
         rules
     }
 
     #[test]
     fn who_stays_keeps_its_place_and_who_comes_takes_an_unused_one() {
         let (a, b, c) = (place("a", "1.1.1.1/32"), place("b", "1.1.1.2/32"), place("c", "1.1.1.3/32"));
-        let places = Slots::of("allow", &[a, b.clone()], 4);
-        let next = places.next(&[c.clone(), b.clone()]).unwrap();
+        let slots = Slots::of("allow", &[a, b.clone()], 4);
+        let next = slots.next(&[c.clone(), b.clone()]).unwrap();
         assert_eq!(rules(&next), [None, Some("b".into()), Some("c".into()), None]);
         let renamed = place("other", "1.1.1.2/32");
         assert_eq!(rules(&next.next(&[renamed, c]).unwrap())[1..3], [Some("other".into()), Some("c".into())]);
-        let many: Vec<Place> = (0..4).map(|n| place(&format!("n{n}"), "2.2.2.2/32")).collect();
-        assert!(places.next(&many).is_ok(), "left places serve where nothing else is free");
-        let named = |rule: &str, host: u8| Place {
+        let many: Vec<RuleSet> = (0..4).map(|n| place(&format!("n{n}"), "2.2.2.2/32")).collect();
+        assert!(slots.next(&many).is_ok(), "left slots serve where nothing else is free");
+        let named = |rule: &str, host: u8| RuleSet {
             learned: vec![([2, 2, 2, host].into(), Duration::from_secs(9))],
             ..place(rule, "1.1.1.4/32")
         };
@@ -437,8 +490,8 @@ mod tests {
         assert_eq!(rules(&next.resized(2).unwrap()), [Some("c".into()), Some("b".into())]);
         assert_eq!(rules(&next.resized(5).unwrap())[1..3], rules(&next)[1..3]);
         assert!(next.resized(1).is_err());
-        let too_many: Vec<Place> = (0..5).map(|n| place(&format!("n{n}"), "2.2.2.2/32")).collect();
-        assert!(matches!(places.next(&too_many), Err(NoSlot(4, "allow"))));
+        let too_many: Vec<RuleSet> = (0..5).map(|n| place(&format!("n{n}"), "2.2.2.2/32")).collect();
+        assert!(matches!(slots.next(&too_many), Err(NoSlot(4, "allow"))));
     }
 
     #[test]
@@ -446,29 +499,29 @@ mod tests {
         let [known, both, late] = [[2, 2, 2, 1], [2, 2, 2, 2], [2, 2, 2, 3]].map(Ipv4Addr::from);
         let learned = |all: &[Ipv4Addr], left| all.iter().map(|ip| (IpAddr::V4(*ip), left)).collect::<Vec<_>>();
         let minute = Duration::from_secs(60);
-        let mut places = Slots::of("allow", &[place("a", "1.1.1.1/32")], 1);
-        places.learn(0, &learned(&[known, both], minute), &mut Batch::of("t"));
+        let mut slots = Slots::of("allow", &[place("a", "1.1.1.1/32")], 1);
+        slots.learn(0, &learned(&[known, both], minute), &mut Batch::of("t"));
         let mut batch = Batch::of("t");
-        places.learn(0, &learned(&[both, late], minute), &mut batch);
+        slots.learn(0, &learned(&[both, late], minute), &mut batch);
         assert!([known, both, late].iter().all(|ip| batch.names(*ip)), "one is taken out, the others put in");
-        assert!(places.taken[0].as_ref().unwrap().learned.keys().eq(&[IpAddr::V4(both), IpAddr::V4(late)]));
+        assert!(slots.taken[0].as_ref().unwrap().learned.keys().eq(&[IpAddr::V4(both), IpAddr::V4(late)]));
         // A table that is filled again, after their time.
-        places.learn(0, &learned(&[both], Duration::ZERO), &mut Batch::of("t"));
+        slots.learn(0, &learned(&[both], Duration::ZERO), &mut Batch::of("t"));
         let (mut batch, nothing) = (Batch::of("t"), Slots { action: "allow", taken: vec![None] });
-        nothing.change(&places, &mut batch);
+        nothing.change(&slots, &mut batch);
         assert!(batch.names([1, 1, 1, 1].into()) && !batch.names(both));
-        assert!(!places.taken[0].as_ref().unwrap().leads_to(both.into()));
+        assert!(!slots.taken[0].as_ref().unwrap().leads_to(both.into()));
     }
 
     /// Some of four addresses, or ports, by the bits of a number; two sources, destinations, addresses learned, ports.
-    fn rule(name: &str, [from, to, learned, ports]: [u8; 4]) -> Place {
+    fn rule(name: &str, [from, to, learned, ports]: [u8; 4]) -> RuleSet {
         let bits = |bits: u8| (0..4u8).filter(move |bit| bits & (1 << bit) != 0);
         let at = |net: u8| move |host: u8| IpNet::from(IpAddr::from(Ipv4Addr::new(10, 0, net, host)));
         let all = |on: u8, net| Addresses::of(&bits(on).map(at(net)).collect::<Vec<_>>());
         let ports = bits(ports).map(|port| (TCP, port.into(), port.into())).collect();
-        let members = Elements { sources: all(from, 1), destinations: all(to, 2), ports };
+        let elements = Elements { sources: all(from, 1), destinations: all(to, 2), ports };
         let learned = bits(learned).map(|host| (at(2)(host).addr(), Duration::from_secs(60))).collect();
-        Place { rule: name.into(), members, learned }
+        RuleSet { rule: name.into(), elements, names: Vec::new(), learned }
     }
 
     proptest! {
@@ -478,18 +531,18 @@ mod tests {
             new in proptest::collection::vec(any::<[u8; 4]>(), 0..4),
             names in Just(["a", "b", "c", "d"]).prop_shuffle(),
         ) {
-            let places = |rules: &[[u8; 4]], names: [&str; 4]| -> Vec<Place> {
+            let slots = |rules: &[[u8; 4]], names: [&str; 4]| -> Vec<RuleSet> {
                 names.into_iter().zip(rules).map(|(name, bits)| rule(name, *bits)).collect()
             };
-            let (old, new) = (places(&old, ["a", "b", "c", "d"]), places(&new, names));
+            let (old, new) = (slots(&old, ["a", "b", "c", "d"]), slots(&new, names));
             let before = |action| Slots::of(action, &old, 16);
-            let after = |places: &Slots| places.next(&new).unwrap();
+            let after = |slots: &Slots| slots.next(&new).unwrap();
             let (allows, denies) = (before("allow"), before("deny"));
             let (next_allows, next_denies) = (after(&allows), after(&denies));
             let (common, together) = (allows.common(&next_allows), denies.together(&next_denies));
             for (from, to, port) in (0..4).flat_map(|a| (0..4).flat_map(move |b| (0..4).map(move |c| (a, b, c)))) {
                 let (from, to) = (IpAddr::from([10, 0, 1, from]), SocketAddr::from(([10, 0, 2, to], port)));
-                let holds = |places: &Slots| places.hold(from, to, TCP);
+                let holds = |slots: &Slots| slots.hold(from, to, TCP);
                 prop_assert_eq!(holds(&common), holds(&allows) && holds(&next_allows), "{} {}", from, to);
                 prop_assert_eq!(holds(&together), holds(&denies) || holds(&next_denies), "{} {}", from, to);
             }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::elements::{Addresses, ICMP, ICMPV6, TCP};
 use super::marks::{BYPASSED, CAPTURED, FORWARDED, INGRESS, INGRESS_PLAIN, STATE};
 use super::names::{LOG_GROUP, REASONS, set_name};
-use super::plan::{Place, Plan};
+use super::plan::{Plan, RuleSet};
 use egret_core::outcome::Reason;
 use egret_core::rule::NetPort;
 use egret_core::rule::guard;
@@ -59,11 +59,11 @@ impl Table {
         let _ = writeln!(self.text, "    {rule}");
     }
 
-    fn set(&mut self, name: &str, kind: &str, flags: &str, members: &[String]) {
+    fn set(&mut self, name: &str, kind: &str, flags: &str, elements: &[String]) {
         let flags = if flags.is_empty() { String::new() } else { format!(" flags {flags};") };
-        let members =
-            if members.is_empty() { String::new() } else { format!(" elements = {{ {} }}", members.join(", ")) };
-        let _ = writeln!(self.text, "  set {name} {{ type {kind};{flags}{members} }}");
+        let elements =
+            if elements.is_empty() { String::new() } else { format!(" elements = {{ {} }}", elements.join(", ")) };
+        let _ = writeln!(self.text, "  set {name} {{ type {kind};{flags}{elements} }}");
     }
 
     pub(super) fn addresses(&mut self, name: &str, addresses: &Addresses) {
@@ -107,7 +107,7 @@ impl Table {
     }
 
     pub(super) fn changing_sets(&mut self, plan: &Plan) {
-        let captured: Vec<String> = plan.filter.captured.iter().map(u16::to_string).collect();
+        let captured: Vec<String> = plan.rule_sets.captured.iter().map(u16::to_string).collect();
         self.set("captured", "inet_service", "", &captured);
         for (action, places, count) in each_action(plan) {
             for number in 0..count {
@@ -116,10 +116,10 @@ impl Table {
         }
     }
 
-    fn place(&mut self, action: &str, number: usize, place: Option<&Place>) {
+    fn place(&mut self, action: &str, number: usize, place: Option<&RuleSet>) {
         let (sources, destinations, ports) = place.map_or_else(Default::default, |place| {
-            let members = &place.members;
-            (members.sources.clone(), members.destinations.clone(), members.ports.clone())
+            let elements = &place.elements;
+            (elements.sources.clone(), elements.destinations.clone(), elements.ports.clone())
         });
         self.addresses(&set_name(action, number, "sources"), &sources);
         self.addresses(&set_name(action, number, "destinations"), &destinations);
@@ -489,9 +489,9 @@ impl Table {
 }
 
 /// The actions of places, in the order of their sets; denials are asked first.
-pub(super) fn each_action(plan: &Plan) -> [(&'static str, &[Place], usize); 2] {
-    let [allows, denies] = plan.places;
-    [("allow", &plan.filter.allows, allows), ("deny", &plan.filter.denies, denies)]
+pub(super) fn each_action(plan: &Plan) -> [(&'static str, &[RuleSet], usize); 2] {
+    let [allows, denies] = plan.slots;
+    [("allow", &plan.rule_sets.allows, allows), ("deny", &plan.rule_sets.denies, denies)]
 }
 
 fn interfaces(plan: &Plan) -> Option<String> {

@@ -36,38 +36,38 @@ const AT_ONCE: usize = 32;
 const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// Accepts until told to stop, and while the log takes lines. What is accepted gets its place, or none, and is handed
-/// to `handle` with its guest; a failed accept is waited out, because what it lacks (descriptors, memory) comes back when
+/// to `handle` with its guard; a failed accept is waited out, because what it lacks (descriptors, memory) comes back when
 /// another connection ends.
 pub async fn serve(
-    listener: TcpListener,
-    entrance: Arc<Listener>,
+    socket: TcpListener,
+    listener: Arc<Listener>,
     limit: Arc<ConnectionLimit>,
-    book: Arc<AccessLog>,
-    guest: DrainGuard,
+    access_log: Arc<AccessLog>,
+    guard: DrainGuard,
     handle: impl Fn(TcpStream, SocketAddr, Option<ConnectionSlot>, DrainGuard),
 ) {
     let (mut queue, mut rests_until) = (FairQueue::new(), None);
-    let start = |(stream, peer, slot)| handle(stream, peer, Some(slot), guest.clone());
+    let start = |(stream, peer, slot)| handle(stream, peer, Some(slot), guard.clone());
     loop {
         let accept = async {
-            book.room().await;
+            access_log.room().await;
             match rests_until {
                 Some(until) if queue.is_empty() => tokio::time::sleep_until(until).await,
                 // What is here already does not wait for what lacks.
                 Some(until) if Instant::now() < until => return Vec::new(),
                 _ => {}
             }
-            accept_some(&listener, queue.is_empty()).await
+            accept_some(&socket, queue.is_empty()).await
         };
         let accepted = tokio::select! {
             accepted = accept => accepted,
-            () = guest.stopping() => return std::iter::from_fn(|| queue.pop()).for_each(start),
+            () = guard.stopping() => return std::iter::from_fn(|| queue.pop()).for_each(start),
         };
         for accepted in accepted {
             match accepted {
-                Ok((stream, peer)) => match entrance.admit(&limit, peer) {
+                Ok((stream, peer)) => match listener.admit(&limit, peer) {
                     Some(slot) => queue.push(peer.ip(), (stream, peer, slot)),
-                    None => handle(stream, peer, None, guest.clone()),
+                    None => handle(stream, peer, None, guard.clone()),
                 },
                 // The client left before it was let in: nothing is wrong with us.
                 Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}

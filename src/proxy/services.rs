@@ -11,33 +11,40 @@ use super::peek::PeekLimits;
 use super::upstream::OwnDials;
 use crate::budget::Budget;
 use crate::dns::Resolver;
-use crate::learn::settings::LearnSettings;
 use crate::netfilter::LiveTable;
 use crate::record::AccessLog;
+use egret_core::learned::{Known, Learned};
 use egret_core::policy::Policy;
 
 /// What every connection shares.
 #[derive(Debug)]
 pub struct Services {
     pub policy: Current,
-    pub dns: Resolver,
+    pub dns: Arc<Resolver>,
     pub limits: Limits,
     /// Memory that all peeks may hold together.
     pub peek_memory: Arc<Budget>,
     pub connections: Arc<ConnectionLimit>,
     /// Addresses that are tried beside another one of their name.
     pub parallel_dials: Arc<Budget>,
-    pub book: Arc<AccessLog>,
+    pub access_log: Arc<AccessLog>,
     /// This machine's addresses to dial from; empty: the system's choice.
     pub sources: Vec<IpAddr>,
-    pub learn: LearnSettings,
+    /// Addresses that stand for names.
+    pub learned: Arc<Learned>,
     /// The kernel's rules, on a next hop.
-    pub kernel: Option<Arc<LiveTable>>,
+    pub table: Option<Arc<LiveTable>>,
     /// What egret dials, where the kernel leads this machine's own connections here.
     pub own_dials: Option<Arc<OwnDials>>,
 }
 
 impl Services {
+    /// What has been learned, as of now.
+    #[must_use]
+    pub fn known(&self) -> Known<'_> {
+        Known::at(&self.learned, Instant::now().into_std())
+    }
+
     /// One deadline for all that a client must show, from now.
     pub fn peek_limits(&self) -> PeekLimits {
         let Limits { hello, head, peek, .. } = self.limits;

@@ -184,9 +184,9 @@ impl LogSender {
             let _ = end.send(());
         })?;
         let (refused, allowed) = (lane("refused"), lane("allowed"));
-        let scribe =
+        let sender =
             Self { queue, refused, allowed, of_clients, room, access, overflow, open, empty, state, reopens, metrics };
-        Ok((scribe, LogThread { ended }))
+        Ok((sender, LogThread { ended }))
     }
 
     /// Whether lines get out.
@@ -505,8 +505,8 @@ mod tests {
             empty: false,
         };
         let (disk, metrics) = (Disk::default(), Arc::new(Metrics::default()));
-        let (scribe, writer) = LogSender::write_to(Box::new(disk.clone()), &settings, Arc::clone(&metrics)).unwrap();
-        (disk, scribe, writer, metrics)
+        let (sender, writer) = LogSender::write_to(Box::new(disk.clone()), &settings, Arc::clone(&metrics)).unwrap();
+        (disk, sender, writer, metrics)
     }
 
     /// About four kilobytes.
@@ -516,19 +516,19 @@ mod tests {
 
     #[tokio::test]
     async fn where_no_line_may_be_lost_newcomers_wait() {
-        let (disk, scribe, writer, metrics) = start(LogOverflow::Block);
+        let (disk, sender, writer, metrics) = start(LogOverflow::Block);
         let many = 2 * LANE / 4096;
-        scribe.room().await;
-        (0..many).for_each(|_| scribe.write(line(None)));
+        sender.room().await;
+        (0..many).for_each(|_| sender.write(line(None)));
         let room = {
-            let scribe = scribe.clone();
-            tokio::spawn(async move { scribe.room().await })
+            let sender = sender.clone();
+            tokio::spawn(async move { sender.room().await })
         };
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(!room.is_finished(), "the disk is full");
         disk.0.lock().unwrap().0 = usize::MAX;
         room.await.unwrap();
-        drop(scribe);
+        drop(sender);
         writer.finish().await;
         let written = disk.0.lock().unwrap().1.iter().filter(|byte| **byte == b'\n').count();
         assert_eq!(written, many, "every line, once");
@@ -537,29 +537,29 @@ mod tests {
 
     #[tokio::test]
     async fn where_no_line_may_be_lost_a_client_waits_for_its_own_lines_alone() {
-        let (disk, scribe, writer, metrics) = start(LogOverflow::Block);
+        let (disk, sender, writer, metrics) = start(LogOverflow::Block);
         let (noisy, quiet): (IpAddr, IpAddr) = ([192, 0, 2, 1].into(), [192, 0, 2, 2].into());
         for _ in 0..LANE_PER_CLIENT / 4096 + 2 {
-            scribe.write(Box::new(Line { client: Some((noisy, 1).into()), ..*line(Some("no_rule")) }));
+            sender.write(Box::new(Line { client: Some((noisy, 1).into()), ..*line(Some("no_rule")) }));
         }
         let waits = {
-            let scribe = scribe.clone();
-            tokio::spawn(async move { scribe.room_for(noisy).await })
+            let sender = sender.clone();
+            tokio::spawn(async move { sender.room_for(noisy).await })
         };
-        scribe.room_for(quiet).await;
-        scribe.room().await;
+        sender.room_for(quiet).await;
+        sender.room().await;
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(!waits.is_finished(), "the disk is full, and these lines are its own");
         // Nor does it get any in by being refused before.
-        let waiting = scribe.refused.waiting.load(Ordering::Relaxed);
-        scribe.write_if_admissible(Box::new(Line { client: Some((noisy, 2).into()), ..*line(Some("no_rule")) }));
-        assert_eq!(scribe.refused.waiting.load(Ordering::Relaxed), waiting);
-        scribe.write_if_admissible(Box::new(Line { client: Some((quiet, 2).into()), ..*line(Some("no_rule")) }));
-        assert!(scribe.refused.waiting.load(Ordering::Relaxed) > waiting);
+        let waiting = sender.refused.waiting.load(Ordering::Relaxed);
+        sender.write_if_admissible(Box::new(Line { client: Some((noisy, 2).into()), ..*line(Some("no_rule")) }));
+        assert_eq!(sender.refused.waiting.load(Ordering::Relaxed), waiting);
+        sender.write_if_admissible(Box::new(Line { client: Some((quiet, 2).into()), ..*line(Some("no_rule")) }));
+        assert!(sender.refused.waiting.load(Ordering::Relaxed) > waiting);
         disk.0.lock().unwrap().0 = usize::MAX;
         waits.await.unwrap();
-        let of_clients = Arc::clone(&scribe.of_clients);
-        drop(scribe);
+        let of_clients = Arc::clone(&sender.of_clients);
+        drop(sender);
         writer.finish().await;
         assert!(of_clients.0.lock().unwrap().is_empty(), "what is written counts no more");
         assert!(metrics.page(0).contains("lines_lost_total{lane=\"refused\"} 1\n"));
@@ -568,15 +568,15 @@ mod tests {
     #[tokio::test]
     async fn a_file_that_is_opened_again_begins_with_a_whole_line() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let (disk, scribe, writer, metrics) = start_at(LogOverflow::Block, LogOutput::File(file.path().to_owned()));
+        let (disk, sender, writer, metrics) = start_at(LogOverflow::Block, LogOutput::File(file.path().to_owned()));
         // Full in the second of three lines.
         disk.0.lock().unwrap().0 = 6000;
-        (0..3).for_each(|_| scribe.write(line(None)));
+        (0..3).for_each(|_| sender.write(line(None)));
         while disk.0.lock().unwrap().0 > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        scribe.reopen();
-        drop(scribe);
+        sender.reopen();
+        drop(sender);
         writer.finish().await;
         let whole = |text: &str| -> Vec<bool> {
             text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()).collect()
@@ -588,9 +588,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_line_that_was_cut_spoils_no_other() {
-        let (disk, scribe, writer, metrics) = start(LogOverflow::Drop);
+        let (disk, sender, writer, metrics) = start(LogOverflow::Drop);
         disk.0.lock().unwrap().0 = 6000;
-        (0..3).for_each(|_| scribe.write(line(None)));
+        (0..3).for_each(|_| sender.write(line(None)));
         let lost = || metrics.page(0).contains("egret_log_lines_lost_total{lane=\"allowed\"} 2\n");
         for _ in 0..1000 {
             if lost() {
@@ -600,8 +600,8 @@ mod tests {
         }
         assert!(lost(), "one was whole: {}", metrics.page(0));
         disk.0.lock().unwrap().0 = usize::MAX;
-        scribe.write(line(None));
-        drop(scribe);
+        sender.write(line(None));
+        drop(sender);
         writer.finish().await;
         let text = String::from_utf8(disk.0.lock().unwrap().1.clone()).unwrap();
         let whole: Vec<bool> =
@@ -612,14 +612,14 @@ mod tests {
     #[tokio::test]
     #[allow(clippy::await_holding_lock, reason = "it is given back before")]
     async fn a_flood_of_allowed_lines_hides_no_refusal() {
-        let (disk, scribe, writer, metrics) = start(LogOverflow::Drop);
+        let (disk, sender, writer, metrics) = start(LogOverflow::Drop);
         // While the writer waits for more, nothing is taken out of the lanes but one line.
         let many = 2 * LANE / 4096;
         disk.0.lock().unwrap().0 = usize::MAX;
         let lock = disk.0.lock().unwrap();
-        (0..many).for_each(|_| scribe.write(line(None)));
-        (0..10).for_each(|_| scribe.write(line(Some("no_rule"))));
-        drop((lock, scribe));
+        (0..many).for_each(|_| sender.write(line(None)));
+        (0..10).for_each(|_| sender.write(line(Some("no_rule"))));
+        drop((lock, sender));
         writer.finish().await;
         let disk = disk.0.lock().unwrap();
         let text = String::from_utf8_lossy(&disk.1);

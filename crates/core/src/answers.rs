@@ -14,12 +14,14 @@ pub struct Answers {
     pub ttl: Duration,
     /// Whether that time is over and no server gave newer ones (RFC 8767).
     pub is_stale: bool,
+    /// Whether DNS servers said so, and not a file of the operator's, or the client itself.
+    pub from_servers: bool,
 }
 
 impl Answers {
     /// A literal address stands for itself.
     #[must_use]
     pub fn literal(ip: IpAddr) -> Self {
-        Self { addresses: vec![ip], ttl: Duration::ZERO, is_stale: false }
+        Self { addresses: vec![ip], ttl: Duration::ZERO, is_stale: false, from_servers: false }
     }
 }

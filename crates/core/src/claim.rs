@@ -55,6 +55,26 @@ pub enum Target {
     Unnamed,
 }
 
+/// What carries a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Tcp,
+    Udp,
+    /// Echo; it has no port.
+    Icmp,
+}
+
+impl Transport {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Icmp => "icmp",
+        }
+    }
+}
+
 /// How the claim was made; the `name_source` of the record until the bytes say better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Via {
@@ -122,6 +142,7 @@ pub struct Claim {
     /// The listener's name in the log, such as `forward:127.0.0.1:3128`.
     pub listener: Arc<str>,
     pub target: Target,
+    pub transport: Transport,
     pub port: u16,
     pub via: Via,
 }

@@ -1,44 +1,363 @@
-//! A name that egret keeps resolved, so that its addresses can stand for it: of a network rule, or a cluster's API
-//! server, which clients dial by address.
+//! Addresses that were answered for names and stand for them: which, and since when.
+//!
+//! One store for all that needs them: network rules that name their destinations, rules that want a client's own
+//! destination to be the name's, the kernel's sets, and the file that outlives a restart. What is in it has been judged:
+//! an answer that a name's [`Reach`](crate::rule::Reach) does not cover whole is never learned. The time is an argument.
 
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::name::HostName;
+use foldhash::quality::RandomState;
 
-/// A name and the addresses found for it. Nothing is open before the first answer.
+use crate::rule::LearnedName;
+
+/// Addresses of one name; of more, the longest unseen go.
+pub const MOST_OF_ONE: usize = 1024;
+/// Addresses of all names that no rule keeps. Clients may ask for names without end under a wildcard: the names longest
+/// unseen go. 32 MiB.
+const MOST_OF_OTHERS: usize = 512 << 10;
+/// What a name takes beside its addresses, in addresses.
+const NAME: usize = 8;
+/// What was learned a moment ago need not be learned again: connections to one name follow each other fast.
+const MOMENT: Duration = Duration::from_secs(1);
+
+/// An address and when it was answered last.
+pub type Seen = (IpAddr, Instant);
+
+/// The store.
 #[derive(Debug)]
-pub struct Kept {
-    name: HostName,
-    /// With the time of the last answer that had them.
-    addresses: RwLock<Vec<(IpAddr, Instant)>>,
+pub struct Learned {
+    /// How long an address stands for its name that is answered no more: connections are older than answers.
+    remember: Duration,
+    state: RwLock<State>,
+    /// Counts changes of addresses, not of their times.
+    changes: AtomicU64,
 }
 
-impl Kept {
+#[derive(Debug, Default)]
+struct State {
+    names: HashMap<LearnedName, Entry, RandomState>,
+    /// Names that no rule keeps, the longest unseen first, and what each takes.
+    others: BTreeMap<Age, (LearnedName, usize)>,
+    /// What those take together.
+    held: usize,
+    next: u64,
+}
+
+/// When a name was answered last, and a number of its own.
+type Age = (Instant, u64);
+
+#[derive(Debug, Default)]
+struct Entry {
+    /// The longest unseen first.
+    addresses: Vec<Seen>,
+    is_kept: bool,
+    /// Its place among the others.
+    other: Option<Age>,
+}
+
+impl Learned {
     #[must_use]
-    pub fn new(name: HostName) -> Self {
-        Self { name, addresses: RwLock::default() }
+    pub fn new(remember: Duration) -> Self {
+        Self { remember, state: RwLock::default(), changes: AtomicU64::new(0) }
+    }
+
+    /// How long an address stands for its name that is answered no more.
+    #[must_use]
+    pub const fn remember(&self) -> Duration {
+        self.remember
+    }
+
+    /// Replaces the names that rules keep: their addresses make room for no others. A name that is new takes over what is
+    /// known of the same name for other rules, as far as `leads` lets it lead there. Those of a name that no rule keeps any
+    /// more stay until their time is over, or until others need the room.
+    pub fn keep(
+        &self,
+        names: impl IntoIterator<Item = LearnedName>,
+        leads: impl Fn(&LearnedName, IpAddr) -> bool,
+        now: Instant,
+    ) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let state = &mut *state;
+        let names: HashSet<LearnedName> = names.into_iter().collect();
+        let is_new = |name: &&LearnedName| !state.names.contains_key(*name);
+        let inherited: Vec<(LearnedName, Vec<Seen>)> = names
+            .iter()
+            .filter(is_new)
+            .map(|name| {
+                let others = state.names.iter().filter(|(other, _)| other.name() == name.name());
+                let known = others.flat_map(|(_, entry)| &entry.addresses).filter(|(ip, _)| leads(name, *ip));
+                (name.clone(), known.copied().collect())
+            })
+            .collect();
+        for (name, known) in inherited {
+            state.names.entry(name).or_default().merge(&known, |seen| self.holds(seen, now));
+        }
+        for (name, entry) in &mut state.names {
+            entry.is_kept = names.contains(name);
+        }
+        let all: Vec<LearnedName> = state.names.keys().cloned().collect();
+        all.iter().for_each(|name| state.settle(name, now));
+        while state.held > MOST_OF_OTHERS && state.forget_one() {}
+        self.changes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Learns the addresses of an answer, which must have been judged; whether any of them is new.
+    pub fn learn(&self, name: &LearnedName, found: &[IpAddr], now: Instant) -> bool {
+        let is_fresh = |entry: &Entry| {
+            let of = |ip: &IpAddr| entry.addresses.iter().find(|(known, _)| known == ip);
+            found.iter().all(|ip| of(ip).is_some_and(|(_, seen)| now.saturating_duration_since(*seen) < MOMENT))
+        };
+        let read = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        if read.names.get(name).is_some_and(is_fresh) {
+            return false;
+        }
+        drop(read);
+        self.merge(name, &found.iter().map(|ip| (*ip, now)).collect::<Vec<_>>(), now)
+    }
+
+    /// Takes in what is known elsewhere, with its times; whether any of it is new. An address keeps the later of its times.
+    pub fn merge(&self, name: &LearnedName, known: &[Seen], now: Instant) -> bool {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let state = &mut *state;
+        let entry = state.names.entry(name.clone()).or_default();
+        let is_new = entry.merge(known, |seen| self.holds(seen, now));
+        state.settle(name, now);
+        while state.held > MOST_OF_OTHERS && state.forget_one() {}
+        if is_new {
+            self.changes.fetch_add(1, Ordering::Relaxed);
+        }
+        is_new
+    }
+
+    fn holds(&self, seen: Instant, now: Instant) -> bool {
+        now.saturating_duration_since(seen) < self.remember
+    }
+
+    /// How often addresses have changed.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
+    }
+
+    /// What stands for the names that rules keep, with their times.
+    #[must_use]
+    pub fn snapshot(&self, now: Instant) -> Vec<(LearnedName, Vec<Seen>)> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let holds = |(_, seen): &&Seen| self.holds(*seen, now);
+        let kept = state.names.iter().filter(|(_, entry)| entry.is_kept);
+        kept.map(|(name, entry)| (name.clone(), entry.addresses.iter().filter(holds).copied().collect())).collect()
+    }
+}
+
+impl Entry {
+    /// Takes in addresses; whether any is new.
+    fn merge(&mut self, known: &[Seen], holds: impl Fn(Instant) -> bool) -> bool {
+        self.addresses.retain(|(_, seen)| holds(*seen));
+        let before: HashSet<IpAddr> = self.addresses.iter().map(|(ip, _)| *ip).collect();
+        self.addresses.extend(known);
+        // Of several times of one address, the last one.
+        self.addresses.sort_by_key(|(ip, seen)| (*ip, Reverse(*seen)));
+        self.addresses.dedup_by_key(|(ip, _)| *ip);
+        self.addresses.retain(|(_, seen)| holds(*seen));
+        self.addresses.sort_by_key(|(_, seen)| *seen);
+        self.addresses.drain(..self.addresses.len().saturating_sub(MOST_OF_ONE));
+        self.addresses.iter().any(|(ip, _)| !before.contains(ip))
+    }
+}
+
+impl State {
+    /// Counts a name where it belongs, after a change.
+    fn settle(&mut self, name: &LearnedName, now: Instant) {
+        let Some(entry) = self.names.get_mut(name) else { return };
+        if let Some((_, before)) = entry.other.take().and_then(|age| self.others.remove(&age)) {
+            self.held -= before;
+        }
+        if entry.is_kept {
+            return;
+        }
+        let Some((_, seen)) = entry.addresses.last() else {
+            self.names.remove(name);
+            return;
+        };
+        self.next += 1;
+        let (age, takes) = ((*seen.min(&now), self.next), NAME + entry.addresses.len());
+        entry.other = Some(age);
+        self.held += takes;
+        self.others.insert(age, (name.clone(), takes));
+    }
+
+    /// Makes room; false where there is nothing to forget.
+    fn forget_one(&mut self) -> bool {
+        let Some((_, (name, takes))) = self.others.pop_first() else { return false };
+        self.names.remove(&name);
+        self.held -= takes;
+        true
+    }
+}
+
+/// What has been learned, as it is at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a>(Option<(&'a Learned, Instant)>);
+
+impl<'a> Known<'a> {
+    /// Nothing has been learned: what a policy says by itself.
+    #[must_use]
+    pub const fn nothing() -> Self {
+        Self(None)
     }
 
     #[must_use]
-    pub const fn name(&self) -> &HostName {
-        &self.name
+    pub const fn at(learned: &'a Learned, now: Instant) -> Self {
+        Self(Some((learned, now)))
     }
 
-    /// Replaces the addresses; they must have passed the guard.
-    pub fn set(&self, addresses: Vec<(IpAddr, Instant)>) {
-        // A panic while holding this lock is impossible: assignment only.
-        *self.addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
-    }
-
+    /// Whether an address stands for a name.
     #[must_use]
-    pub fn addresses(&self) -> Vec<(IpAddr, Instant)> {
-        self.addresses.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn has(self, name: &LearnedName, ip: IpAddr) -> bool {
+        self.read(name, |learned, now, known| known.iter().any(|(of, seen)| *of == ip && learned.holds(*seen, now)))
     }
 
+    /// The addresses that stand for a name, and how long each still does.
     #[must_use]
-    pub fn contains(&self, ip: IpAddr) -> bool {
-        self.addresses.read().unwrap_or_else(PoisonError::into_inner).iter().any(|(known, _)| *known == ip)
+    pub fn of(self, name: &LearnedName) -> Vec<(IpAddr, Duration)> {
+        self.read(name, |learned, now, known| {
+            let left = |seen| learned.remember.saturating_sub(now.saturating_duration_since(seen));
+            known.iter().map(|(ip, seen)| (*ip, left(*seen))).filter(|(_, left)| !left.is_zero()).collect()
+        })
+    }
+
+    fn read<T: Default>(self, name: &LearnedName, read: impl FnOnce(&Learned, Instant, &[Seen]) -> T) -> T {
+        let Some((learned, now)) = self.0 else { return T::default() };
+        let state = learned.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.names.get(name).map(|entry| read(learned, now, &entry.addresses)).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::HostName;
+    use crate::rule::Reach;
+    use proptest::prelude::*;
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    fn name(text: &str) -> LearnedName {
+        LearnedName::new(HostName::from_wire(text.as_bytes()).unwrap(), Reach::default())
+    }
+
+    fn ip(n: u32) -> IpAddr {
+        IpAddr::from(n.to_be_bytes())
+    }
+
+    fn start() -> Instant {
+        #[allow(clippy::disallowed_methods, reason = "any time will do")]
+        Instant::now()
+    }
+
+    fn known(learned: &Learned, name: &LearnedName, now: Instant) -> Vec<IpAddr> {
+        Known::at(learned, now).of(name).into_iter().map(|(ip, _)| ip).collect()
+    }
+
+    #[test]
+    fn an_old_address_stands_for_its_name_for_a_day() {
+        let (learned, a, start) = (Learned::new(DAY), name("a.example"), start());
+        let second = Duration::from_secs(1);
+        assert!(learned.learn(&a, &[ip(1)], start));
+        assert!(learned.learn(&a, &[ip(2)], start + DAY - second));
+        assert_eq!(known(&learned, &a, start + DAY - second), [ip(1), ip(2)]);
+        assert!(Known::at(&learned, start + DAY - second).has(&a, ip(1)));
+        assert!(!Known::at(&learned, start + DAY).has(&a, ip(1)));
+        assert_eq!(known(&learned, &a, start + DAY), [ip(2)]);
+        assert!(learned.learn(&a, &[ip(2), ip(1)], start + DAY), "it has been forgotten");
+        assert!(!learned.learn(&a, &[ip(1)], start + DAY + 2 * second), "known, and longer from now on");
+        assert_eq!(Known::at(&learned, start + DAY).of(&a).len(), 2);
+        assert_eq!(known(&learned, &a, start + 2 * DAY), [ip(1)]);
+        assert!(!Known::at(&learned, start).has(&name("b.example"), ip(1)) && !Known::nothing().has(&a, ip(1)));
+    }
+
+    #[test]
+    fn a_name_that_may_lead_elsewhere_is_another_one() {
+        let (learned, start) = (Learned::new(DAY), start());
+        let reach = Reach { public: false, prefixes: vec!["10.0.0.0/8".parse().unwrap()] };
+        let inside = LearnedName::new(HostName::from_wire(b"a.example").unwrap(), reach);
+        learned.learn(&inside, &[ip(0x0a00_0001)], start);
+        assert_eq!(known(&learned, &name("a.example"), start), [] as [IpAddr; 0]);
+        assert_eq!(known(&learned, &inside.clone(), start), [ip(0x0a00_0001)]);
+        // What is known of it for another rule is taken over where it may lead there too.
+        learned.learn(&name("a.example"), &[ip(0x1401_0101)], start);
+        let reach = Reach { public: true, prefixes: vec!["10.0.0.0/8".parse().unwrap()] };
+        let both = LearnedName::new(HostName::from_wire(b"a.example").unwrap(), reach);
+        learned.keep([both.clone()], |_, other| other != ip(0x0a00_0001), start);
+        assert_eq!(known(&learned, &both, start), [ip(0x1401_0101)]);
+    }
+
+    #[test]
+    fn of_too_many_addresses_the_longest_unseen_go() {
+        let (learned, a, start) = (Learned::new(DAY), name("a.example"), start());
+        let most = u32::try_from(MOST_OF_ONE).unwrap();
+        for n in 0..2 * most {
+            learned.learn(&a, &[ip(n)], start + Duration::from_millis(n.into()));
+        }
+        let left = known(&learned, &a, start + Duration::from_secs(3));
+        assert_eq!((left.len(), left[0], left[left.len() - 1]), (MOST_OF_ONE, ip(most), ip(2 * most - 1)));
+    }
+
+    #[test]
+    fn names_without_end_take_no_room_from_those_that_rules_keep() {
+        let (learned, kept, start) = (Learned::new(DAY), name("kept.example"), start());
+        learned.keep([kept.clone()], |_, _| true, start);
+        learned.learn(&kept, &[ip(1)], start);
+        let addresses: Vec<IpAddr> = (0..1024).map(ip).collect();
+        let names = u32::try_from(MOST_OF_OTHERS / 1024).unwrap() + 100;
+        for n in 0..names {
+            learned.learn(&name(&format!("n{n}.example")), &addresses, start + Duration::from_millis(n.into()));
+        }
+        let now = start + Duration::from_secs(3);
+        assert!(learned.state.read().unwrap().held <= MOST_OF_OTHERS);
+        assert_eq!(known(&learned, &name("n0.example"), now), [] as [IpAddr; 0], "longest unseen");
+        assert_eq!(known(&learned, &name(&format!("n{}.example", names - 1)), now).len(), 1024);
+        assert_eq!(known(&learned, &kept, now), [ip(1)]);
+        assert_eq!(learned.snapshot(now), [(kept.clone(), vec![(ip(1), start)])]);
+        // No rule keeps it any more: it is one of the others, and what stood for it still does.
+        learned.keep([], |_, _| true, now);
+        assert_eq!(known(&learned, &kept, now), [ip(1)]);
+        learned.learn(&name("last.example"), &addresses, now);
+        assert_eq!(known(&learned, &kept, now), [] as [IpAddr; 0], "longest unseen by now");
+    }
+
+    proptest! {
+        /// Against the plainest store there could be.
+        #[test]
+        fn what_is_known_is_what_was_learned_in_time(
+            steps in proptest::collection::vec((0usize..3, 0u32..6, 0u64..40, any::<bool>()), 1..60),
+        ) {
+            let (learned, start) = (Learned::new(Duration::from_secs(60)), start());
+            let names = ["a.example", "b.example", "c.example"].map(name);
+            let mut plain: Vec<(usize, u32, Instant)> = Vec::new();
+            let mut now = start;
+            for (of, address, later, keeps) in steps {
+                now += Duration::from_secs(later);
+                if keeps {
+                    learned.keep([names[of].clone()], |_, _| true, now);
+                }
+                learned.learn(&names[of], &[ip(address)], now);
+                plain.retain(|(other, known, _)| (*other, *known) != (of, address));
+                plain.push((of, address, now));
+                for (at, name) in names.iter().enumerate() {
+                    for address in 0..6 {
+                        let is_known = plain.iter().any(|(of, known, seen)| {
+                            (*of, *known) == (at, address) && now.duration_since(*seen) < Duration::from_secs(60)
+                        });
+                        prop_assert_eq!(Known::at(&learned, now).has(name, ip(address)), is_known);
+                    }
+                }
+            }
+        }
     }
 }

@@ -7,7 +7,8 @@
 //!
 //! The only maker of a [`Clearance`], without which nothing is resolved, and of a [`Permit`], without which
 //! nothing is dialled. Precedence: network deny, network allow, application deny, application allow, else
-//! denied. No clock, no socket, no log; what changes from outside is handed in ([`kept`], [`OwnAddresses`]).
+//! denied. No clock, no socket, no log; what changes from outside is handed in ([`Known`](crate::learned::Known),
+//! [`OwnAddresses`]).
 
 mod address;
 mod evidence;
@@ -18,19 +19,15 @@ mod nearest;
 mod own_addresses;
 mod permit;
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
 
 use ipnet::Ipv6Net;
 
-use crate::answers::Answers;
-use crate::claim::Source;
-use crate::learned::Kept;
+use crate::claim::{Source, Transport};
 use crate::outcome::{Hint, Reason, Refusal, Stage};
 use crate::rule::rules::Rules;
-use crate::rule::{Action, AppProtocol, AppRule, NetRule};
+use crate::rule::{Action, AppProtocol, AppRule, LearnedName, NetRule};
 use crate::wire::Expected;
 use hosts::HostIndex;
 pub use own_addresses::OwnAddresses;
@@ -130,41 +127,26 @@ impl Policy {
         self.nat64
     }
 
-    /// The names to keep resolved, each with the leave to do so.
-    pub fn kept(&self) -> impl Iterator<Item = (Arc<Kept>, Clearance)> + '_ {
-        let mut seen: Vec<&Arc<Kept>> = Vec::new();
-        let all = (0..).zip(&self.nets).flat_map(|(id, rule)| rule.kept.iter().map(move |kept| (id, kept)));
-        all.filter_map(move |(id, kept)| {
-            // One name may be kept twice, for rules that lead to different places.
-            if seen.iter().any(|other| Arc::ptr_eq(other, kept)) {
-                return None;
-            }
-            seen.push(kept);
-            let clearance = Clearance {
-                destination: Destination::Name(kept.name().clone()),
-                port: 0,
-                prefers_v6: false,
-                dst: None,
-                source: Source::at(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)),
-                grants: vec![Grant::NetKept { rule: id }],
-            };
-            Some((Arc::clone(kept), clearance))
-        })
+    /// The names that network rules keep resolved, each once.
+    #[must_use]
+    pub fn kept_names(&self) -> Vec<&LearnedName> {
+        let mut seen: HashSet<&LearnedName> = HashSet::new();
+        self.nets.iter().flat_map(|rule| &rule.kept).filter(|name| seen.insert(name)).collect()
     }
 
-    /// Takes over what another policy has found for the names that both keep, as far as this one lets them lead there.
-    pub fn inherit(&self, old: &Self) {
-        for (kept, clearance) in self.kept() {
-            // By any rule: each may let the name lead elsewhere, and this one to all of those places.
-            let known = old.nets.iter().flat_map(|rule| &rule.kept).filter(|other| other.name() == kept.name());
-            let mut addresses: BTreeMap<IpAddr, Instant> = BTreeMap::new();
-            for (ip, seen) in known.flat_map(|other| other.addresses()) {
-                let last = addresses.entry(ip).or_insert(seen);
-                *last = seen.max(*last);
-            }
-            addresses.retain(|ip, _| self.by_address(&clearance, &Answers::literal(*ip)).is_ok());
-            kept.set(addresses.into_iter().collect());
-        }
+    /// Leave to resolve a name on behalf of no client, where a rule keeps it.
+    #[must_use]
+    pub fn clearance_to_keep(&self, name: &LearnedName) -> Option<Clearance> {
+        let (rule, _) = (0..).zip(&self.nets).find(|(_, rule)| rule.kept.contains(name))?;
+        Some(Clearance {
+            destination: Destination::Name(name.name().clone()),
+            transport: Transport::Tcp,
+            port: None,
+            prefers_v6: false,
+            dst: None,
+            source: Source::anybody(),
+            grants: vec![Grant::NetKept { rule }],
+        })
     }
 
     /// Whom the rule of this name is for, where that is not everyone.

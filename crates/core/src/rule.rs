@@ -12,8 +12,7 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv6Net};
 
-use crate::claim::{Identity, Source};
-use crate::learned::Kept;
+use crate::claim::{Identity, Source, Transport};
 use crate::name::HostName;
 pub use guard::Reach;
 use paths::PathPattern;
@@ -65,26 +64,6 @@ pub enum NetPort {
     Tcp(RangeInclusive<u16>),
     Udp(RangeInclusive<u16>),
     Icmp,
-}
-
-/// What network rules open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NetKind {
-    Tcp,
-    Udp,
-    /// Echo; it has no port.
-    Icmp,
-}
-
-impl NetKind {
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-            Self::Icmp => "icmp",
-        }
-    }
 }
 
 /// Who a rule is for: whoever is in one of the networks and bears one of the names; empty means everyone.
@@ -204,8 +183,8 @@ pub struct NetRule {
     pub action: Action,
     pub sources: Sources,
     pub destinations: PrefixSet,
-    /// Names whose addresses are destinations too, whoever found them.
-    pub kept: Vec<Arc<Kept>>,
+    /// Names whose addresses, as egret learned them, are destinations too.
+    pub kept: Vec<LearnedName>,
     pub fqdns: Vec<Pattern>,
     pub ports: Vec<NetPort>,
     /// Where its `fqdns` and `kept` names may lead.
@@ -213,29 +192,42 @@ pub struct NetRule {
 }
 
 impl NetRule {
-    /// Whether an address is one of its destinations.
-    #[must_use]
-    pub fn covers(&self, ip: IpAddr) -> bool {
-        self.destinations.contains(ip) || self.kept.iter().any(|kept| kept.contains(ip))
-    }
-
     /// Whether its names may lead to an address.
     #[must_use]
     pub fn leads_to(&self, ip: IpAddr, nat64: Option<Ipv6Net>) -> bool {
         guard::judge(ip, &self.reach, nat64) == guard::Judgement::Permitted
     }
 
+    /// Whether it is about flows of a transport to a port; echo requests have none.
     #[must_use]
-    pub fn takes(&self, kind: NetKind, port: u16) -> bool {
-        self.ports.iter().any(|p| match p {
-            NetPort::Tcp(range) => kind == NetKind::Tcp && range.contains(&port),
-            NetPort::Udp(range) => kind == NetKind::Udp && range.contains(&port),
-            NetPort::Icmp => kind == NetKind::Icmp,
+    pub fn takes(&self, transport: Transport, port: Option<u16>) -> bool {
+        self.ports.iter().any(|opened| match (opened, transport) {
+            (NetPort::Tcp(range), Transport::Tcp) | (NetPort::Udp(range), Transport::Udp) => {
+                port.is_some_and(|port| range.contains(&port))
+            }
+            (NetPort::Icmp, Transport::Icmp) => true,
+            _ => false,
         })
+    }
+}
+
+/// A name, and where it may lead: what addresses are learned for. Rules that say both alike share what is known.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LearnedName(Arc<(HostName, Reach)>);
+
+impl LearnedName {
+    #[must_use]
+    pub fn new(name: HostName, reach: Reach) -> Self {
+        Self(Arc::new((name, reach)))
     }
 
     #[must_use]
-    pub fn takes_tcp(&self, port: u16) -> bool {
-        self.takes(NetKind::Tcp, port)
+    pub fn name(&self) -> &HostName {
+        &self.0.0
+    }
+
+    #[must_use]
+    pub fn reach(&self) -> &Reach {
+        &self.0.1
     }
 }

@@ -78,14 +78,14 @@ impl From<Refusal> for NotAccepted {
 pub async fn client_address(
     stream: &mut TcpStream,
     peer: ClientAddr,
-    entrance: &Listener,
+    listener: &Listener,
     until: Instant,
 ) -> Result<ClientAddr, NotAccepted> {
-    if entrance.proxies.is_none() {
+    if listener.proxies.is_none() {
         return Ok(peer);
     }
     let bad = |why| Refusal::at_claim(Reason::BadProxyHeader, why);
-    if !entrance.is_proxy(peer.ip()) {
+    if !listener.is_proxy(peer.ip()) {
         return Err(bad("the peer is not in proxy_protocol.from").into());
     }
     if is_empty(stream, until).await? {
@@ -112,11 +112,11 @@ pub async fn client_address(
 pub async fn accept_tls(
     stream: TcpStream,
     address: ClientAddr,
-    entrance: &Listener,
+    listener: &Listener,
     until: Instant,
 ) -> Result<Accepted, NotAccepted> {
-    let Some(tls) = &entrance.tls else {
-        let original_dst = entrance.original_dst(&stream)?;
+    let Some(tls) = &listener.tls else {
+        let original_dst = listener.original_dst(&stream)?;
         let link = Link::new(ClientStream::Bare(stream));
         return Ok(Accepted { link, address, identity: Identity::default(), shown: None, original_dst });
     };
@@ -128,7 +128,7 @@ pub async fn accept_tls(
     let accepting = TlsAcceptor::from(Arc::clone(&tls.config)).accept(wire);
     let handshake = async {
         // A handshake is dear: those of one client wait for each other.
-        let _place = match entrance.has_shared_address() {
+        let _place = match listener.has_shared_address() {
             true => None,
             false => Some(HANDSHAKES.enter(address.ip()).await),
         };

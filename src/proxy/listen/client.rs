@@ -14,7 +14,7 @@ use crate::identity::Pass;
 use crate::proxy::peek::{self, Fill, PeekLimits, Window};
 use crate::proxy::stream::{ClientStream, send};
 use crate::proxy::stream::{LINGER, Link, linger};
-use egret_core::claim::{Claim, ClientAddr, Identity, OriginalDst, Target, Via};
+use egret_core::claim::{Claim, ClientAddr, Identity, OriginalDst, Target, Transport, Via};
 use egret_core::credentials::Credentials;
 use egret_core::outcome::{Reason, Refusal, Stage};
 use egret_core::rule::AppProtocol;
@@ -37,7 +37,7 @@ pub struct Client {
     identity: Identity,
     certificates: Option<accept::ClientCertificates>,
     original_dst: Option<OriginalDst>,
-    entrance: Arc<Listener>,
+    listener: Arc<Listener>,
     shown: Shown,
     /// What a user was let in by.
     pass: Option<Pass>,
@@ -65,7 +65,7 @@ pub struct Claimed {
 
 impl Client {
     #[must_use]
-    pub fn new(arrived: Accepted, entrance: Arc<Listener>, window: Window) -> Self {
+    pub fn new(arrived: Accepted, listener: Arc<Listener>, window: Window) -> Self {
         let Accepted { link, address, identity, shown: certificates, original_dst } = arrived;
         Self {
             link,
@@ -74,7 +74,7 @@ impl Client {
             identity,
             certificates,
             original_dst,
-            entrance,
+            listener,
             shown: Shown::Nothing,
             pass: None,
             speech: Speech::ByBytes,
@@ -87,7 +87,7 @@ impl Client {
     /// # Errors
     /// A refusal at stage `claim`.
     pub async fn claim(&mut self, limits: PeekLimits, before: Option<&Claim>) -> Result<Claimed, Refusal> {
-        match (before, self.entrance.kind) {
+        match (before, self.listener.kind) {
             // A request in absolute form makes its own claim; in a tunnel it is that of the tunnel.
             (Some(before), _) if before.via == Via::Absolute => self.claim_http(limits).await,
             (Some(before), _) => Ok(Claimed { claim: before.clone(), sighting: None }),
@@ -115,16 +115,22 @@ impl Client {
         }
     }
 
+    /// The name of the listener that it came to.
+    #[must_use]
+    pub fn listener(&self) -> &Arc<str> {
+        &self.listener.name
+    }
+
     /// Whether upstreams are to see its own address.
     #[must_use]
     pub fn preserves_source(&self) -> bool {
-        matches!(self.entrance.kind, ListenerKind::Transparent { preserve_source: true, .. })
+        matches!(self.listener.kind, ListenerKind::Transparent { preserve_source: true, .. })
     }
 
     /// What its requests and their answers are told of the way.
     #[must_use]
     pub fn adds(&self) -> Adds {
-        self.entrance.adds
+        self.listener.adds
     }
 
     /// Waits for the first byte of another request. Whoever closes, resets or stays silent has none.
@@ -199,7 +205,7 @@ impl Client {
     async fn claim_socks(&mut self, limits: PeekLimits) -> Result<Claimed, Refusal> {
         self.speech = Speech::Socks5Methods;
         let cut = |_: &[u8]| Reason::BadRequest;
-        let method = if self.entrance.users.is_some() { socks5::Method::Password } else { socks5::Method::None };
+        let method = if self.listener.users.is_some() { socks5::Method::Password } else { socks5::Method::None };
         let greeting = |bytes: &[u8]| socks5::greeting(bytes, method);
         let (len, is_offered) = peek::read_until(&mut self.link.stream, &mut self.window, limits.until, greeting, cut)
             .await
@@ -231,8 +237,11 @@ impl Client {
     }
 
     fn claimed(&self, target: Target, port: u16, via: Via, sighting: Option<Sighting>) -> Claimed {
-        let (listener, identity) = (Arc::clone(&self.entrance.name), self.identity.clone());
-        Claimed { claim: Claim { client: self.address, identity, listener, target, port, via }, sighting }
+        let (listener, identity) = (Arc::clone(&self.listener.name), self.identity.clone());
+        Claimed {
+            claim: Claim { client: self.address, identity, listener, target, transport: Transport::Tcp, port, via },
+            sighting,
+        }
     }
 
     /// Makes sure that a claim is still that of a certificate and a user that are let in, where the listener asks for
@@ -241,7 +250,7 @@ impl Client {
     /// # Errors
     /// A refusal at stage `claim`.
     pub async fn authenticate(&mut self, claim: &mut Claim, limits: PeekLimits) -> Result<(), Refusal> {
-        if let (Some(shown), Some(tls)) = (&mut self.certificates, &self.entrance.tls)
+        if let (Some(shown), Some(tls)) = (&mut self.certificates, &self.listener.tls)
             && !shown.stands(&tls.get())
         {
             return Err(Refusal::at_claim(
@@ -249,7 +258,7 @@ impl Client {
                 "the client's certificate has expired, is revoked or is not trusted any more",
             ));
         }
-        let Some(users) = &self.entrance.users else { return Ok(()) };
+        let Some(users) = &self.listener.users else { return Ok(()) };
         if !claim.identity.is_user() {
             claim.identity = self.user(limits.until).await?;
         } else if !self.pass.as_ref().is_some_and(|pass| users.get().stand(pass)) {
@@ -261,7 +270,7 @@ impl Client {
     /// The client as the user it has shown itself to be.
     async fn user(&mut self, until: Instant) -> Result<Identity, Refusal> {
         let failed = |why| Err(Refusal::at_claim(Reason::AuthFailed, why));
-        let Some(users) = &self.entrance.users else { return failed("the listener has no users") };
+        let Some(users) = &self.listener.users else { return failed("the listener has no users") };
         let shown = match std::mem::replace(&mut self.shown, Shown::Nothing) {
             // Many clients wait to be asked.
             Shown::Nothing => return failed("the client shows no user and password"),
@@ -294,7 +303,7 @@ impl Client {
     /// # Errors
     /// A refusal at stage `peek` or `limit`.
     pub async fn sight(&mut self, expected: Expected, limits: PeekLimits) -> Result<Sighting, Refusal> {
-        let expected = match self.entrance.kind {
+        let expected = match self.listener.kind {
             ListenerKind::Sni { protocol: Some(AppProtocol::Http), .. } => Expected { tls: false, ..expected },
             ListenerKind::Sni { protocol: Some(AppProtocol::Https), .. } => Expected { http: false, ..expected },
             ListenerKind::Sni { protocol: None, .. } | ListenerKind::Forward | ListenerKind::Transparent { .. } => {
@@ -323,7 +332,7 @@ impl Client {
     /// be told, dropping the link resets it.
     pub async fn refuse(mut self, refusal: &Refusal, name: Option<&str>) {
         let about =
-            About { name, contact: self.entrance.contact.as_deref(), asks_for_user: self.entrance.users.is_some() };
+            About { name, contact: self.listener.contact.as_deref(), asks_for_user: self.listener.users.is_some() };
         let words = self.speech.words(refusal, about, self.window.unread());
         if words.is_empty() {
             return;

@@ -2,6 +2,10 @@
 
 pub mod samples;
 
+use std::hint::black_box;
+use std::sync::Arc;
+
+use egret_core::learned::Known;
 use egret_core::name::HostName;
 use egret_core::policy::hosts::HostIndex;
 use egret_core::policy::{Passage, Policy};
@@ -10,8 +14,6 @@ use egret_core::rule::{Action, AppPort, AppProtocol, AppRule, Ech, InnerName, Re
 use egret_core::wire::Sighting;
 use egret_core::wire::http::RequestHead;
 use samples::{LIMIT, NAME, answers, claim, hello, sight};
-use std::hint::black_box;
-use std::sync::Arc;
 
 /// One path.
 pub struct Case {
@@ -90,8 +92,10 @@ fn judging(name: &'static str, count: usize) -> Case {
     let policy = Policy::compile(vec![rule], Vec::new(), None, Arc::default());
     let (claim, sighting, answers) = (claim(), Sighting::Tls(Box::new(sight(&hello()))), answers());
     Case::new(name, move || {
-        let Passage::Peek(expectation) = policy.by_claim(black_box(&claim)).unwrap() else { unreachable!() };
+        let Passage::Peek(expectation) = policy.by_claim(black_box(&claim), Known::nothing()).unwrap() else {
+            unreachable!()
+        };
         let clearance = policy.by_sighting(&claim, expectation, black_box(&sighting)).unwrap();
-        drop(black_box(policy.by_address(&clearance, &answers).unwrap()));
+        drop(black_box(policy.by_address(&clearance, &answers, Known::nothing()).unwrap()));
     })
 }

@@ -1,10 +1,11 @@
 //! What a connection brings along.
 
-use egret_core::answers::Answers;
-use egret_core::claim::{Claim, ClientAddr, Identity, Target, Via};
-use egret_core::wire::client_hello::{ClientHello, HelloReader};
 use std::sync::Arc;
 use std::time::Duration;
+
+use egret_core::answers::Answers;
+use egret_core::claim::{Claim, ClientAddr, Identity, Target, Transport, Via};
+use egret_core::wire::client_hello::{ClientHello, HelloReader};
 
 pub const LIMIT: usize = 64 << 10;
 pub const NAME: &str = "cluster-1a2b.hcp.westeurope.azmk8s.io";
@@ -16,11 +17,24 @@ pub fn sight(bytes: &[u8]) -> ClientHello {
 pub fn claim() -> Claim {
     let client = ClientAddr("10.9.0.1:40000".parse().unwrap());
     let (identity, listener) = (Identity::default(), Arc::from("bench"));
-    Claim { client, identity, listener, target: Target::Unnamed, port: 443, via: Via::Intercepted }
+    Claim {
+        client,
+        identity,
+        listener,
+        target: Target::Unnamed,
+        transport: Transport::Tcp,
+        port: 443,
+        via: Via::Intercepted,
+    }
 }
 
 pub fn answers() -> Answers {
-    Answers { addresses: vec!["20.1.2.3".parse().unwrap()], ttl: Duration::from_secs(60), is_stale: false }
+    Answers {
+        addresses: vec!["20.1.2.3".parse().unwrap()],
+        ttl: Duration::from_secs(60),
+        is_stale: false,
+        from_servers: true,
+    }
 }
 
 /// A TLS 1.3 hello with a name, two protocols and padding to the size browsers send.

@@ -1,13 +1,17 @@
 //! Judging the addresses behind a clearance.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
 use super::Policy;
+use super::evidence::Flow;
 use super::own_addresses::Own;
-use super::permit::{Clearance, Grant, Permit};
+use super::permit::{Clearance, Destination, Grant, Permit};
 use crate::answers::Answers;
+use crate::learned::Known;
 use crate::outcome::{Reason, Refusal, Stage};
-use crate::rule::guard::{self, Judgement, Reach};
+use crate::rule::guard::{self, Judgement};
+use crate::rule::{LearnedName, Reach};
 
 impl Policy {
     /// Judges the addresses behind a clearance. All of them: an answer that mixes permitted and denied ones
@@ -15,64 +19,128 @@ impl Policy {
     ///
     /// # Errors
     /// A refusal at stage `address`, from the first rule that would have allowed the name.
-    pub fn by_address(&self, clearance: &Clearance, answers: &Answers) -> Result<Permit, Refusal> {
+    pub fn by_address(&self, clearance: &Clearance, answers: &Answers, known: Known<'_>) -> Result<Permit, Refusal> {
+        let (grant, addresses) = self.judge_addresses(clearance, answers, known)?;
+        let port = clearance.port.ok_or(Refusal::new(Reason::Internal, Stage::Address))?;
+        Ok(Permit {
+            destination: clearance.destination.clone(),
+            addresses: interleave(addresses, port, clearance.prefers_v6),
+            because: self.matched_rule(grant),
+        })
+    }
+
+    /// Judges the addresses of a name that a rule keeps resolved, as [`Policy::by_address`] does.
+    ///
+    /// # Errors
+    /// As [`Policy::by_address`].
+    pub fn by_kept_answer(&self, clearance: &Clearance, answers: &Answers) -> Result<Vec<IpAddr>, Refusal> {
+        self.judge_addresses(clearance, answers, Known::nothing()).map(|(_, addresses)| addresses)
+    }
+
+    /// The first grant by which the addresses may be used, and those that may.
+    pub(super) fn judge_addresses(
+        &self,
+        clearance: &Clearance,
+        answers: &Answers,
+        known: Known<'_>,
+    ) -> Result<(Grant, Vec<IpAddr>), Refusal> {
         let mut first = None;
         for grant in &clearance.grants {
-            match self.addresses_for(*grant, clearance, answers) {
-                Ok(addresses) => {
-                    return Ok(Permit {
-                        destination: clearance.destination.clone(),
-                        addresses: interleave(addresses, clearance.port, clearance.prefers_v6),
-                        because: self.matched_rule(*grant),
-                    });
-                }
-                Err(refusal) => {
-                    first.get_or_insert(refusal);
-                }
+            let judged = self.judge_all(*grant, clearance, answers, known);
+            match judged.and_then(|good| self.verify(*grant, clearance, good, known)) {
+                Ok(addresses) => return Ok((*grant, addresses)),
+                Err(refusal) => first = first.or(Some(refusal)),
             }
         }
         Err(first.unwrap_or(Refusal::new(Reason::Internal, Stage::Address)))
     }
 
+    /// What an answer teaches of the client's own destinations: the names for which a rule wants to find one, as far as all
+    /// of the answer may be used by that rule.
+    #[must_use]
+    pub fn learnable(&self, clearance: &Clearance, answers: &Answers) -> Vec<LearnedName> {
+        let verifying = clearance.grants.iter().filter(|grant| self.wants(**grant, clearance).is_some());
+        let good = verifying.filter(|grant| self.judge_all(**grant, clearance, answers, Known::nothing()).is_ok());
+        good.filter_map(|grant| self.learned_name(*grant, clearance)).collect()
+    }
+
+    fn learned_name(&self, grant: Grant, clearance: &Clearance) -> Option<LearnedName> {
+        let Destination::Name(name) = &clearance.destination else { return None };
+        Some(LearnedName::new(name.clone(), self.apps.get(grant.rule() as usize)?.reach.clone()))
+    }
+
+    /// Only the client's own destination, where a rule wants it to be the name's: now, or as it was learned.
+    fn verify(
+        &self,
+        grant: Grant,
+        clearance: &Clearance,
+        good: Vec<IpAddr>,
+        known: Known<'_>,
+    ) -> Result<Vec<IpAddr>, Refusal> {
+        let Some(dst) = self.wants(grant, clearance) else { return Ok(good) };
+        let was_learned = || self.learned_name(grant, clearance).is_some_and(|name| known.has(&name, dst));
+        // What was learned once is judged as it stands now.
+        let may_still = || self.judge_all(grant, clearance, &Answers::literal(dst), known).is_ok();
+        if good.contains(&dst) || (was_learned() && may_still()) {
+            return Ok(vec![dst]);
+        }
+        Err(self.refusal_by(Reason::DstNotInDns, Stage::Address, grant))
+    }
+
     /// The address that a rule wants to find among the answers.
-    fn verified(&self, grant: Grant, clearance: &Clearance) -> Option<IpAddr> {
+    fn wants(&self, grant: Grant, clearance: &Clearance) -> Option<IpAddr> {
         let Grant::App { rule, .. } = grant else { return None };
         clearance.dst.filter(|_| self.apps.get(rule as usize).is_some_and(|rule| rule.verify))
     }
 
-    fn addresses_for(&self, grant: Grant, clearance: &Clearance, answers: &Answers) -> Result<Vec<IpAddr>, Refusal> {
-        let mut net = None;
-        let reach = match grant {
-            Grant::App { rule, .. } => self.apps.get(rule as usize).map(|r| &r.reach),
-            Grant::NetName { rule, .. } | Grant::NetKept { rule } => self.nets.get(rule as usize).map(|r| &r.reach),
+    /// Where a rule lets its names, or a literal, lead.
+    fn reach_of(&self, grant: Grant, answers: &Answers, known: Known<'_>) -> Option<Cow<'_, Reach>> {
+        match grant {
+            Grant::App { rule, .. } => Some(Cow::Borrowed(&self.apps.get(rule as usize)?.reach)),
+            Grant::NetName { rule, .. } | Grant::NetKept { rule } => {
+                Some(Cow::Borrowed(&self.nets.get(rule as usize)?.reach))
+            }
             // A literal leads where the rule's own destinations say, and nowhere else. The longest of its
             // prefixes opens what any of them would.
-            Grant::NetAddress { rule } => self.nets.get(rule as usize).map(|r| {
+            Grant::NetAddress { rule } => {
+                let rule = self.nets.get(rule as usize)?;
                 let literal = answers.addresses.first().map(|ip| guard::effective(*ip, self.nat64));
-                let kept = literal.is_some_and(|ip| r.kept.iter().any(|kept| kept.contains(ip)));
-                match literal.and_then(|ip| r.destinations.longest(ip)) {
-                    None if kept => &r.reach,
-                    prefix => &*net.insert(Reach { public: false, prefixes: prefix.into_iter().collect() }),
+                let is_learned = literal.is_some_and(|ip| rule.kept.iter().any(|name| known.has(name, ip)));
+                match literal.and_then(|ip| rule.destinations.longest(ip)) {
+                    None if is_learned => Some(Cow::Borrowed(&rule.reach)),
+                    prefix => Some(Cow::Owned(Reach { public: false, prefixes: prefix.into_iter().collect() })),
                 }
-            }),
-        };
-        let Some(reach) = reach else { return Err(Refusal::new(Reason::Internal, Stage::Address)) };
+            }
+        }
+    }
+
+    /// The addresses, where all of them may be used by a rule.
+    fn judge_all(
+        &self,
+        grant: Grant,
+        clearance: &Clearance,
+        answers: &Answers,
+        known: Known<'_>,
+    ) -> Result<Vec<IpAddr>, Refusal> {
+        let Clearance { source, transport, port, .. } = clearance;
+        let flow = Flow { source, transport: *transport, port: *port };
+        let reach = self.reach_of(grant, answers, known).ok_or(Refusal::new(Reason::Internal, Stage::Address))?;
         let mut good = Vec::with_capacity(answers.addresses.len());
         let (mut worst, mut closed) = (None, None);
         for ip in &answers.addresses {
-            let meant = guard::effective(*ip, self.nat64);
+            let effective = guard::effective(*ip, self.nat64);
             // What is only kept is judged against denials when a client dials it.
             let asks = !matches!(grant, Grant::NetKept { .. });
-            if let Some(grant) = self.net_denies(&clearance.source, *ip, clearance.port).filter(|_| asks) {
+            if let Some(grant) = self.net_denies(flow, *ip).filter(|_| asks) {
                 return Err(self.refusal_by(Reason::RuleDenied, Stage::Address, grant));
             }
             let named =
-                reach.prefixes.iter().any(|net| net.addr() == meant && net.prefix_len() == net.max_prefix_len());
-            let own = guard::equivalents(*ip, self.nat64).map(|ip| self.own.own(SocketAddr::new(ip, clearance.port)));
+                reach.prefixes.iter().any(|net| net.addr() == effective && net.prefix_len() == net.max_prefix_len());
+            let own = guard::equivalents(*ip, self.nat64).map(|ip| self.own.own(ip, *port));
             match own.into_iter().flatten().max() {
                 Some(Own::Always) => worst = Some(Reason::OwnAddress),
                 Some(Own::UnlessNamed) if !named => worst = Some(Reason::OwnAddress),
-                _ => match guard::judge(*ip, reach, self.nat64) {
+                _ => match guard::judge(*ip, &reach, self.nat64) {
                     Judgement::Permitted => good.push(*ip),
                     Judgement::Denied => {
                         worst = worst.or(Some(Reason::AddressDenied));
@@ -82,14 +150,7 @@ impl Policy {
             }
         }
         let reason = match worst {
-            None if !good.is_empty() => {
-                let verified = self.verified(grant, clearance);
-                return match verified {
-                    None => Ok(good),
-                    Some(dst) if good.contains(&dst) => Ok(vec![dst]),
-                    Some(_) => Err(self.refusal_by(Reason::DstNotInDns, Stage::Address, grant)),
-                };
-            }
+            None if !good.is_empty() => return Ok(good),
             None => Reason::AddressDenied,
             Some(_) if !good.is_empty() => Reason::AddressMixed,
             Some(reason) => reason,

@@ -1,8 +1,26 @@
 //! What is known when a name is judged, and how far a rule's conditions hold.
 
-use crate::claim::Source;
-use crate::rule::{Action, AppPort, AppProtocol, AppRule, Ech, InnerName, paths};
+use std::net::IpAddr;
+
+use crate::claim::{Claim, Source, Transport};
+use crate::learned::Known;
+use crate::rule::{Action, AppPort, AppProtocol, AppRule, Ech, InnerName, NetRule, paths};
 use crate::wire::http::{Overrides, RequestHead};
+
+/// Who would send what, for rules by address.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Flow<'a> {
+    pub(super) source: &'a Source,
+    pub(super) transport: Transport,
+    /// Echo requests have none.
+    pub(super) port: Option<u16>,
+}
+
+impl<'a> Flow<'a> {
+    pub(super) const fn of(claim: &Claim, source: &'a Source) -> Self {
+        Self { source, transport: claim.transport, port: Some(claim.port) }
+    }
+}
 
 /// What is known about a connection when its name is judged.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +33,13 @@ pub(super) struct Evidence<'a> {
     pub(super) inner: InnerName,
     /// `None` before a request has been read.
     pub(super) request: Option<Request<'a>>,
+}
+
+impl<'a> Evidence<'a> {
+    /// Before a byte has been seen: what speaks a protocol at a port.
+    pub(super) const fn of(source: &'a Source, protocol: AppProtocol, port: u16) -> Self {
+        Self { source, port, protocol, alpn: None, ech: false, inner: InnerName::Same, request: None }
+    }
 }
 
 /// What rules may ask of a plain HTTP request.
@@ -87,4 +112,9 @@ pub(super) fn conditions(rule: &AppRule, evidence: &Evidence<'_>) -> Result<(), 
     let hidden = evidence.ech && rule.ech == Ech::Deny;
     let other_name = evidence.inner != InnerName::Same && rule.inner != evidence.inner;
     if rule.action == Action::Allow && (hidden || other_name) { Err(Progress::Alpn) } else { Ok(()) }
+}
+
+/// Whether an address is one of a rule's destinations, or stands for one of its names.
+pub(super) fn covers(rule: &NetRule, ip: IpAddr, known: Known<'_>) -> bool {
+    rule.destinations.contains(ip) || rule.kept.iter().any(|name| known.has(name, ip))
 }

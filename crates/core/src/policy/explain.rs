@@ -3,14 +3,14 @@
 use std::net::IpAddr;
 
 use super::Policy;
-use super::evidence::{Evidence, Request};
-use super::judge::further;
+use super::evidence::{Evidence, Flow, Request};
 use super::permit::{Clearance, Destination, Grant, MatchedRule};
 use crate::answers::Answers;
-use crate::claim::Source;
+use crate::claim::{Source, Transport};
+use crate::learned::Known;
 use crate::name::{Host, HostName};
 use crate::outcome::{Hint, Reason, Refusal, Stage};
-use crate::rule::{Action, AppPort, AppProtocol, InnerName, NetKind, NetRule, guard};
+use crate::rule::{AppProtocol, guard};
 use crate::wire::http::Overrides;
 
 /// What somebody wants to know.
@@ -104,11 +104,20 @@ impl std::str::FromStr for Subject {
 }
 
 impl Policy {
-    /// Walks the four steps of precedence for a question.
+    /// Walks the four steps of precedence for a question, before anything has been learned.
     ///
     /// # Errors
     /// The refusal a connection like this would get.
     pub fn explain(&self, question: &Question) -> Result<MatchedRule, Refusal> {
+        self.explain_knowing(question, Known::nothing())
+    }
+
+    /// The same, with what has been learned.
+    ///
+    /// # Errors
+    /// As [`Policy::explain`].
+    pub fn explain_knowing(&self, question: &Question, known: Known<'_>) -> Result<MatchedRule, Refusal> {
+        let flow = |transport, port| Flow { source: &question.source, transport, port };
         match &question.subject {
             Subject::App { protocol, host, port, path } => {
                 let request = path.as_deref().map(|path| Request {
@@ -117,107 +126,101 @@ impl Policy {
                     overrides: Overrides::default(),
                     upgrades: false,
                 });
-                self.explain_app(question, *protocol, host, *port, request)
+                let evidence = Evidence {
+                    alpn: (!question.alpn.is_empty()).then_some(&question.alpn),
+                    request,
+                    ..Evidence::of(&question.source, *protocol, *port)
+                };
+                self.explain_app(question, host, &evidence, known)
             }
-            Subject::Tcp { host: Host::Name(name), port } if self.reads_name_of(question, name, *port) => {
+            Subject::Tcp { host: Host::Name(name), port } if self.reads_name_of(question, name, *port, known) => {
                 let tls = self.ports.get(port).is_none_or(|expected| expected.tls);
                 let protocol = if tls { AppProtocol::Https } else { AppProtocol::Http };
-                let because = self.explain_app(question, protocol, &Host::Name(name.clone()), *port, None)?;
+                let evidence = Evidence::of(&question.source, protocol, *port);
+                let matched = self.explain_app(question, &Host::Name(name.clone()), &evidence, known)?;
                 let scheme = protocol.as_str();
                 let nearest = format!(
                     "rule {} allows {scheme}://{name}:{port}: egret reads the name in the bytes there, and other bytes have none",
-                    because.rule
+                    matched.rule
                 );
                 let hint = Hint { nearest: Some(nearest), ..Hint::default() };
                 Err(Refusal::new(Reason::NoRule, Stage::Network).with(hint))
             }
-            Subject::Tcp { host, port } => self.explain_net(question, host, *port, NetKind::Tcp),
-            Subject::Udp { host, port } => self.explain_net(question, host, *port, NetKind::Udp),
-            Subject::Icmp { host } => self.explain_net(question, host, 0, NetKind::Icmp),
-            Subject::Dns { name } => self.explain_dns(question, name),
+            Subject::Tcp { host, port } => self.explain_net(question, host, flow(Transport::Tcp, Some(*port)), known),
+            Subject::Udp { host, port } => self.explain_net(question, host, flow(Transport::Udp, Some(*port)), known),
+            Subject::Icmp { host } => self.explain_net(question, host, flow(Transport::Icmp, None), known),
+            Subject::Dns { name } => self.by_question(&question.source, name),
         }
     }
 
     /// Whether TCP to a name at a port is judged by the name that egret reads there: an application rule uses the port, and
     /// no network rule decides.
-    fn reads_name_of(&self, question: &Question, name: &HostName, port: u16) -> bool {
+    fn reads_name_of(&self, question: &Question, name: &HostName, port: u16, known: Known<'_>) -> bool {
+        let flow = Flow { source: &question.source, transport: Transport::Tcp, port: Some(port) };
+        let decides = |ip| self.net_by_address(flow, ip, known).map_or(true, |grants| !grants.is_empty());
         self.ports.contains_key(&port)
-            && self.net_by_name(&question.source, name, |rule| rule.takes_tcp(port)).is_empty()
-            && question
-                .dst
-                .is_none_or(|ip| self.net_by_address(&question.source, ip, port).is_ok_and(|grants| grants.is_empty()))
+            && self.net_by_name(flow.source, name, |rule| rule.takes(flow.transport, flow.port)).is_empty()
+            && !question.dst.is_some_and(decides)
     }
 
     fn explain_app(
         &self,
         question: &Question,
-        protocol: AppProtocol,
         host: &Host,
-        port: u16,
-        request: Option<Request<'_>>,
+        evidence: &Evidence<'_>,
+        known: Known<'_>,
     ) -> Result<MatchedRule, Refusal> {
+        let port = evidence.port;
+        let flow = Flow { source: &question.source, transport: Transport::Tcp, port: Some(port) };
         let literal = if let Host::Address(ip) = host { Some(*ip) } else { question.dst };
         if let Some(ip) = literal {
-            let grants = self.net_by_address(&question.source, ip, port)?;
+            let grants = self.net_by_address(flow, ip, known)?;
             if !grants.is_empty() {
-                return self.guarded(question, grants, ip, port);
+                return self.guarded(flow, grants, ip, known);
             }
         }
         let name = match host {
             Host::Name(name) => name,
             Host::Address(ip) if self.ports.contains_key(&port) => return Err(self.without_name(*ip, port)),
             Host::Address(ip) => {
-                let hint = self.address_hint(&question.source, *ip, port, NetKind::Tcp);
-                return Err(Refusal::new(Reason::NoRule, Stage::Network).with(hint));
+                return Err(Refusal::new(Reason::NoRule, Stage::Network).with(self.address_hint(flow, *ip, known)));
             }
         };
-        if let Some(grant) = self.net_by_name(&question.source, name, |rule| rule.takes_tcp(port)).first() {
+        if let Some(grant) = self.net_by_name(flow.source, name, |rule| rule.takes(flow.transport, flow.port)).first() {
             return Ok(self.matched_rule(*grant));
         }
-        let evidence = Evidence {
-            source: &question.source,
-            port,
-            protocol,
-            alpn: (!question.alpn.is_empty()).then_some(&question.alpn),
-            ech: false,
-            inner: InnerName::Same,
-            request,
-        };
-        self.first_grant(name, &evidence)
+        self.first_of(&self.judge(name, evidence)?)
     }
 
-    fn explain_net(&self, question: &Question, host: &Host, port: u16, kind: NetKind) -> Result<MatchedRule, Refusal> {
-        let takes = |rule: &NetRule| rule.takes(kind, port);
+    fn explain_net(
+        &self,
+        question: &Question,
+        host: &Host,
+        flow: Flow<'_>,
+        known: Known<'_>,
+    ) -> Result<MatchedRule, Refusal> {
         let ip = match (host, question.dst) {
             (Host::Address(ip), _) => Some(*ip),
             (Host::Name(_), dst) => dst,
         };
         if let Some(ip) = ip {
-            let equivalents = guard::equivalents(ip, self.nat64);
-            let denied = |rule: &NetRule| takes(rule) && equivalents.iter().any(|ip| rule.covers(*ip));
-            if let Some(grant) = self.net_rules(&question.source, Action::Deny, denied).next() {
-                return Err(self.refusal_by(Reason::RuleDenied, Stage::Network, grant));
-            }
-            let meant = guard::effective(ip, self.nat64);
-            let allowed = |rule: &NetRule| takes(rule) && rule.covers(meant);
-            let grants: Vec<_> = self.net_rules(&question.source, Action::Allow, allowed).collect();
+            let grants = self.net_by_address(flow, ip, known)?;
             if !grants.is_empty() {
-                // What denies TCP on a port says nothing about UDP on it.
-                let port = if kind == NetKind::Tcp { port } else { 0 };
-                return self.guarded(question, grants, ip, port);
+                return self.guarded(flow, grants, ip, known);
             }
         }
         if let Host::Name(name) = host
-            && let Some(grant) = self.net_by_name(&question.source, name, takes).first()
+            && let Some(grant) =
+                self.net_by_name(flow.source, name, |rule| rule.takes(flow.transport, flow.port)).first()
         {
             return Ok(self.matched_rule(*grant));
         }
-        let hint = match ip {
-            Some(ip) if kind == NetKind::Tcp && self.ports.contains_key(&port) => {
+        let hint = match (ip, flow.port) {
+            (Some(ip), Some(port)) if flow.transport == Transport::Tcp && self.ports.contains_key(&port) => {
                 return Err(self.without_name(ip, port));
             }
-            Some(ip) => self.address_hint(&question.source, ip, port, kind),
-            None => Hint::default(),
+            (Some(ip), _) => self.address_hint(flow, ip, known),
+            (None, _) => Hint::default(),
         };
         Err(Refusal::new(Reason::NoRule, Stage::Network).with(hint))
     }
@@ -235,68 +238,23 @@ impl Policy {
                 "application rules use port {port}: egret reads the name in the bytes there; ask for {scheme}://NAME:{port}{closed}"
             )
         };
-        let nearest = Some(self.kept_hint(port, NetKind::Tcp).unwrap_or_else(reads));
+        let nearest = Some(self.kept_hint(Transport::Tcp, Some(port)).unwrap_or_else(reads));
         Refusal::new(Reason::IpLiteral, Stage::Name).with(Hint { nearest, ..Hint::default() })
     }
 
-    fn first_grant(&self, name: &HostName, evidence: &Evidence<'_>) -> Result<MatchedRule, Refusal> {
-        let grants = self.judge(name, evidence)?;
-        let first = grants.first().ok_or(Refusal::new(Reason::Internal, Stage::Name))?;
-        Ok(self.matched_rule(*first))
-    }
-
     /// A literal must also pass the guard, as it would before being dialled.
-    fn guarded(&self, question: &Question, grants: Vec<Grant>, ip: IpAddr, port: u16) -> Result<MatchedRule, Refusal> {
-        let source = question.source.clone();
-        let destination = Destination::Literal(ip);
-        let clearance = Clearance { destination, port, prefers_v6: false, dst: None, source, grants };
-        self.by_address(&clearance, &Answers::literal(ip)).map(|permit| permit.matched_rule().clone())
-    }
-
-    /// A name may be asked for when some rule lists it for this client, on whatever port.
-    fn explain_dns(&self, question: &Question, name: &HostName) -> Result<MatchedRule, Refusal> {
-        if let Some(grant) = self.net_by_name(&question.source, name, |_| true).first() {
-            return Ok(self.matched_rule(*grant));
-        }
-        let mut best = Refusal::new(Reason::NoRule, Stage::Name);
-        let mut ports: Vec<_> = self.apps.iter().flat_map(|rule| &rule.protocols).copied().collect();
-        ports.sort_by_key(|app| (app.port, app.protocol as u8));
-        ports.dedup();
-        if ports.is_empty() {
-            ports.push(AppPort { protocol: AppProtocol::Https, port: 443 });
-        }
-        for app in ports {
-            let evidence = Evidence {
-                source: &question.source,
-                port: app.port,
-                protocol: app.protocol,
-                alpn: None,
-                ech: false,
-                inner: InnerName::Same,
-                request: None,
-            };
-            match self.first_grant(name, &evidence) {
-                Ok(because) => return Ok(because),
-                Err(refusal) => best = further(refusal, best),
-            }
-        }
-        match self.dns_only(question, name) {
-            Some(because) if best.reason != Reason::RuleDenied => Ok(because),
-            _ => Err(best),
-        }
-    }
-
-    /// The rule that lets a name be asked for without being dialled.
-    fn dns_only(&self, question: &Question, name: &HostName) -> Option<MatchedRule> {
-        let mut found = None;
-        self.app_hosts.matches(name, |pattern| {
-            let id = self.app_hosts.rule(pattern);
-            let Some(rule) = self.apps.get(id as usize).filter(|rule| rule.is_dns_only()) else { return };
-            if rule.sources.include(&question.source) {
-                found.get_or_insert(Grant::App { rule: id, pattern });
-            }
-        });
-        found.map(|grant| self.matched_rule(grant))
+    fn guarded(
+        &self,
+        flow: Flow<'_>,
+        grants: Vec<Grant>,
+        ip: IpAddr,
+        known: Known<'_>,
+    ) -> Result<MatchedRule, Refusal> {
+        let Flow { source, transport, port } = flow;
+        let (destination, source) = (Destination::Literal(ip), source.clone());
+        let clearance = Clearance { destination, transport, port, prefers_v6: false, dst: None, source, grants };
+        let (grant, _) = self.judge_addresses(&clearance, &Answers::literal(ip), known)?;
+        Ok(self.matched_rule(grant))
     }
 }
 

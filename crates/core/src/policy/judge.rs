@@ -3,13 +3,15 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::evidence::{Evidence, Progress, Request, conditions};
-use super::permit::{Clearance, Destination, Expectation, Grant, Passage};
+use super::evidence::{Evidence, Flow, Progress, Request, conditions, covers};
+use super::hosts::PatternId;
+use super::permit::{Clearance, Destination, Expectation, Grant, MatchedRule, Passage};
 use super::{Policy, nearest};
 use crate::claim::{Claim, Source, Target, Via};
+use crate::learned::Known;
 use crate::name::{Host, HostName};
 use crate::outcome::{Reason, Refusal, Stage};
-use crate::rule::{Action, AppProtocol, InnerName, NetKind, NetRule, guard};
+use crate::rule::{Action, AppPort, AppProtocol, InnerName, NetRule, guard};
 use crate::wire::client_hello::{ClientHello, Sni};
 use crate::wire::http::{RequestHead, RequestTarget};
 use crate::wire::{Expected, Sighting};
@@ -19,12 +21,13 @@ impl Policy {
     ///
     /// # Errors
     /// A refusal at stage `name` or `network`.
-    pub fn by_claim(&self, claim: &Claim) -> Result<Passage, Refusal> {
+    pub fn by_claim(&self, claim: &Claim, known: Known<'_>) -> Result<Passage, Refusal> {
         let source = &claim.source();
+        let flow = Flow::of(claim, source);
         match &claim.target {
             Target::Unnamed => Ok(Passage::Peek(self.expectation(claim.port))),
             Target::Name(name) => {
-                let grants = self.net_by_name(source, name, |rule| rule.takes_tcp(claim.port));
+                let grants = self.net_by_name(source, name, |rule| rule.takes(flow.transport, flow.port));
                 if !grants.is_empty() {
                     return Ok(Passage::Passthrough(clearance(claim, Destination::Name(name.clone()), grants)));
                 }
@@ -32,7 +35,7 @@ impl Policy {
             }
             Target::Address(dst) => {
                 let ip = dst.0.ip();
-                let grants = self.net_by_address(source, ip, claim.port)?;
+                let grants = self.net_by_address(flow, ip, known)?;
                 if !grants.is_empty() {
                     return Ok(Passage::Passthrough(clearance(claim, Destination::Literal(ip), grants)));
                 }
@@ -42,13 +45,48 @@ impl Policy {
                 if self.ports.contains_key(&claim.port) {
                     return Ok(Passage::Peek(self.expectation(claim.port)));
                 }
-                Err(Refusal::new(Reason::NoRule, Stage::Network).with(self.address_hint(
-                    source,
-                    ip,
-                    claim.port,
-                    NetKind::Tcp,
-                )))
+                Err(Refusal::new(Reason::NoRule, Stage::Network).with(self.address_hint(flow, ip, known)))
             }
+        }
+    }
+
+    /// Judges a question for a name's addresses: it may be asked where some rule lists the name for this client, on
+    /// whatever port.
+    ///
+    /// # Errors
+    /// A refusal at stage `name`.
+    pub fn by_question(&self, source: &Source, name: &HostName) -> Result<MatchedRule, Refusal> {
+        if let Some(grant) = self.net_by_name(source, name, |_| true).first() {
+            return Ok(self.matched_rule(*grant));
+        }
+        let mut matched: Vec<PatternId> = Vec::new();
+        self.app_hosts.matches(name, |pattern| matched.push(pattern));
+        let rule_of = |pattern: &PatternId| self.apps.get(self.app_hosts.rule(*pattern) as usize);
+        let rules = matched.iter().filter_map(rule_of).filter(|rule| !rule.excepts(name));
+        let mut ports: Vec<AppPort> = rules.flat_map(|rule| &rule.protocols).copied().collect();
+        ports.sort_by_key(|app| (app.port, app.protocol as u8));
+        ports.dedup();
+        if ports.is_empty() {
+            ports.push(AppPort { protocol: AppProtocol::Https, port: 443 });
+        }
+        let mut best = Refusal::new(Reason::NoRule, Stage::Name);
+        for AppPort { protocol, port } in ports {
+            let each = |judge: &mut dyn FnMut(PatternId)| matched.iter().for_each(|pattern| judge(*pattern));
+            match self.judge_among(name, &Evidence::of(source, protocol, port), each) {
+                Ok(grants) => return self.first_of(&grants),
+                Err(refusal) => best = further(refusal, best),
+            }
+        }
+        // Rules that let a name be asked for without being dialled.
+        let asked = matched.iter().find(|pattern| {
+            rule_of(pattern)
+                .is_some_and(|rule| rule.is_dns_only() && !rule.excepts(name) && rule.sources.include(source))
+        });
+        match asked {
+            Some(pattern) if best.reason != Reason::RuleDenied => {
+                Ok(self.matched_rule(Grant::App { rule: self.app_hosts.rule(*pattern), pattern: *pattern }))
+            }
+            _ => Err(best),
         }
     }
 
@@ -64,15 +102,8 @@ impl Policy {
     ) -> Result<Clearance, Refusal> {
         expectation.admits(sighting)?;
         let claimed_address = matches!(claim.target, Target::Address(_));
-        let base = Evidence {
-            source: &claim.source(),
-            port: claim.port,
-            protocol: AppProtocol::Http,
-            alpn: None,
-            ech: false,
-            inner: InnerName::Same,
-            request: None,
-        };
+        let source = &claim.source();
+        let base = Evidence::of(source, AppProtocol::Http, claim.port);
         let (seen, evidence) = match sighting {
             Sighting::Tls(hello) => {
                 let evidence =
@@ -114,11 +145,7 @@ impl Policy {
 
     /// Whether a named claim could pass with some bytes, and which.
     fn expect_name(&self, source: &Source, name: &HostName, port: u16, via: Via) -> Result<Expectation, Refusal> {
-        let judged = |protocol| {
-            let inner = InnerName::Same;
-            let evidence = Evidence { source, port, protocol, alpn: None, ech: false, inner, request: None };
-            self.judge(name, &evidence)
-        };
+        let judged = |protocol| self.judge(name, &Evidence::of(source, protocol, port));
         // Absolute-form is plain HTTP already.
         let tls = if via == Via::Absolute { None } else { Some(judged(AppProtocol::Https)) };
         let http = judged(AppProtocol::Http);
@@ -133,11 +160,21 @@ impl Policy {
 
     /// Application deny, then application allow.
     pub(super) fn judge(&self, name: &HostName, evidence: &Evidence<'_>) -> Result<Vec<Grant>, Refusal> {
+        self.judge_among(name, evidence, |judge| self.app_hosts.matches(name, judge))
+    }
+
+    /// The same among the patterns that list the name, each of which is handed to what it is given.
+    fn judge_among(
+        &self,
+        name: &HostName,
+        evidence: &Evidence<'_>,
+        each: impl FnOnce(&mut dyn FnMut(PatternId)),
+    ) -> Result<Vec<Grant>, Refusal> {
         let mut grants: Vec<Grant> = Vec::new();
         let mut denied = None;
         let mut closed: Option<(u32, &Arc<str>, &Arc<str>)> = None;
         let mut missed: Option<(Progress, Grant)> = None;
-        self.app_hosts.matches(name, |pattern| {
+        each(&mut |pattern| {
             let id = self.app_hosts.rule(pattern);
             let Some(rule) = self.apps.get(id as usize).filter(|rule| !rule.excepts(name)) else { return };
             let grant = Grant::App { rule: id, pattern };
@@ -208,30 +245,38 @@ impl Policy {
 /// Network rules.
 impl Policy {
     /// Network deny, then network allow, for a literal address.
-    pub(super) fn net_by_address(&self, source: &Source, ip: IpAddr, port: u16) -> Result<Vec<Grant>, Refusal> {
-        if let Some(grant) = self.net_denies(source, ip, port) {
+    pub(super) fn net_by_address(&self, flow: Flow<'_>, ip: IpAddr, known: Known<'_>) -> Result<Vec<Grant>, Refusal> {
+        if let Some(grant) = self.net_denies(flow, ip) {
             return Err(self.refusal_by(Reason::RuleDenied, Stage::Network, grant));
         }
         let ip = guard::effective(ip, self.nat64);
-        Ok(self.net_rules(source, Action::Allow, |rule| rule.takes_tcp(port) && rule.covers(ip)).collect())
+        Ok(self.net_rules(flow, Action::Allow, |rule| covers(rule, ip, known)).collect())
     }
 
-    pub(super) fn net_denies(&self, source: &Source, ip: IpAddr, port: u16) -> Option<Grant> {
-        let covered = |rule: &NetRule| guard::equivalents(ip, self.nat64).iter().any(|ip| rule.covers(*ip));
-        self.net_rules(source, Action::Deny, |rule| rule.takes_tcp(port) && covered(rule)).next()
+    /// A denial names no names: what has been learned does not matter to it.
+    pub(super) fn net_denies(&self, flow: Flow<'_>, ip: IpAddr) -> Option<Grant> {
+        let equivalents = guard::equivalents(ip, self.nat64);
+        let covered = |rule: &NetRule| equivalents.iter().any(|ip| rule.destinations.contains(*ip));
+        self.net_rules(flow, Action::Deny, covered).next()
     }
 
     /// Rules by address that fit, in the order of the configuration.
-    pub(super) fn net_rules(
+    fn net_rules(
         &self,
-        source: &Source,
+        flow: Flow<'_>,
         action: Action,
-        fits: impl Fn(&NetRule) -> bool,
+        covers: impl Fn(&NetRule) -> bool,
     ) -> impl Iterator<Item = Grant> {
-        let asked = move |rule: &NetRule| rule.sources.include(source);
+        let fits = move |rule: &NetRule| rule.sources.include(flow.source) && rule.takes(flow.transport, flow.port);
         let all = (0..).zip(&self.nets);
-        all.filter(move |(_, rule)| rule.action == action && asked(rule) && fits(rule))
+        all.filter(move |(_, rule)| rule.action == action && fits(rule) && covers(rule))
             .map(|(rule, _)| Grant::NetAddress { rule })
+    }
+
+    /// The rule of the first grant.
+    pub(super) fn first_of(&self, grants: &[Grant]) -> Result<MatchedRule, Refusal> {
+        let first = grants.first().ok_or(Refusal::new(Reason::Internal, Stage::Name))?;
+        Ok(self.matched_rule(*first))
     }
 
     /// Network rules that list a name, in the order of the configuration.
@@ -255,7 +300,8 @@ pub(super) fn clearance(claim: &Claim, destination: Destination, grants: Vec<Gra
         Target::Name(_) | Target::Unnamed => None,
     };
     let prefers_v6 = dst.unwrap_or_else(|| claim.client.ip()).is_ipv6();
-    Clearance { destination, port: claim.port, prefers_v6, dst, source: claim.source(), grants }
+    let (transport, port) = (claim.transport, Some(claim.port));
+    Clearance { destination, transport, port, prefers_v6, dst, source: claim.source(), grants }
 }
 
 /// Of two refusals of one name under two protocols, the one that got further.

@@ -6,14 +6,15 @@ use std::cmp::Reverse;
 use std::net::IpAddr;
 
 use super::Policy;
-use super::evidence::{Evidence, Progress};
+use super::evidence::{Evidence, Flow, Progress, covers};
 use super::permit::{Grant, MatchedRule};
-use crate::claim::Source;
+use crate::claim::{Source, Transport};
+use crate::learned::Known;
 use crate::likeness::typos;
 use crate::name::HostName;
 use crate::outcome::{Hint, Reason, Refusal};
 use crate::rule::guard;
-use crate::rule::{Action, AppProtocol, NetKind, NetPort};
+use crate::rule::{Action, AppProtocol, NetPort};
 
 /// Why a pattern is near whose letters hardly differ.
 const ALIKE: &str = ", which is spelled almost alike";
@@ -122,26 +123,26 @@ impl Policy {
         )
     }
 
-    pub(super) fn address_hint(&self, source: &Source, ip: IpAddr, port: u16, kind: NetKind) -> Hint {
+    pub(super) fn address_hint(&self, flow: Flow<'_>, ip: IpAddr, known: Known<'_>) -> Hint {
         let covering = self
             .nets
             .iter()
-            .find(|rule| rule.action == Action::Allow && rule.covers(ip))
+            .find(|rule| rule.action == Action::Allow && covers(rule, ip, known))
             .map(|rule| format!("rule {} covers the address on {}", rule.name, ports(&rule.ports)));
-        let nearest = covering.or_else(|| self.kept_hint(port, kind));
-        let meant = guard::effective(ip, self.nat64);
-        if guard::metadata().any(|metadata| meant == metadata) {
-            let what = format!("{meant} hands out this machine's identity and secrets; no rule is offered for it");
+        let nearest = covering.or_else(|| self.kept_hint(flow.transport, flow.port));
+        let effective = guard::effective(ip, self.nat64);
+        if guard::metadata().any(|metadata| effective == metadata) {
+            let what = format!("{effective} hands out this machine's identity and secrets; no rule is offered for it");
             return Hint { nearest: Some(what), ..Hint::default() };
         }
-        let protocol = kind.as_str();
-        let (id, opens) = match kind {
-            NetKind::Icmp => ("icmp".to_owned(), "icmp".to_owned()),
-            NetKind::Tcp | NetKind::Udp => (format!("{protocol}-{port}"), format!("{protocol}:{port}")),
+        let transport = flow.transport.as_str();
+        let (id, opens) = match flow.port {
+            None => (transport.to_owned(), transport.to_owned()),
+            Some(port) => (format!("{transport}-{port}"), format!("{transport}:{port}")),
         };
-        let sources = self.fix_sources(source);
+        let sources = self.fix_sources(flow.source);
         let len = if ip.is_ipv4() { 32 } else { 128 };
-        let warning = if meant.is_loopback() { "; opens services of egret's own machine" } else { "" };
+        let warning = if effective.is_loopback() { "; opens services of egret's own machine" } else { "" };
         let fix = format!(
             "- {{ name: {id}, {sources}destinations: [\"{ip}/{len}\"], protocols: [\"{opens}\"] }} # policy.network_rules{warning}"
         );
@@ -149,8 +150,8 @@ impl Policy {
     }
 
     /// A rule that opens what egret finds for a name, which is known only while it runs.
-    pub(super) fn kept_hint(&self, port: u16, kind: NetKind) -> Option<String> {
-        let rule = self.nets.iter().find(|rule| !rule.kept.is_empty() && rule.takes(kind, port))?;
+    pub(super) fn kept_hint(&self, transport: Transport, port: Option<u16>) -> Option<String> {
+        let rule = self.nets.iter().find(|rule| !rule.kept.is_empty() && rule.takes(transport, port))?;
         let names: Vec<&str> = rule.kept.iter().map(|kept| kept.name().as_str()).collect();
         Some(format!("rule {} opens the addresses of {}, as the running egret finds them", rule.name, names.join(", ")))
     }

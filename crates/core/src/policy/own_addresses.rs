@@ -46,13 +46,14 @@ impl OwnAddresses {
         local.iter().any(|net| net.contains(&ip))
     }
 
-    pub(super) fn own(&self, address: SocketAddr) -> Option<Own> {
-        let ip = address.ip().to_canonical();
+    /// Whether an address is egret's own; without a port, whether any port of it would be.
+    pub(super) fn own(&self, ip: IpAddr, port: Option<u16>) -> Option<Own> {
+        let ip = ip.to_canonical();
         let is_local = self.is_local(ip);
         let listens = self.listeners.iter().any(|listener| {
             let bound = listener.ip().to_canonical();
             let here = bound == ip || (bound.is_unspecified() && (is_local || ip.is_loopback()));
-            listener.port() == address.port() && (here || ip.is_unspecified())
+            Some(listener.port()) == port && (here || ip.is_unspecified())
         });
         if listens || self.configured.iter().any(|net| net.contains(&ip)) {
             return Some(Own::Always);
@@ -67,7 +68,8 @@ mod tests {
 
     #[track_caller]
     fn check(own: &OwnAddresses, address: &str, expected: Option<Own>) {
-        assert_eq!(own.own(address.parse().unwrap()), expected, "{address}");
+        let address: SocketAddr = address.parse().unwrap();
+        assert_eq!(own.own(address.ip(), Some(address.port())), expected, "{address}");
     }
 
     #[test]

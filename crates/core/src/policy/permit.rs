@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::hosts::PatternId;
-use crate::claim::Source;
+use crate::claim::{Source, Transport};
 use crate::name::HostName;
 use crate::outcome::{Reason, Refusal, Stage};
 use crate::wire::{Expected, Sighting};
@@ -43,7 +43,9 @@ pub enum Passage {
 #[derive(Clone, Debug)]
 pub struct Clearance {
     pub(super) destination: Destination,
-    pub(super) port: u16,
+    pub(super) transport: Transport,
+    /// Echo requests have none, nor has a name that is only kept resolved.
+    pub(super) port: Option<u16>,
     /// The client's address family goes first.
     pub(super) prefers_v6: bool,
     /// Where the client wanted to go itself, where that is known.
@@ -97,10 +99,10 @@ impl Clearance {
         self.dst
     }
 
-    /// The authorized client.
+    /// The authorized client; `None`: no client asks.
     #[must_use]
-    pub fn client(&self) -> IpAddr {
-        self.source.ip.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED))
+    pub const fn client(&self) -> Option<IpAddr> {
+        self.source.ip
     }
 }
 

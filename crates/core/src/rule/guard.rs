@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// Where a rule's names may lead (`addresses`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Reach {
     /// Every address that belongs to no special range.
     pub public: bool,
@@ -89,7 +89,7 @@ const GLOBAL_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x2000, 0, 0, 0, 0,
 
 /// The guard's two words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Judgement {
+pub enum Judgement {
     Permitted,
     Denied,
 }
@@ -111,7 +111,8 @@ pub(crate) fn equivalents(ip: IpAddr, nat64: Option<Ipv6Net>) -> [IpAddr; 2] {
 /// Judges one address against where a rule's names may lead.
 ///
 /// An address under the translation prefix is judged by the IPv4 address it carries.
-pub(crate) fn judge(ip: IpAddr, reach: &Reach, nat64: Option<Ipv6Net>) -> Judgement {
+#[must_use]
+pub fn judge(ip: IpAddr, reach: &Reach, nat64: Option<Ipv6Net>) -> Judgement {
     // Mapped addresses are a range of their own: nobody's answer should hold one.
     let translated = matches!(ip, IpAddr::V6(v6) if nat64.is_some_and(|prefix| prefix.contains(&v6)));
     let ip = if translated { effective(ip, nat64) } else { ip };

@@ -3,12 +3,13 @@
 //! The body is taken apart by `tls-parser`; the extension list, where the name lives, by a walker of our
 //! own that leaves no byte unexplained. Pure: bytes in, value out.
 
+use std::net::IpAddr;
+
 use super::ja4;
 use super::reader::{Reader, Short};
 use super::record_layer::Deframer;
 use crate::name::{Host, HostName, NameFault};
 use crate::outcome::Reason;
-use std::net::IpAddr;
 
 const CLIENT_HELLO: u8 = 1;
 const EXT_SERVER_NAME: u16 = 0;

@@ -75,13 +75,13 @@ pub(super) async fn watch_kernel(
         let looked = tokio::task::spawn_blocking(move || looking.look()).await;
         let Some(services) = services.upgrade() else { return };
         let looked = looked.unwrap_or_else(|join| Err(join.to_string()));
-        services.book.metrics().fault(Fault::Kernel, looked.is_err());
+        services.access_log.metrics().fault(Fault::Kernel, looked.is_err());
         let now = looked.map(|counters| counted.count(&services, counters)).err();
         standing.tell(now);
         if ports_at <= Instant::now() {
             let own = Arc::clone(&own);
             let used = tokio::task::spawn_blocking(move || conntrack::ports_in_use(|ip| own.is_local(ip))).await;
-            services.book.metrics().source_ports(used.unwrap_or_else(|_| Ok(HashMap::new())).unwrap_or_default());
+            services.access_log.metrics().source_ports(used.unwrap_or_else(|_| Ok(HashMap::new())).unwrap_or_default());
             ports_at = Instant::now() + PORTS_EVERY;
         }
         drop(services);
@@ -117,12 +117,12 @@ impl Standing {
 }
 
 /// Looks after the files of listeners and of the resolver.
-pub(super) async fn watch_files(entrances: Vec<Arc<Listener>>, services: Weak<Services>) {
+pub(super) async fn watch_files(listeners: Vec<Arc<Listener>>, services: Weak<Services>) {
     loop {
         tokio::time::sleep(FILES_EVERY).await;
-        let (entrances, services) = (entrances.clone(), Weak::clone(&services));
+        let (listeners, services) = (listeners.clone(), Weak::clone(&services));
         let looking = tokio::task::spawn_blocking(move || {
-            entrances.iter().for_each(|entrance| entrance.refresh());
+            listeners.iter().for_each(|listener| listener.refresh());
             services.upgrade().iter().for_each(|services| services.dns.refresh());
         });
         if let Err(error) = looking.await {
