@@ -13,6 +13,7 @@
 
 mod apply;
 mod batch;
+mod chains;
 pub mod conntrack;
 pub mod elements;
 pub mod error;

@@ -503,7 +503,10 @@ mod tests {
         slots.learn(0, &learned(&[known, both], minute), &mut Batch::of("t"));
         let mut batch = Batch::of("t");
         slots.learn(0, &learned(&[both, late], minute), &mut batch);
-        assert!([known, both, late].iter().all(|ip| batch.names(*ip)), "one is taken out, the others put in");
+        assert!(batch.names(known) && batch.names(late) && !batch.names(both), "what has as long as before stays");
+        let mut batch = Batch::of("t");
+        slots.learn(0, &learned(&[both, late], 2 * minute), &mut batch);
+        assert!(batch.names(late) && batch.names(both) && !batch.names(known), "each for longer");
         assert!(slots.taken[0].as_ref().unwrap().learned.keys().eq(&[IpAddr::V4(both), IpAddr::V4(late)]));
         // A table that is filled again, after their time.
         slots.learn(0, &learned(&[both], Duration::ZERO), &mut Batch::of("t"));
