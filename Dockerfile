@@ -1,10 +1,10 @@
-# One static binary, nobody's user, nothing else. Runs with a read-only root file system.
+# One static binary, a user without rights, nothing else. Runs with a read-only root file system.
 #
 #   docker build -t egret .
 #   docker run --rm --read-only --network host egret
 #   docker run --rm --read-only --network host -v "$PWD/egret.yaml:/etc/egret.yaml:ro" -e EGRET_CONFIG=/etc/egret.yaml egret
 #
-# EGRET_CONFIG tells the server and its health check the same file.
+# EGRET_CONFIG names the same file to the server and its health check.
 ARG BUILD_BASE=docker.io/library/rust:1.95-slim-bookworm
 
 FROM ${BUILD_BASE} AS build

@@ -22,7 +22,7 @@ use crate::record::LogState;
 use visitors::BoundedListener;
 pub use visitors::{Access, MAX_VISITORS};
 
-/// What the pages tell about.
+/// What the pages show.
 #[derive(Clone, Debug)]
 pub struct Pages {
     pub metrics: Arc<Metrics>,
@@ -51,7 +51,7 @@ pub fn health_pages(of: &Pages) -> Router {
             (false, ..) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
         };
         of.log.count(&of.metrics);
-        // What every instance has alike is told, and takes none of them out of service.
+        // A fault that every instance has alike is shown, and takes none of them out of service.
         let faults: String = of.metrics.faults().map(|fault| format!("fault: {fault}\n")).collect();
         (status, format!("{word}\n{faults}"))
     };
@@ -84,7 +84,7 @@ pub async fn serve(listener: TcpListener, access: Access, pages: Router, guard: 
 /// Asks a running egret for one of its pages.
 ///
 /// # Errors
-/// Where nobody answers within two seconds, or not with 200: then the page says why.
+/// Where there is no answer within two seconds, or not with 200: then the page says why.
 pub async fn ask(bind: SocketAddr, page: &str) -> io::Result<()> {
     let port = bind.port();
     // A wildcard answers on loopback; an IPv6 one may be asked for on a machine without IPv6 loopback.

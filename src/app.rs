@@ -87,7 +87,7 @@ pub enum StartError {
         #[from]
         fault: TableFault,
     },
-    #[error("cannot hear what the kernel refuses: {0}; does another egret run in this network namespace?")]
+    #[error("cannot listen to what the kernel refuses: {0}; does another egret run in this network namespace?")]
     Told(#[source] io::Error),
     #[error("upstream.sources: {0} is not an address of this machine's interfaces; add it to one, or remove it")]
     Source(IpAddr),
@@ -135,7 +135,7 @@ pub struct App {
     admin: Option<TcpListener>,
     health: Option<TcpListener>,
     control: Option<UnixListener>,
-    /// Who may ask for health.
+    /// Which sources may ask for health.
     probes: Access,
     log: Arc<LogState>,
     metrics: Arc<Metrics>,
@@ -268,7 +268,7 @@ impl App {
             pod_table: self.pod_table.clone(),
             log: self.log,
         };
-        // The pages are not guards: they answer until everybody else has left.
+        // The pages answer until every connection has ended.
         let pages = Drain::new();
         if let Some(listener) = self.admin {
             tokio::spawn(admin::serve(listener, Access::Everyone, admin::admin_pages(&shown), pages.guard()));

@@ -223,7 +223,7 @@ mod tests {
         let (a, b) = (ip("192.0.2.1"), ip("192.0.2.2"));
         let mut hog: Vec<Share> = (0..10).map(|_| budget.share(a)).collect();
         hog.iter_mut().for_each(|share| share.grow(1).unwrap());
-        assert_eq!(budget.share(a).grow(1), Err(Full), "nobody makes room for itself");
+        assert_eq!(budget.share(a).grow(1), Err(Full), "no client makes room for itself");
         let mut other = budget.share(b);
         other.grow(2).unwrap();
         let gone: Vec<bool> = hog.iter().map(|share| share.eviction.is_evicted()).collect();

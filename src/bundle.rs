@@ -56,11 +56,11 @@ pub fn all() -> Result<&'static [Bundle], &'static str> {
 }
 
 fn read() -> Result<Bundle, String> {
-    let told = |e: serde_saphyr::Error| format!("a rule set in this binary cannot be read, a fault of egret: {e}");
-    let Head { bundle, sources, editions, clouds, features } = serde_saphyr::from_str(HEAD).map_err(told)?;
+    let broken = |e: serde_saphyr::Error| format!("a rule set in this binary cannot be read, a fault of egret: {e}");
+    let Head { bundle, sources, editions, clouds, features } = serde_saphyr::from_str(HEAD).map_err(broken)?;
     let mut rows = Vec::new();
     for text in ROWS {
-        let part: Rows = serde_saphyr::from_str(text).map_err(told)?;
+        let part: Rows = serde_saphyr::from_str(text).map_err(broken)?;
         rows.extend(part.rows);
     }
     Ok(Bundle { name: bundle, sources, editions, clouds, features, rows })

@@ -1,6 +1,6 @@
 //! The control socket: what its owner and root may ask of a running egret, one JSON object a line.
 //!
-//! Owns the socket, who may speak on it, and the form of questions and answers. Carrying a request out is
+//! Owns the socket, its access control, and the form of questions and answers. Carrying a request out is
 //! another room's job: `reload`'s.
 
 use serde::{Deserialize, Serialize};

@@ -243,7 +243,7 @@ impl Resolver {
         }
     }
 
-    /// Looks whether files have changed that say whom to ask, or answer themselves.
+    /// Looks whether files have changed that name servers, or that answer themselves.
     pub fn refresh(&self) {
         self.context.upstreams.refresh();
         self.context.settings.hosts.iter().for_each(|hosts| hosts.refresh("dns"));
@@ -342,7 +342,7 @@ impl LookupContext {
                 self.cache.answered(name, answers.clone(), Instant::now());
                 Ok(answers)
             }
-            // What nobody answered is not kept: the next client may find the upstream back.
+            // Silence is not cached: the upstream may be back for the next client.
             Err(Failure { why, is_silence: true, .. }) => Err(why),
             Err(Failure { why, ttl, .. }) => {
                 let ttl = ttl.unwrap_or(self.settings.min_ttl).min(self.settings.negative_ttl);

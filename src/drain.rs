@@ -1,11 +1,10 @@
-//! What all guards are told at once: to finish, to leave, or to have another look at their leave to be here. And the wait
-//! until the last one has left.
+//! Broadcasts to every live connection: drain, abort or re-authorize. And the wait until the last one has ended.
 //!
 //! ```text
 //! Drain --guard()--> DrainGuard, held by each session
-//! stop(grace):  Stopping ... the last guard leaves, or grace is over: Cut ... the last guard leaves
+//! stop(grace):  Stopping ... the last guard is dropped, or grace is over: Cut ... the last guard is dropped
 //! ```
-//! A guard leaves by being dropped; there is no counter to forget.
+//! A connection ends its drain by dropping its guard; there is no counter to forget.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -29,17 +28,17 @@ pub struct Drain {
 #[derive(Debug, Default)]
 struct Phases {
     stopping: CancellationToken,
-    /// Wakes every guard that listens, after one of the following has changed: a look at those is enough then, and nobody
+    /// Wakes every guard that listens, after one of the following has changed: reading those is enough then, and no guard
     /// queues for a lock.
     call: Notify,
     is_cut: AtomicBool,
     reviews: AtomicU32,
-    /// Held while somebody calls, and while somebody begins to listen: who begins amid a call would be woken by it, and
-    /// hear no other.
+    /// Held during a broadcast, and while a guard begins to listen: one that begins amid a broadcast would be woken by it,
+    /// and miss the next.
     calling: RwLock<()>,
 }
 
-/// Held by whoever must be waited for.
+/// Held by every connection that a drain waits for.
 #[derive(Clone, Debug)]
 pub struct DrainGuard {
     phases: Arc<Phases>,
@@ -47,7 +46,7 @@ pub struct DrainGuard {
     _presence: mpsc::Sender<()>,
 }
 
-/// Asks every guard to have another look at its leave to be here.
+/// Asks every live connection to re-authorize itself.
 #[derive(Clone, Debug)]
 pub struct Reauthorizer(Arc<Phases>);
 
@@ -77,8 +76,8 @@ impl Drain {
         Reauthorizer(Arc::clone(&self.phases))
     }
 
-    /// Tells every guard to finish; after `grace`, or when `hurry` is ready, to leave at once. Returns when
-    /// the last one has left.
+    /// Asks every connection to finish; after `grace`, or when `hurry` is ready, aborts it. Returns when the last one has
+    /// ended.
     pub async fn stop(self, grace: Duration, hurry: impl Future<Output = ()>) {
         let Self { phases, guards, mut gone } = self;
         phases.stopping.cancel();
@@ -126,18 +125,18 @@ impl DrainGuard {
         }
     }
 
-    /// How often a review was asked for.
+    /// How often re-authorization has been requested.
     #[must_use]
     pub fn reviews(&self) -> u32 {
         self.phases.reviews.load(Ordering::Acquire)
     }
 
-    /// Wakes whoever waits for it at the next call.
+    /// Completes at the next broadcast.
     pub fn call(&self) -> Notified<'_> {
         self.phases.call.notified()
     }
 
-    /// Has a task that polls other things too woken by every call from now on; it looks at [`DrainGuard::is_cut`] and
+    /// Has a task that polls other things too woken by every broadcast from now on; it looks at [`DrainGuard::is_cut`] and
     /// [`DrainGuard::reviews`] afterwards. `heard`: what this has left there.
     pub fn listen<'a>(&'a self, mut call: Pin<&mut Notified<'a>>, heard: &mut Option<u32>, cx: &mut Context<'_>) {
         if *heard != Some(self.reviews()) {
@@ -201,7 +200,7 @@ mod tests {
         assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 
-    /// Guests that are polled all the time when somebody calls, and then never again but for the next call.
+    /// Guards that are polled all the time during a broadcast, and then never again but for the next one.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn nobody_misses_a_call_that_comes_while_it_begins_to_listen() {
         const GUESTS: u32 = 100;

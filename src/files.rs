@@ -1,4 +1,4 @@
-//! Text files that somebody else names: bounded, and with a sentence for what is wrong with them.
+//! Text files that a configuration names: bounded, and with a sentence for what is wrong with them.
 
 mod refreshed;
 
@@ -52,8 +52,8 @@ mod tests {
             (b"\xff\xfea\0", "is not UTF-8 but UTF-16; save it as UTF-8"),
         ] {
             std::fs::write(file.path(), bytes).unwrap();
-            let told = super::read_bounded(file.path()).unwrap_err();
-            assert!(told.ends_with(says), "{told}");
+            let said = super::read_bounded(file.path()).unwrap_err();
+            assert!(said.ends_with(says), "{said}");
         }
     }
 }

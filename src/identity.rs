@@ -1,4 +1,4 @@
-//! Who clients show themselves to be: users by password, and names by certificate.
+//! How clients identify themselves: users by password, and names by certificate.
 //!
 //! Owns the files behind it, which are read again when they change. Does not decide what anybody may do.
 

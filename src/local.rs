@@ -107,7 +107,7 @@ mod tests {
         assert_eq!(route(LOCAL_TABLE, 2), Some("20.1.2.0/24".parse().unwrap()));
         assert_eq!(route(LOCAL_TABLE, 4), Some("20.1.2.0/24".parse().unwrap()));
         assert_eq!(route(LOCAL_TABLE, 3), None, "broadcast");
-        assert_eq!(route(254, 1), None, "the way to somebody else");
+        assert_eq!(route(254, 1), None, "the way to another host");
         assert_eq!(route(129, 2), None, "a table that only marked packets see");
     }
 

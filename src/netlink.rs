@@ -1,6 +1,6 @@
 //! Netlink (RFC 3549; netlink(7)): messages, their attributes, and the socket that carries them.
 //!
-//! Owns the format. What the messages say is the business of whoever asks.
+//! Owns the format. What the messages say is the callers' business.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};

@@ -1,4 +1,4 @@
-//! What the kernel did by itself, told in the log and counted: refused packets, and flows that have ended.
+//! What the kernel did by itself, logged and counted: refused packets, and flows that have ended.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,28 +23,28 @@ const DATAGRAM: usize = 64 << 10;
 ///
 /// # Errors
 /// The kernel's: CAP_NET_ADMIN is missing, or another egret listens in this network namespace.
-pub fn listen(services: &Arc<Services>, tells_flows: bool) -> io::Result<()> {
+pub fn listen(services: &Arc<Services>, logs_flows: bool) -> io::Result<()> {
     let (refusals, weak) = (Refusals::listen()?, Arc::downgrade(services));
     let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
     thread("net-refusals").spawn(move || {
         let mut buffer = vec![0; DATAGRAM];
         while let Some(all) = heard(refusals.next(&mut buffer), "refused packets") {
             let Some(services) = weak.upgrade() else { return };
-            all.iter().for_each(|refused| tell_refusal(&services, refused));
+            all.iter().for_each(|refused| log_refusal(&services, refused));
         }
     })?;
-    if tells_flows {
+    if logs_flows {
         let (endings, weak) = (Endings::listen()?, Arc::downgrade(services));
-        thread("net-flows").spawn(move || tell_flows(&endings, &weak))?;
+        thread("net-flows").spawn(move || log_flows(&endings, &weak))?;
     }
     Ok(())
 }
 
 fn heard<T>(outcome: io::Result<T>, what: &str) -> Option<T> {
-    outcome.inspect_err(|error| tracing::error!(%error, "the kernel tells no more of {what}")).ok()
+    outcome.inspect_err(|error| tracing::error!(%error, "the kernel reports no more {what}")).ok()
 }
 
-fn tell_refusal(services: &Services, refused: &Refused) {
+fn log_refusal(services: &Services, refused: &Refused) {
     let Refused { packet, reason } = refused;
     let verdict = NetVerdict::Refused(refusal(services, refused));
     services.access_log.net(verdict, packet.from, packet.to, protocol_name(packet.protocol));
@@ -90,12 +90,12 @@ fn refusal(services: &Services, refused: &Refused) -> Refusal {
         .map_or(plain, |explained| Refusal { stage: Stage::Network, ..explained })
 }
 
-fn tell_flows(endings: &Endings, services: &Weak<Services>) {
+fn log_flows(endings: &Endings, services: &Weak<Services>) {
     let mut buffer = vec![0; DATAGRAM];
     while let Some(ended) = heard(endings.next(&mut buffer), "ended flows") {
         let Some(services) = services.upgrade() else { return };
         let Some(ended) = ended else {
-            tracing::warn!("more flows ended at once than could be told; some have no line");
+            tracing::warn!("more flows ended at once than could be reported; some have no line");
             continue;
         };
         for flow in ended {
@@ -114,7 +114,7 @@ fn tell_flows(endings: &Endings, services: &Weak<Services>) {
     }
 }
 
-/// What the counters showed before. What came before this process has been told by another one, or by nobody.
+/// What the counters showed before. What came before this process is not its to log.
 #[derive(Debug)]
 pub struct Counted(HashMap<String, u64>);
 
@@ -125,7 +125,7 @@ impl From<Vec<(String, u64)>> for Counted {
 }
 
 impl Counted {
-    /// Takes new readings: metrics grow by what came since, and refused packets without a line are told of.
+    /// Takes new readings: metrics grow by what came since, and refused packets without a line get one together.
     pub fn count(&mut self, services: &Services, readings: Vec<(String, u64)>) {
         let Some(table) = &services.table else { return };
         for (name, packets) in readings {

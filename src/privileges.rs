@@ -92,7 +92,7 @@ const FORBIDDEN: &[libc::c_long] = &[
 /// Gives up everything but what is needed. Must run before other threads do.
 ///
 /// # Errors
-/// [`PrivilegeError`], where the kernel refuses; Landlock or seccomp that it does not have is not an error, and told.
+/// [`PrivilegeError`], where the kernel refuses; Landlock or seccomp that it does not have is logged, and not an error.
 pub fn give_up(needs: &Needs) -> Result<Kept, PrivilegeError> {
     let rights = rights(needs)?;
     nix::sys::prctl::set_no_new_privs().map_err(failed("new privileges"))?;
@@ -155,7 +155,7 @@ fn files(needs: &Needs) -> Result<&'static str, landlock::RulesetError> {
 
 fn calls() -> Result<(), PrivilegeError> {
     let mut rules: Rules = FORBIDDEN.iter().map(|call| (*call, Vec::new())).collect();
-    // A thread, yes; a user of one's own, who may do everything in its own world, no.
+    // A thread, yes; a user namespace, in which it would have every right, no.
     let user = u64::from(libc::CLONE_NEWUSER.unsigned_abs());
     let condition = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(user), user);
     let condition = condition.and_then(|condition| SeccompRule::new(vec![condition]));

@@ -107,7 +107,7 @@ impl AccessLog {
 const KERNEL: &str = "netfilter";
 
 impl AccessLog {
-    /// Writes down what the kernel judged. Nobody waits for such a line: it is written where there is room.
+    /// Writes down what the kernel judged. No connection waits for such a line: it is written where there is room.
     pub fn net(&self, verdict: NetVerdict, client: SocketAddr, dst: SocketAddr, protocol: Option<&'static str>) {
         if !self.sender.writes() {
             return;
@@ -206,7 +206,7 @@ impl Record {
         Arc::clone(&self.meter)
     }
 
-    fn tell(&mut self, what: impl FnOnce(&mut Line)) {
+    fn note(&mut self, what: impl FnOnce(&mut Line)) {
         if let Some(line) = &mut self.line {
             what(line);
         }
@@ -221,18 +221,18 @@ impl Record {
 
     /// Whose connection it is, where that is not the peer.
     pub fn client(&mut self, client: ClientAddr) {
-        self.tell(|line| line.client = Some(client.socket()));
+        self.note(|line| line.client = Some(client.socket()));
     }
 
     /// What the client has shown itself to be.
     pub fn identity(&mut self, identity: &Identity) {
-        self.tell(|line| {
+        self.note(|line| {
             line.identity = identity.names().iter().take(MAX_LISTED).map(|name| escape(name.as_bytes())).collect();
         });
     }
 
     pub fn claim(&mut self, claim: &Claim) {
-        self.tell(|line| {
+        self.note(|line| {
             line.port = Some(claim.port);
             match &claim.target {
                 Target::Name(name) => {
@@ -247,7 +247,7 @@ impl Record {
 
     /// A name that is none, as it came.
     pub fn raw_name(&mut self, raw: &[u8]) {
-        self.tell(|line| line.name_raw = Some(escape(without_userinfo(raw)).into()));
+        self.note(|line| line.name_raw = Some(escape(without_userinfo(raw)).into()));
     }
 
     /// The name that the client asked for, as the line has it.
@@ -257,7 +257,7 @@ impl Record {
     }
 
     pub fn sighting(&mut self, sighting: &Sighting) {
-        self.tell(|line| match sighting {
+        self.note(|line| match sighting {
             Sighting::Tls(hello) => Self::hello(line, hello),
             Sighting::Http(head) => Self::request(line, head),
         });
@@ -310,18 +310,18 @@ impl Record {
 
     /// The bytes were not looked at: a network rule decided.
     pub fn straight(&mut self) {
-        self.tell(|line| line.protocol = Some("tcp"));
+        self.note(|line| line.protocol = Some("tcp"));
     }
 
     pub fn matched_rule(&mut self, because: &MatchedRule) {
-        self.tell(|line| {
+        self.note(|line| {
             line.rule = Some(Arc::clone(&because.rule));
             line.pattern = because.pattern.as_deref().map(Into::into);
         });
     }
 
     pub fn answers(&mut self, answers: &Answers) {
-        self.tell(|line| {
+        self.note(|line| {
             line.answers = answers.addresses.iter().take(MAX_LISTED).copied().collect();
             line.stale = answers.is_stale.then_some(true);
         });
@@ -332,7 +332,7 @@ impl Record {
         if !std::mem::replace(&mut self.is_dialled, true) {
             self.access_log.metrics.allowed();
         }
-        self.tell(|line| line.upstream = Some(address));
+        self.note(|line| line.upstream = Some(address));
     }
 
     /// The connection has waited for the log. Until then, where no line may be lost, a client with too many lines on the
@@ -344,17 +344,17 @@ impl Record {
     /// The record is of a request, whatever its bytes turn out to be.
     pub fn of_request(&mut self) {
         self.is_admitted = true;
-        self.tell(|line| line.event = "http");
+        self.note(|line| line.event = "http");
     }
 
     /// The status of an answer.
     pub fn status(&mut self, status: u16) {
-        self.tell(|line| line.status = Some(status));
+        self.note(|line| line.status = Some(status));
     }
 
     /// Closes the record of a connection that was allowed.
     pub fn close(mut self, ending: Ending) {
-        self.tell(|line| line.verdict = Some("allow"));
+        self.note(|line| line.verdict = Some("allow"));
         self.finish(ending);
     }
 
@@ -382,7 +382,7 @@ impl Record {
     }
 
     fn denied(&mut self, refusal: &Refusal) {
-        self.tell(|line| deny(line, refusal));
+        self.note(|line| deny(line, refusal));
         self.access_log.metrics.refused(refusal.reason, refusal.stage);
     }
 
@@ -444,7 +444,7 @@ impl Drop for Record {
             return self.finish(Ending::Failed);
         }
         if self.is_dialled {
-            self.tell(|line| line.verdict = Some("allow"));
+            self.note(|line| line.verdict = Some("allow"));
             return self.finish(Ending::Drained);
         }
         self.denied(&Refusal::new(Reason::Draining, Stage::Limit));

@@ -35,8 +35,8 @@ const QUIET: Duration = Duration::from_secs(1);
 /// How often it is asked whether an old policy is still in use.
 const IN_USE: Duration = Duration::from_secs(1);
 
-/// Has SIGHUP wait until [`listen`] on the same thread. Whoever asks for a reload of an egret that is still starting gets
-/// it then, instead of ending it.
+/// Has SIGHUP wait until [`listen`] on the same thread. A reload requested while egret is still starting is done
+/// then, instead of ending the process.
 ///
 /// # Errors
 /// The kernel's.
@@ -44,7 +44,7 @@ pub fn block_sighup() -> io::Result<()> {
     Ok(SigSet::from(SIGHUP).thread_block()?)
 }
 
-/// Hears SIGHUP from now on.
+/// Receives SIGHUP from now on.
 ///
 /// # Errors
 /// The kernel's.
@@ -290,7 +290,7 @@ async fn inspects(table: &Arc<LiveTable>) -> bool {
     tokio::task::spawn_blocking(move || table.inspect().is_ok()).await.unwrap_or(false)
 }
 
-/// Frees a policy once nobody is judged by it any more, and nowhere near a connection: a large one takes its time.
+/// Frees a policy when its last user is done, away from every connection: a large one takes its time.
 async fn retire(mut policy: Arc<Policy>) {
     loop {
         match Arc::try_unwrap(policy) {

@@ -486,8 +486,8 @@ fn rules_for_some_clients_are_for_no_others() {
     assert_eq!(judged("https://b.example", inside, Some(&[])), Ok("all".into()));
     assert_eq!(judged("tcp://192.9.9.1:22", inside, Some(&["agent.test"])), Ok("ssh".into()));
     assert_eq!(judged("tcp://192.9.9.1:22", inside, Some(&[])), Err(Reason::NoRule));
-    assert_eq!(policy.whom("agents").as_deref(), Some("sources 10.0.0.0/8 and clients agent.test, user:bob"));
-    assert_eq!(policy.whom("all"), None);
+    assert_eq!(policy.clients_of("agents").as_deref(), Some("sources 10.0.0.0/8 and clients agent.test, user:bob"));
+    assert_eq!(policy.clients_of("all"), None);
     let source =
         Source { identity: Some(Identity::new(vec!["a \"b\"".into()])), ..Source::at("10.1.1.1".parse().unwrap()) };
     let question = Question { subject: "https://c.example".parse().unwrap(), source, dst: None, alpn: vec![] };

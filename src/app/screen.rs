@@ -35,8 +35,8 @@ impl Screen {
         let listeners = settings.listeners.iter().map(|l| match l.kind {
             ListenerKind::Forward => {
                 let tls = if l.tls.is_some() { ", inside TLS" } else { "" };
-                let who = if l.identifies() { ", for clients that show who they are" } else { "" };
-                format!("forward      {}  (HTTP CONNECT, HTTP, SOCKS5{tls}{who}{})", l.bind, behind(l))
+                let identified = if l.identifies() { ", for clients that identify themselves" } else { "" };
+                format!("forward      {}  (HTTP CONNECT, HTTP, SOCKS5{tls}{identified}{})", l.bind, behind(l))
             }
             ListenerKind::Sni { port, protocol } => {
                 let only = protocol.map_or_else(String::new, |protocol| format!(", {} only", protocol.as_str()));

@@ -21,7 +21,7 @@ use egret_core::policy::OwnAddresses;
 /// How often the machine's own addresses are read again, whatever the kernel tells of them.
 const LOCAL_EVERY: Duration = Duration::from_secs(10);
 
-/// How often the files of users and certificates are looked at: somebody waits for the change.
+/// How often the files of users and certificates are looked at: an operator waits for the change.
 const FILES_EVERY: Duration = Duration::from_secs(1);
 
 /// How often it is seen whether the kernel's rules stand.
@@ -36,7 +36,7 @@ pub(super) fn follow_local(changes: local::Changes, changed: &Arc<Notify>) -> io
     let follow = move || {
         loop {
             if let Err(error) = changes.next() {
-                tracing::error!(%error, "the kernel tells no more of this machine's addresses; they are read now and then");
+                tracing::error!(%error, "the kernel reports this machine's addresses no more; they are read now and then");
                 return;
             }
             let Some(changed) = changed.upgrade() else { return };
@@ -47,8 +47,8 @@ pub(super) fn follow_local(changes: local::Changes, changed: &Arc<Notify>) -> io
     Ok(())
 }
 
-/// Reads this machine's addresses again when they have changed, and now and then. Nobody else does while egret serves:
-/// what was read last is what holds.
+/// Reads this machine's addresses again when they have changed, and now and then. Nothing else does while egret serves:
+/// what was read last holds.
 pub(super) async fn watch_local(own: Arc<OwnAddresses>, changed: Arc<Notify>) {
     loop {
         let _ = tokio::time::timeout(LOCAL_EVERY, changed.notified()).await;
@@ -60,7 +60,7 @@ pub(super) async fn watch_local(own: Arc<OwnAddresses>, changed: Arc<Notify>) {
     }
 }
 
-/// Sees whether the kernel's rules stand. Whoever took them away is found out within a second; meanwhile nothing gets
+/// Sees whether the kernel's rules stand. Their loss is noticed within a second; meanwhile nothing gets
 /// out, for the routes or the table alone are enough.
 pub(super) async fn watch_kernel(
     kernel: Arc<LiveTable>,

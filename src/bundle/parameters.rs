@@ -37,7 +37,7 @@ pub struct Parameters {
     /// The nodes' operating systems: `ubuntu`, `azurelinux`, `windows`. Default: both Linux ones.
     #[serde(default)]
     pub os: OneOrMany,
-    /// Who the rules are for, as CIDRs or addresses. Default: everyone.
+    /// The clients that the rules are for, as CIDRs or addresses. Default: every client.
     #[serde(default)]
     pub sources: Option<Vec<String>>,
     /// Where the names may lead: `public`, and CIDRs of private endpoints. Default `[public]`.
@@ -155,7 +155,7 @@ pub struct Remark {
 
 const OS: &[&str] = &["ubuntu", "azurelinux", "windows"];
 
-/// The shortest prefixes that can be somebody's own: an API server's, and a region's.
+/// The shortest prefixes that can be one owner's: an API server's, and a region's.
 const API_SERVER_AT_LEAST: (u8, u8) = (16, 48);
 const REGION_AT_LEAST: (u8, u8) = (8, 24);
 
@@ -358,7 +358,7 @@ fn at_least(net: IpNet, (v4, v6): (u8, u8), instead: &str) -> Result<IpNet, Stri
     }
 }
 
-/// An address, a CIDR or an FQDN; what a kubeconfig has in front of it and behind is told.
+/// An address, a CIDR or an FQDN; what a kubeconfig has around it gets a message of its own.
 fn api_server_of(word: &str, region: &str) -> Result<Destination, String> {
     let wrong = || {
         format!(

@@ -205,7 +205,7 @@ impl Condition {
     }
 }
 
-/// A parameter that names one's own where a row opens everybody's.
+/// A parameter that names the operator's own resource where a row opens any tenant's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Narrowing {

@@ -11,7 +11,7 @@ use super::error::CommandError;
 use crate::bundle::{self, Bundle, Change, Closed, Level, Opening, Parameters, Row, Selection, Why};
 use crate::config;
 
-/// Where nodes reach egret, as long as nobody has said it.
+/// Where nodes reach egret, unless configured otherwise.
 const SOMEWHERE: &str = "http://egret:3128";
 
 #[derive(Debug, Subcommand)]
@@ -310,7 +310,7 @@ fn table(choice: &Selection<'_>) -> String {
                 let _ = writeln!(open, "  from     {source}, since {}", row.since);
             }
             Err(Closed { why: Why::Parameter(why), .. }) => drop(writeln!(closed, "  {name:<34} {why}")),
-            // What nobody asked for stands in `bundle list`.
+            // What was not asked for stands in `bundle list`.
             Err(Closed { why: Why::NotAsked, .. }) => {}
             Err(Closed { why: Why::Expected, .. }) => {
                 let feature = row.features.join(", ");
@@ -358,7 +358,7 @@ fn yaml(choice: &Selection<'_>) -> String {
         }
     }
     let mut out = format!(
-        "# {} in {}, edition {}. Without `sources` a rule is for everybody who reaches the listener.\npolicy:\n",
+        "# {} in {}, edition {}. Without `sources` a rule is for every client that reaches the listener.\npolicy:\n",
         choice.bundle.name, choice.cloud_name, choice.edition
     );
     for (key, rules) in [("application_rules", apps), ("network_rules", nets)] {
@@ -374,7 +374,7 @@ fn yaml(choice: &Selection<'_>) -> String {
 fn as_json(choice: &Selection<'_>) -> Value {
     let (mut rules, mut closed) = (Vec::new(), Vec::new());
     for row in choice.rows() {
-        let mut told = json!({
+        let mut entry = json!({
             "rule": choice.rule_name(&row),
             "need": row.need.as_str(),
             "features": row.features,
@@ -383,7 +383,8 @@ fn as_json(choice: &Selection<'_>) -> Value {
             "protocols": row.protocols,
             "purpose": row.purpose,
         });
-        let mut put = |key: &str, value: Value| drop(told.as_object_mut().map(|map| map.insert(key.to_owned(), value)));
+        let mut put =
+            |key: &str, value: Value| drop(entry.as_object_mut().map(|map| map.insert(key.to_owned(), value)));
         if !row.printed.is_empty() {
             put("printed", json!(row.printed));
         }
@@ -397,19 +398,19 @@ fn as_json(choice: &Selection<'_>) -> Value {
                     Opening::Addresses(_) => "destinations",
                 };
                 put(key, json!(opens(opening)));
-                rules.push(told);
+                rules.push(entry);
             }
             Err(Closed { why: Why::NotAsked, .. }) => {}
             Err(Closed { why: Why::Parameter(why), names }) => {
                 put("fqdns", json!(names));
                 put("why", json!(why));
-                closed.push(told);
+                closed.push(entry);
             }
             Err(Closed { why: Why::Expected, names }) => {
                 put("fqdns", json!(names));
                 put("why", json!("nothing depends on it; its feature opens it"));
                 put("expected", json!(true));
-                closed.push(told);
+                closed.push(entry);
             }
         }
     }

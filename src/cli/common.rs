@@ -31,7 +31,7 @@ pub(super) fn learned(settings: &Settings) -> Learned {
     learned
 }
 
-/// Where nobody can hear it, the exit code still says it.
+/// Where stderr is closed, the exit code still says it.
 pub(super) fn complain(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }

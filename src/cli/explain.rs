@@ -70,8 +70,8 @@ impl Explain {
             let question = Question { subject, source: source.clone(), dst: self.dst, alpn };
             let verdict = policy.explain(&question);
             code = code.max(u8::from(verdict.is_err()));
-            let whom = verdict.as_ref().ok().and_then(|because| policy.whom(&because.rule));
-            let answer = Explained { target, file: &file, verdict: &verdict, whom: whom.as_deref() };
+            let clients = verdict.as_ref().ok().and_then(|matched| policy.clients_of(&matched.rule));
+            let answer = Explained { target, file: &file, verdict: &verdict, clients: clients.as_deref() };
             let gap = if at > 0 && !self.json { "\n" } else { "" };
             print(&format!("{gap}{}", if self.json { answer.json() } else { answer.text() }))?;
         }
@@ -105,8 +105,8 @@ struct Explained<'a> {
     /// The configuration that was judged by.
     file: &'a str,
     verdict: &'a Result<MatchedRule, Refusal>,
-    /// Whom the rule lets out, where not everybody.
-    whom: Option<&'a str>,
+    /// The clients that the rule lets out, where not all.
+    clients: Option<&'a str>,
 }
 
 impl Explained<'_> {
@@ -122,7 +122,7 @@ impl Explained<'_> {
             ("stage", refusal.map(|refusal| refusal.stage.as_str())),
             ("rule", rule),
             ("pattern", pattern),
-            ("for", self.whom),
+            ("for", self.clients),
             ("nearest", hint.and_then(|hint| hint.nearest.as_deref())),
             ("fix", hint.and_then(|hint| hint.fix.as_deref())),
             ("config", Some(self.file)),

@@ -15,7 +15,7 @@ use crate::bundle::{self, Level, Parameters, Selection};
 use crate::config::Settings;
 use egret_core::rule::prefixes::prefix;
 
-/// The service CIDR that AKS takes where nobody names another.
+/// The service CIDR that AKS takes by default.
 const SERVICES: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 16);
 
 #[derive(Debug, Subcommand)]
@@ -193,7 +193,7 @@ impl Plan<'_> {
         };
         put("cloud", self.choice.cloud_name.to_owned(), "global, china or usgov");
         put("location", location.to_owned(), "fills the region into names and service tags");
-        put("sources", list(&subnets), "nobody else is let out");
+        put("sources", list(&subnets), "no other client is let out");
         if aks.cluster.network_isolated {
             put("network_isolated", "true".to_owned(), "private, and nothing but the features below");
         } else if aks.cluster.private_cluster {
@@ -223,7 +223,7 @@ listeners:
   - {{ kind: transparent, bind: "0.0.0.0:3129", capture: tproxy }}
   # For AKS's HTTP proxy setting, where you use it.
   - {{ kind: forward, bind: "0.0.0.0:3128" }}
-netfilter: {{ clients: {clients} }}             # nobody else is forwarded
+netfilter: {{ clients: {clients} }}             # no other client is forwarded
 dns:
   upstreams: {upstreams}
 policy:

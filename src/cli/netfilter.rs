@@ -40,7 +40,7 @@ pub(super) struct Parameters {
     /// The table for a pod's own traffic, for an init container
     #[arg(long)]
     sidecar: bool,
-    /// The user that egret has in the pod, and nobody else
+    /// The user that egret has in the pod, and no other process
     #[arg(long, value_name = "UID", default_value_t = 1129, requires = "sidecar")]
     uid: u32,
     /// The group that egret has in the pod; with `--mesh istio` 1337, which Istio's own rules pass by

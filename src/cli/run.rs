@@ -63,7 +63,7 @@ pub(super) fn needs(settings: &Settings, removes: bool) -> Needs {
         LogOutput::Stdout | LogOutput::Stderr => None,
     };
     let state = settings.learn.state_dir.clone().inspect(|dir| {
-        // Should this fail, whoever writes there will say so.
+        // Should this fail, the later write will say so.
         let _ = std::fs::create_dir_all(dir);
     });
     let control = settings.control.as_ref().and_then(|path| path.parent()).map(Path::to_owned);

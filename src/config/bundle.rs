@@ -46,7 +46,7 @@ pub(super) fn add(out: &mut Findings<'_>, path: &str, asked: &file::Bundle, tags
 /// What is judged here and not carried.
 fn not_carried(out: &mut Findings<'_>, path: &str, rows: &[Outcome]) {
     let (has_kernel, is_sidecar) = (out.has_kernel, out.is_sidecar);
-    let mut tell = |why: &str, is_dumb: &dyn Fn(&str) -> bool| {
+    let mut note = |why: &str, is_dumb: &dyn Fn(&str) -> bool| {
         let dumb = |row: &&Outcome| row.opening.is_ok() && row.protocols.iter().any(|p| is_dumb(p));
         let names: Vec<&str> = rows.iter().filter(dumb).map(|row| row.id.as_str()).collect();
         if !names.is_empty() {
@@ -54,11 +54,11 @@ fn not_carried(out: &mut Findings<'_>, path: &str, rows: &[Outcome]) {
         }
     };
     if is_sidecar {
-        tell("a sidecar's kernel rules know no names for udp", &|p| p.starts_with("udp:"));
+        note("a sidecar's kernel rules know no names for udp", &|p| p.starts_with("udp:"));
     } else if !has_kernel {
-        tell("only the kernel carries udp, and there is no `netfilter`", &|p| p.starts_with("udp:"));
+        note("only the kernel carries udp, and there is no `netfilter`", &|p| p.starts_with("udp:"));
     }
-    tell("egret answers no DNS questions in this version", &|p| p == "dns");
+    note("egret answers no DNS questions in this version", &|p| p == "dns");
 }
 
 /// What a refusal of a closed row's name says.
@@ -179,7 +179,7 @@ impl Maker<'_> {
                     }
                 }
                 Destination::Tag(tag) => {
-                    // Several rows lead to one tag; what is wrong with it is told once.
+                    // Several rows lead to one tag; its fault is reported once.
                     if !self.read.contains_key(tag) {
                         let prefixes = out.keep(self.path, self.tag(tag)).unwrap_or_default();
                         self.read.insert(tag.clone(), prefixes);
@@ -196,7 +196,7 @@ impl Maker<'_> {
     fn tag(&self, tag: &str) -> Result<Vec<IpNet>, String> {
         let file = match &self.tags.file {
             Some(file) => file,
-            // What is wrong with it has been told.
+            // Its fault has been reported.
             None if self.tags.is_named => return Ok(Vec::new()),
             None => {
                 return Err(format!(

@@ -119,7 +119,7 @@ pub(super) fn settings(
     }
 }
 
-/// The schema has told of every part that cannot be read. Should it ever miss one, the part must not vanish.
+/// The schema has reported every part that cannot be read. Should it ever miss one, the part must not vanish.
 fn nothing_left_out(out: &mut Findings<'_>, written: &file::File) {
     let policy = &written.policy;
     let listeners = file::unreadable(&written.listeners).map(|(at, why)| (format!("listeners[{at}]"), why));
@@ -155,7 +155,7 @@ fn control_socket(folder: &Path, text: &str) -> Result<PathBuf, String> {
     Ok(path)
 }
 
-/// Where probes ask, and who may, besides this machine.
+/// Where probes ask, and their sources, besides this machine.
 fn health(
     out: &mut Findings<'_>,
     written: Option<&file::Lenient<file::Health>>,

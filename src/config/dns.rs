@@ -1,4 +1,4 @@
-//! Whom names are asked of.
+//! The servers that names are asked of.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -18,7 +18,7 @@ pub(super) struct File {
     /// How egret resolves names. Clients' own answers are never used.
     #[serde(default)]
     pub(super) dns: Dns,
-    /// Who may go where. Nothing that is not allowed here gets out.
+    /// Which clients may go where. Nothing that is not allowed here gets out.
     #[serde(default)]
     pub(super) policy: Policy,
     /// Addresses or CIDRs that lead back to egret, such as a load balancer's frontend; never dialled.
@@ -42,7 +42,7 @@ pub(super) struct File {
     /// The access log.
     #[serde(default)]
     pub(super) log: Log,
-    /// What refused clients are told.
+    /// What refused clients read.
     #[serde(default)]
     pub(super) messages: Messages,
     /// Metrics and health, for the operator. Keep it private.
@@ -56,7 +56,7 @@ pub(super) struct File {
     pub(super) control: Option<Lenient<Control>>,
 }
 
-/// A part that may have the wrong shape, which the schema has told already: what is around it can still be
+/// A part that may have the wrong shape, which the schema has reported already: what is around it can still be
 /// checked, and its place in a list stays its own.
 #[derive(Debug)]
 pub(super) struct Lenient<T>(pub(super) Result<T, String>);
@@ -118,7 +118,7 @@ pub(super) struct Listener {
     /// `sni` only: what clients must speak. Default: what the rules for the port allow.
     #[serde(default)]
     pub(super) protocol: Option<AppProtocol>,
-    /// A load balancer says whose connection it is; then it must, and nobody else may.
+    /// A load balancer says whose connection it is; then it must, and no other peer may.
     #[serde(default)]
     pub(super) proxy_protocol: Option<ProxyProtocol>,
     /// `forward` only: clients speak TLS to the proxy itself.
@@ -147,7 +147,7 @@ pub(super) enum AppProtocol {
 pub(super) struct ProxyProtocol {
     /// Version 2, the binary one; the only one there is here.
     pub(super) v2: bool,
-    /// Who sends it, as CIDRs or addresses.
+    /// The load balancers, as CIDRs or addresses.
     pub(super) from: Vec<String>,
 }
 
@@ -188,7 +188,7 @@ pub(super) enum Header {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum ListenerKind {
-    /// HTTP CONNECT, absolute-form HTTP and SOCKS5, told apart by the first byte.
+    /// HTTP CONNECT, absolute-form HTTP and SOCKS5, distinguished by the first byte.
     Forward,
     /// Clients steered here by DNS or a load balancer: the name is in the bytes, the port is configured.
     Sni,
@@ -242,7 +242,7 @@ pub(super) struct Netfilter {
 #[serde(rename_all = "lowercase")]
 pub(super) enum Snat {
     Masquerade,
-    /// Whoever is behind routes answers back through this machine.
+    /// The network behind routes answers back through this machine.
     None,
 }
 
@@ -263,7 +263,7 @@ pub(super) struct Dnat {
     pub(super) protocol: String,
     /// A client's address and port.
     pub(super) to: String,
-    /// Who may come in, as CIDRs. Default: everyone.
+    /// Allowed sources, as CIDRs. Default: any.
     #[serde(default)]
     pub(super) sources: Option<Vec<String>>,
     /// Whether the client sees this machine's address, so that it answers this way. Default true.
@@ -368,10 +368,10 @@ pub(super) struct ApplicationRule {
     pub(super) name: Option<String>,
     #[serde(default)]
     pub(super) action: Action,
-    /// Who it is for, as CIDRs or addresses. Default: everyone.
+    /// The clients it is for, as CIDRs or addresses. Default: every client.
     #[serde(default)]
     pub(super) sources: Option<Vec<String>>,
-    /// And who it is for, by what clients show on listeners with `tls.client_ca` or `auth`: a name of a certificate,
+    /// And the clients it is for, by what they show on listeners with `tls.client_ca` or `auth`: a name of a certificate,
     /// or `user:NAME`. Default: everyone.
     #[serde(default)]
     pub(super) clients: Option<Vec<String>>,
@@ -464,10 +464,10 @@ pub(super) struct NetworkRule {
     pub(super) name: Option<String>,
     #[serde(default)]
     pub(super) action: Action,
-    /// Who it is for, as CIDRs or addresses. Default: everyone.
+    /// The clients it is for, as CIDRs or addresses. Default: every client.
     #[serde(default)]
     pub(super) sources: Option<Vec<String>>,
-    /// And who it is for, by what clients show on listeners with `tls.client_ca` or `auth`: a name of a certificate,
+    /// And the clients it is for, by what they show on listeners with `tls.client_ca` or `auth`: a name of a certificate,
     /// or `user:NAME`. Default: everyone.
     #[serde(default)]
     pub(super) clients: Option<Vec<String>>,
@@ -589,7 +589,7 @@ pub(super) enum LogNet {
 pub(super) enum LogOverflow {
     /// Lines are lost, and counted.
     Drop,
-    /// Nobody is let in until there is room; no line is lost.
+    /// New connections and requests wait until there is room; no line is lost.
     Block,
 }
 
@@ -609,11 +609,11 @@ pub(super) struct Control {
     pub(super) socket: String,
 }
 
-/// What refused clients are told.
+/// What refused clients read.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Messages {
-    /// Whom to ask, such as an address or a page; stands in HTTP refusals. Default: nothing.
+    /// A contact for refused clients, such as an address or a page; stands in HTTP refusals. Default: none.
     pub(super) contact: Option<String>,
 }
 

@@ -17,7 +17,7 @@ pub(super) struct Findings<'a> {
     pub(super) files: &'a mut Vec<StampedFile>,
     /// Whether the kernel carries what egret itself does not.
     pub(super) has_kernel: bool,
-    /// Whether its rules are made once, by somebody else.
+    /// Whether its rules are made once, by another process.
     pub(super) is_sidecar: bool,
     pub(super) faults: Vec<Fault>,
     /// The first so many are about the shape.
@@ -28,8 +28,8 @@ pub(super) struct Findings<'a> {
 
 impl Findings<'_> {
     pub(super) fn fault(&mut self, path: &str, message: impl Into<String>) {
-        // A part with a wrong key in it has been told of; what is missing there may be that very key.
-        let below = |told: &Fault| told.path.strip_prefix(path).is_some_and(|rest| rest.starts_with(['.', '[']));
+        // A part with a wrong key in it has its fault; what is missing there may be that very key.
+        let below = |fault: &Fault| fault.path.strip_prefix(path).is_some_and(|rest| rest.starts_with(['.', '[']));
         if self.faults.iter().take(self.shape_faults).any(below) {
             return;
         }

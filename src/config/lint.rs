@@ -22,8 +22,8 @@ use names::{DOH, FRONTS, REGIONAL, SHARED};
 /// Patterns around another one that are looked at.
 const MAX_AROUND: usize = 256;
 
-/// Patterns of one rule that are told of one by one; a list of thousands is told of as a whole.
-const MAX_TOLD: usize = 20;
+/// Patterns of one rule that each get a warning; a list of thousands gets one.
+const MAX_REPORTED: usize = 20;
 
 /// Where connections come in.
 #[derive(Clone, Copy)]
@@ -123,7 +123,7 @@ impl<'a> Index<'a> {
         for (rule, app) in apps.iter().enumerate().filter(|(_, app)| app.rule.decides()) {
             for (at, pattern) in app.rule.fqdns.iter().enumerate() {
                 let twins = index.twins.entry(pattern.as_str()).or_default();
-                // A second one in the same rule is told where the list is read.
+                // A second one in the same rule is reported where the list is read.
                 if twins.last().is_some_and(|(last, _)| *last == rule) {
                     continue;
                 }
@@ -202,14 +202,14 @@ fn regional(ending: &str) -> Option<&'static &'static str> {
 /// Patterns that other rules make needless, or useless.
 fn repeated(out: &mut Findings<'_>, apps: &[AppPlace<'_>], index: &Index<'_>, at: usize) {
     let Some(app) = apps.get(at).filter(|app| !app.is_bundle) else { return };
-    let mut told: Vec<(usize, String)> = Vec::new();
+    let mut reported: Vec<(usize, String)> = Vec::new();
     let mut by: BTreeMap<(bool, usize), usize> = BTreeMap::new();
     for (n, pattern) in app.rule.fqdns.iter().enumerate() {
         let mut found: Option<(bool, usize, usize)> = None;
         for (other, m) in index.around(pattern) {
             let Some(by) = apps.get(other).filter(|_| (other, m) != (at, n)) else { continue };
             let twin = by.rule.fqdns.get(m).is_some_and(|p| p.as_str() == pattern.as_str());
-            // Twins in one list are told where it is read.
+            // Twins in one list are reported where it is read.
             if by.rule.is_dns_only() || (twin && other == at) {
                 continue;
             }
@@ -232,7 +232,7 @@ fn repeated(out: &mut Findings<'_>, apps: &[AppPlace<'_>], index: &Index<'_>, at
         *by.entry((denied, other)).or_default() += 1;
         let text = pattern.as_str();
         let wider = other_rule.fqdns.get(m).map_or("", Pattern::as_str);
-        told.push((
+        reported.push((
             n,
             match denied {
                 true => format!("`{text}` can never match: rule {} denies {wider}", other_rule.name),
@@ -250,8 +250,8 @@ fn repeated(out: &mut Findings<'_>, apps: &[AppPlace<'_>], index: &Index<'_>, at
         };
         return app.say(out, None, message);
     }
-    let more = told.len().saturating_sub(MAX_TOLD);
-    for (n, message) in told.into_iter().take(MAX_TOLD) {
+    let more = reported.len().saturating_sub(MAX_REPORTED);
+    for (n, message) in reported.into_iter().take(MAX_REPORTED) {
         app.say(out, Some(n), message);
     }
     if more > 0 {
@@ -267,7 +267,7 @@ fn matched_by(
     names: &[&str],
     message: impl Fn(&str, &str, &AppRule) -> Option<String>,
 ) {
-    let mut told: BTreeSet<(usize, usize)> = BTreeSet::new();
+    let mut reported: BTreeSet<(usize, usize)> = BTreeSet::new();
     for name in names {
         let Ok(host) = HostName::from_wire(name.as_bytes()) else { continue };
         let mut hits = Vec::new();
@@ -283,11 +283,11 @@ fn matched_by(
                 continue;
             };
             let wild = pattern.exact().is_none() && !pattern.is_any();
-            if app.rule.action != Action::Allow || !wild || denied(app.rule) || told.contains(&(*at, *n)) {
+            if app.rule.action != Action::Allow || !wild || denied(app.rule) || reported.contains(&(*at, *n)) {
                 continue;
             }
             if let Some(message) = message(name, pattern.as_str(), app.rule) {
-                told.insert((*at, *n));
+                reported.insert((*at, *n));
                 app.say(out, Some(*n), message);
             }
         }
@@ -347,12 +347,12 @@ fn not_of_clients(out: &mut Findings<'_>, rules: &Rules, listeners: &[ListenerSe
     }
     let apps = rules.apps.iter().map(|rule| &rule.sources).zip(&rules.origins.apps);
     let nets = rules.nets.iter().map(|rule| &rule.sources).zip(&rules.origins.nets);
-    let mut told = BTreeSet::new();
+    let mut reported = BTreeSet::new();
     for (sources, origin) in apps.chain(nets) {
         for (at, net) in sources.nets.iter().enumerate() {
             let is_client = clients.iter().any(|client| client.contains(net) || net.contains(client));
             let path = format!("{}.sources[{at}]", origin.path);
-            if !is_client && told.insert(path.clone()) {
+            if !is_client && reported.insert(path.clone()) {
                 out.warn(
                     &path,
                     format!(
@@ -364,7 +364,7 @@ fn not_of_clients(out: &mut Findings<'_>, rules: &Rules, listeners: &[ListenerSe
     }
 }
 
-/// A door to everywhere and rules for everybody: whoever reaches the listener is let out. What the kernel captures comes
+/// A listener open to all and rules for all clients: any host that reaches the listener is let out. What the kernel captures comes
 /// from this machine, or from `netfilter.clients`.
 fn anybody_asks(out: &mut Findings<'_>, apps: &[AppPlace<'_>], listeners: &[ListenerSettings]) {
     let is_open = |listener: &&ListenerSettings| {
@@ -374,12 +374,12 @@ fn anybody_asks(out: &mut Findings<'_>, apps: &[AppPlace<'_>], listeners: &[List
     let Some(open) = listeners.iter().find(is_open) else { return };
     let for_all = apps.iter().find(|app| app.rule.action == Action::Allow && app.rule.sources.is_everyone());
     if let Some(app) = for_all {
-        let message = format!("whoever reaches the listener {} is let out by this; write `sources`", open.bind);
+        let message = format!("any host that reaches the listener {} is let out by this; write `sources`", open.bind);
         out.warn(app.path, message);
     }
 }
 
-/// Who clients are: asked where rules want to know it, and not in the clear.
+/// The clients' identities: asked for where rules need them, and not in the clear.
 fn who_asks(out: &mut Findings<'_>, rules: &Rules, listeners: &[ListenerSettings]) {
     let users: Vec<_> = listeners.iter().filter_map(|listener| Some(listener.users.as_ref()?.get())).collect();
     let certified = listeners.iter().any(ListenerSettings::certifies);

@@ -113,12 +113,12 @@ fn proxies(out: &mut Findings<'_>, path: &str, written: &file::ProxyProtocol) ->
     if written.from.is_empty() {
         out.fault(
             &format!("{path}.from"),
-            "the list is empty, so everybody would be refused; write the load balancer's CIDR",
+            "the list is empty, so every peer would be refused; write the load balancer's CIDR",
         );
     }
     let from = out.nets(&format!("{path}.from"), &written.from);
     for (at, _) in from.iter().enumerate().filter(|(_, net)| net.prefix_len() == 0) {
-        let message = "lets anybody say to be anybody; write the load balancer's own CIDR";
+        let message = "lets any peer claim any address; write the load balancer's own CIDR";
         out.fault(&format!("{path}.from[{at}]"), message);
     }
     from

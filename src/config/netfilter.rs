@@ -1,4 +1,4 @@
-//! The kernel's part of a configuration: who the clients are, and what is left alone.
+//! The kernel's part of a configuration: its clients, and what is left alone.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -119,7 +119,7 @@ fn ingress_of_its_own(out: &mut Findings<'_>, dnat: &[(usize, Dnat)]) {
             out.fault(&format!("netfilter.dnat[{at}].protocol"), message);
         }
         if matches!(&line.port, NetPort::Tcp(ports) if ports.contains(&22)) {
-            let message = "SSH to this machine will go to the client instead (from `sources`, or from everywhere if there are none), so that nobody can log in here; use another port, such as tcp:2222";
+            let message = "SSH to this machine will go to the client instead (from `sources`, or from everywhere if there are none), so that this machine has no SSH any more; use another port, such as tcp:2222";
             out.warn(&format!("netfilter.dnat[{at}].protocol"), message);
         }
     }

@@ -69,7 +69,7 @@ pub(super) fn count(
     let read = match written {
         None => Ok(None),
         Some(file::Count::Word(given)) if word.split(" or ").next() == Some(given) => Ok(None),
-        Some(file::Count::Number(0)) => Err(format!("0 would refuse everybody; write 1 or more, or {word}")),
+        Some(file::Count::Number(0)) => Err(format!("0 would refuse every client; write 1 or more, or {word}")),
         Some(file::Count::Number(n)) => Ok(Some(*n as usize)),
         Some(file::Count::Word(given)) => Err(format!("`{given}` is not a number; write one, or {word}")),
     };

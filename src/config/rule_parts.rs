@@ -9,7 +9,7 @@ use egret_core::rule::pattern::Pattern;
 use egret_core::rule::prefixes::prefix;
 use egret_core::rule::{Action, AppPort, AppProtocol, LearnedName, NetPort, Reach, Sources};
 
-/// Names twice in a file that are told of one by one.
+/// Repeated names of a file that each get a warning.
 const MAX_TWINS: usize = 20;
 
 /// The exact names of a network rule, to be kept resolved: clients that ask others dial their addresses.
@@ -33,7 +33,8 @@ pub(super) fn sources(
     }
     for (at, name) in clients.into_iter().flatten().enumerate() {
         if name.is_empty() || name.contains('*') {
-            let message = format!("`{name}` is no one's name; write a certificate's name or user:NAME, each in full");
+            let message =
+                format!("`{name}` is not a client's name; write a certificate's name or user:NAME, each in full");
             out.fault(&format!("{clients_path}[{at}]"), message);
         }
     }

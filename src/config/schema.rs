@@ -10,7 +10,7 @@ use super::fault::Fault;
 use super::file;
 use egret_core::likeness::closest;
 
-/// Keys of the format that this version does not serve yet. Refused by name: silence would let somebody
+/// Keys of the format that this version does not serve yet. Refused by name: silence would let an operator
 /// believe in a barrier that is not there.
 const NOT_YET: &[&str] = &["forwarders", "local_ranges", "dns", "audit", "until", "floor", "grace", "key"];
 
@@ -48,7 +48,7 @@ impl<'a> Walk<'a> {
         }
         let kinds = kinds(schema);
         let kind = kind(node);
-        // A key with nothing behind it is a value that somebody forgot: what it asks for must not just be left out.
+        // A key with nothing behind it is a forgotten value: what it asks for must not just be left out.
         let is_nothing = kind == "null";
         let fits = kinds.is_empty() || kinds.contains(&kind) || (kind == "integer" && kinds.contains(&"number"));
         if is_nothing && kinds.contains(&"null") {

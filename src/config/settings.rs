@@ -31,13 +31,13 @@ pub struct Settings {
     pub log: LogSettings,
     pub admin: Option<SocketAddr>,
     pub health: Option<SocketAddr>,
-    /// Who may ask for health, besides this machine; `None`: everyone.
+    /// Sources that may ask for health, besides this machine; `None`: any.
     pub health_from: Option<Vec<IpNet>>,
     /// The control socket's path.
     pub control: Option<PathBuf>,
     /// Files that the policy was read from, the configuration's among them, as they were before.
     pub files: Vec<StampedFile>,
-    /// Whom refused clients may ask.
+    /// A contact for refused clients.
     pub contact: Option<Arc<str>>,
     /// What is allowed and probably not meant.
     pub warnings: Vec<Fault>,

@@ -83,7 +83,7 @@ impl ServiceTags {
         self.find(name).is_some()
     }
 
-    /// The prefixes of a tag. A region may be spelled as everybody does, or as the file does.
+    /// The prefixes of a tag. A region may be spelled as Azure's tools spell it, or as the file does.
     ///
     /// # Errors
     /// A sentence that names tags that are near.

@@ -368,7 +368,7 @@ fn what_a_listener_asks_of_clients_is_checked() {
         &format!(
             "{BASE}policy: {{ network_rules: [{{ destinations: [192.0.2.0/24], protocols: [\"tcp:22\"], clients: [\"*\", \"\"] }}, {{ destinations: [192.0.2.0/24], protocols: [\"tcp:22\"], clients: [] }}] }}\n"
         ),
-        &[("2:92", "is no one's name"), ("2:97", "is no one's name"), ("2:168", "the list is empty")],
+        &[("2:92", "is not a client's name"), ("2:97", "is not a client's name"), ("2:168", "the list is empty")],
     );
 }
 

@@ -37,7 +37,7 @@ const ENTRY: usize = 256;
 
 #[derive(Debug)]
 pub(super) struct Cache {
-    /// Bounded in bytes: whoever answers chooses how many addresses there are, and a wildcard may be asked for without
+    /// Bounded in bytes: a server chooses how many addresses there are, and names under a wildcard have no
     /// end. The least used go first.
     now: Store<HostName, Kept, RandomState>,
     /// How long an answer may still be used when its time is over.

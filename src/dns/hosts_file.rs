@@ -24,7 +24,7 @@ impl Hosts {
 
     /// Lines are an address and names; what follows `#` is a comment.
     fn parse(text: &str) -> Result<Self, String> {
-        /// Faults that are told of one by one.
+        /// Faults that are listed one by one.
         const MAX_FAULTS: usize = 10;
         let (mut hosts, mut faults) = (Self::default(), Vec::new());
         for (number, line) in (1..).zip(text.lines()) {

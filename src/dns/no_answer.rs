@@ -8,7 +8,7 @@ use egret_core::outcome::{Hint, Reason, Refusal, Stage};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct NoAnswer {
     pub(super) reason: Reason,
-    /// Who said what, for the log.
+    /// What each server said, for the log.
     pub(super) words: Arc<str>,
     /// Whether former answers may stand in.
     pub(super) is_passing: bool,

@@ -339,13 +339,13 @@ mod tests {
                 std::future::pending::<()>().await;
             });
         }
-        let told = Arc::clone(&asked);
+        let seen = Arc::clone(&asked);
         tokio::spawn(async move {
             let mut buffer = [0; 1500];
             loop {
                 let (n, from) = udp.recv_from(&mut buffer).await.unwrap();
                 let question = Message::from_vec(&buffer[..n]).unwrap();
-                note(&told, "udp", &question);
+                note(&seen, "udp", &question);
                 if let Some(answer) = says(&question) {
                     udp.send_to(&answer.to_vec().unwrap(), from).await.unwrap();
                 }

@@ -112,12 +112,12 @@ impl Group {
 
     fn unanswered(&self, said: Option<(usize, Trouble)>) -> Unanswered {
         let name = |server: &Arc<Server>| server.name().to_owned();
-        let (who, trouble) = match said {
+        let (server, trouble) = match said {
             Some((id, trouble)) if trouble != Trouble::Silent => (self.servers.get(id).map(name), trouble),
             _ => (None, Trouble::Silent),
         };
         let all = || self.servers.iter().map(name).collect::<Vec<_>>().join(", ");
-        Unanswered { words: format!("{} {trouble}", who.unwrap_or_else(all)), trouble }
+        Unanswered { words: format!("{} {trouble}", server.unwrap_or_else(all)), trouble }
     }
 }
 

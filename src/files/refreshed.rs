@@ -48,8 +48,8 @@ pub struct Refreshed<F: Files> {
 struct Seen {
     /// When they were read last.
     stamps: Vec<Option<Stamp>>,
-    /// What was wrong with them then, and has been told; empty where nothing was.
-    told: String,
+    /// What was wrong with them then, and has been logged; empty where nothing was.
+    logged: String,
 }
 
 /// A file and how it was at some time.
@@ -75,7 +75,7 @@ impl<F: Files> Refreshed<F> {
         // Stamped first: what changes while it is read is read again.
         let stamps = stamps(&files);
         let made = files.load()?;
-        Ok(Self { files, made: RwLock::new(Arc::new(made)), seen: Mutex::new(Seen { stamps, told: String::new() }) })
+        Ok(Self { files, made: RwLock::new(Arc::new(made)), seen: Mutex::new(Seen { stamps, logged: String::new() }) })
     }
 
     #[must_use]
@@ -88,12 +88,12 @@ impl<F: Files> Refreshed<F> {
         Arc::clone(&self.made.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Reads the files again if one has changed; `of` is whose they are. What is wrong is told of once.
+    /// Reads the files again if one has changed; `of` names their owner. A fault is logged once.
     pub fn refresh(&self, of: &str) {
         let now = stamps(&self.files);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         // It may have been the machine and not the file: what was wrong is tried again.
-        if seen.stamps == now && seen.told.is_empty() {
+        if seen.stamps == now && seen.logged.is_empty() {
             return;
         }
         seen.stamps = now;
@@ -106,13 +106,13 @@ impl<F: Files> Refreshed<F> {
         let files = names.join(", ");
         match fault {
             None => {
-                seen.told.clear();
+                seen.logged.clear();
                 tracing::info!(of, %files, "read again");
             }
-            Some(fault) if seen.told != fault.message => {
+            Some(fault) if seen.logged != fault.message => {
                 let left = if is_new { "what cannot be used is left out" } else { "what was read before stays" };
                 tracing::warn!(of, %files, error = %fault, "changed; {left}");
-                seen.told = fault.message;
+                seen.logged = fault.message;
             }
             Some(_) => {}
         }

@@ -18,7 +18,7 @@ pub fn names(certificate: &CertificateDer<'_>) -> Vec<Box<str>> {
     let has_scheme = |uri: &&str| uri.split_once(':').is_some_and(|(scheme, _)| !scheme.eq_ignore_ascii_case("user"));
     let uris = certificate.valid_uri_names().filter(has_scheme).map(Into::into);
     let names: Vec<Box<str>> = dns.chain(uris).collect();
-    // A subject with alternative names of whatever kind has said who it is.
+    // A subject with alternative names of whatever kind has named itself.
     let has_others = certificate.der().windows(SUBJECT_ALT_NAME.len()).any(|bytes| bytes == SUBJECT_ALT_NAME);
     if !has_others {
         return common_name(certificate.subject())

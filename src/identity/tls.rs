@@ -1,4 +1,4 @@
-//! TLS to the proxy itself: its certificate, and who signs its clients'.
+//! TLS to the proxy itself: its certificate, and the authorities of its clients'.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::files::{FileFault, Files, read_regular};
 pub struct TlsFiles {
     pub certificate: PathBuf,
     pub key: PathBuf,
-    /// Who must have signed a client's certificate; without it none is asked for.
+    /// The authorities that must have signed a client's certificate; without it none is asked for.
     pub client_ca: Option<PathBuf>,
     /// Which of those certificates are revoked (RFC 5280 §5).
     pub crl: Option<PathBuf>,

@@ -18,7 +18,7 @@ const BCRYPT_COSTS: std::ops::RangeInclusive<u32> = 4..=15;
 const MAX_ARGON2_KIB: u32 = 64 << 10;
 const MAX_ARGON2_WORK: u64 = 1 << 20;
 
-/// Checks at once: a flood of wrong passwords takes half the machine at most, and nothing from those who are known.
+/// Checks at once: a flood of wrong passwords takes half the machine at most, and nothing from known users.
 static CHECKS: LazyLock<Arc<FairSemaphore>> = LazyLock::new(|| {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     FairSemaphore::new(cores.div_ceil(2).min(4))
@@ -49,11 +49,11 @@ impl Files for UsersFile {
         }
     }
 
-    /// Whoever does not stand there any more, whole, is not a user any more.
+    /// A user whose line is gone, or cannot be read, is not a user any more.
     fn reload(&self, was: &Users) -> (Option<Users>, Option<FileFault>) {
         match self.read() {
             Ok((users, fault)) => (Some(users.remembering(was)), fault),
-            Err(fault) => (Users::parse("").ok().map(|(nobody, _)| nobody), Some(fault)),
+            Err(fault) => (Users::parse("").ok().map(|(none, _)| none), Some(fault)),
         }
     }
 }
@@ -89,7 +89,7 @@ impl std::fmt::Debug for Pass {
 /// Users and their hashes.
 pub struct Users {
     hashes: HashMap<Box<str>, Hash>,
-    /// The dearest, checked in place of a user that is none, so that time tells little. `None`: there is nobody.
+    /// The dearest, checked in place of a user that is none, so that time tells little. `None`: there are no users.
     stand_in: Option<Hash>,
     /// Of this process.
     key: hmac::Key,
@@ -123,9 +123,7 @@ impl Users {
                 Ok((name, _)) => {
                     // Which of them is meant is not for egret to say.
                     hashes.remove(name);
-                    fault.get_or_insert_with(|| {
-                        (number, "has a user who stands there already; write each once".to_owned())
-                    });
+                    fault.get_or_insert_with(|| (number, "repeats a user; write each once".to_owned()));
                 }
                 Err(what) => {
                     fault.get_or_insert((number, what));
@@ -143,7 +141,7 @@ impl Users {
         self.hashes.contains_key(name)
     }
 
-    /// The pass of a user who showed this from an address. May wait for other checks: call it under a deadline.
+    /// The pass of a user with these credentials, from an address. May wait for other checks: call it under a deadline.
     pub async fn admit(self: Arc<Self>, shown: Credentials, from: IpAddr) -> Option<Pass> {
         // The name's length is part of it, or a colon could be moved.
         let Credentials { user, password } = shown;
@@ -169,7 +167,7 @@ impl Users {
             if pass.is_none() {
                 CHECKS.failed(from);
             }
-            // Whoever asked may be gone; the next of its address begins when this one has ended.
+            // The client may be gone; the next check for its address begins when this one has ended.
             drop((turn, place));
             pass
         });
@@ -189,7 +187,7 @@ impl Users {
         Some(Pass { user: user.to_owned(), hash: hash.clone() })
     }
 
-    /// Takes over what is known of users who are as they were.
+    /// Takes over what is known of users whose lines have not changed.
     fn remembering(mut self, was: &Self) -> Self {
         let known = was.known.lock().unwrap_or_else(PoisonError::into_inner);
         let same = |user: &str| self.hashes.contains_key(user) && self.hashes.get(user) == was.hashes.get(user);
@@ -200,7 +198,7 @@ impl Users {
     }
 }
 
-/// One line: a name and its hash. What is wrong is told without either: people put one where the other belongs.
+/// One line: a name and its hash. A fault names neither: people put one where the other belongs.
 fn user(line: &str) -> Result<(&str, Hash), String> {
     let (name, hash) =
         line.split_once(':').ok_or_else(|| "is not a user; write NAME:HASH, as `htpasswd -B` does".to_owned())?;

@@ -33,7 +33,7 @@ impl Table {
         let inside = interfaces(plan);
         self.chain("prerouting", Some("filter hook prerouting priority mangle; policy accept"), |chain| {
             chain.rule("iifname \"lo\" accept");
-            // Nobody outside is a client, amid a client's flow either.
+            // No host outside is a client, amid a client's flow either.
             let outside = inside
                 .as_ref()
                 .map_or_else(|| "fib saddr . iif oif missing".to_owned(), |inside| format!("iifname != {inside}"));
@@ -75,7 +75,7 @@ impl Table {
         });
         self.count_flows(plan.flows_per_client);
         self.chain("from_elsewhere", None, |chain| {
-            // Nobody on the clients' side is an outsider: what this machine answers would go out to whomever a client
+            // No host on the clients' side is an outsider: what this machine answers would go out to whichever host a client
             // names. The platform's own address asks on every interface.
             let platform = guard::PLATFORM;
             chain.rule(format_args!("ip saddr {platform} fib daddr type {{ local, broadcast }} accept"));
@@ -94,7 +94,7 @@ impl Table {
                     port(&dnat.port)
                 ));
             }
-            // Not for this machine, and from nobody who may ask to be forwarded.
+            // Not for this machine, and not from a client.
             chain.rule("fib daddr type unicast goto drop_source_not_allowed");
             chain.rule("accept");
         });
@@ -163,7 +163,7 @@ impl Table {
                 chain.rule(format_args!("meta nfproto {family} meta l4proto {TCP} tproxy {ip} to {to} accept"));
             }
             chain.rule(format_args!("meta l4proto {{ {ICMP}, {ICMPV6} }} accept"));
-            // Nobody listens: another service of this machine must not hear it.
+            // There is no listener: another service of this machine must not hear it.
             chain.rule("goto refuse_no_rule");
         });
     }
@@ -271,7 +271,7 @@ impl Table {
     /// Counts a flow that begins for its client, or refuses it. What is captured is not counted here: egret counts it.
     ///
     /// The kernel looks through all that it counts under one key for what has ended, so that the cost of a flow grows
-    /// with their number: it is kept small by parts, told apart by destination and ports. A count that finds no room does not
+    /// with their number: it is kept small by parts, by destination and ports. A count that finds no room does not
     /// match, and the flow is refused.
     pub(super) fn count_flows(&mut self, flows_per_client: u32) {
         let parts = parts(flows_per_client);
@@ -350,7 +350,7 @@ impl Table {
         });
     }
 
-    /// Refusing: counted always, told within bounds, and answered so that clients fail at once. What comes from
+    /// Refusing: counted always, logged within bounds, and answered so that clients fail at once. What comes from
     /// nowhere it should is not answered.
     pub(super) fn refusals(&mut self) {
         for reason in REASONS {

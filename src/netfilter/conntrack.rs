@@ -1,4 +1,4 @@
-//! Flows that the kernel forwards, from conntrack (linux/netfilter/nfnetlink_conntrack.h): told when they end, and ended
+//! Flows that the kernel forwards, from conntrack (linux/netfilter/nfnetlink_conntrack.h): reported when they end, and ended
 //! when their rule is gone.
 
 use std::collections::HashMap;
@@ -33,7 +33,7 @@ const ROOM: usize = 8 << 20;
 pub struct Flow {
     pub client: SocketAddr,
     pub destination: SocketAddr,
-    /// Who answers: another address than the destination where that was translated.
+    /// The address that answers: another one than the destination where that was translated.
     pub upstream: SocketAddr,
     pub protocol: u8,
     pub mark: u32,
@@ -102,7 +102,7 @@ fn conntrack(groups: u32) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Where the kernel tells of flows that have ended.
+/// Where the kernel reports flows that have ended.
 #[derive(Debug)]
 pub struct Endings(Socket);
 
@@ -115,7 +115,7 @@ impl Endings {
         Ok(Self(conntrack(ENDED)?))
     }
 
-    /// Waits for some; `None` where the kernel had more to tell than there was room for.
+    /// Waits for some; `None` where the kernel had more to report than there was room for.
     ///
     /// # Errors
     /// The kernel's.

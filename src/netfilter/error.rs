@@ -1,6 +1,6 @@
 //! Why the kernel's rules could not be changed.
 
-/// Why the kernel was not told.
+/// Why a change did not reach the kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     #[error("changing the kernel's rules needs a right that this process lacks; run as root, or add CAP_NET_ADMIN")]

@@ -1,6 +1,6 @@
-//! What conntrack marks tell of a flow.
+//! What a conntrack mark says of its flow.
 
-/// The state that a mark tells, in its highest byte; what is below is the rule's place.
+/// The state in a mark, in its highest byte; what is below is the rule's place.
 pub const STATE: u32 = 0xff00_0000;
 
 /// The flow comes to egret's transparent listener.

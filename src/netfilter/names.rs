@@ -2,7 +2,7 @@
 
 use egret_core::outcome::Reason;
 
-/// Where refused packets are told (nfnetlink_log).
+/// The group that refused packets are copied to (nfnetlink_log).
 pub const LOG_GROUP: u16 = 1129;
 
 /// The table's name, in the family `inet`.

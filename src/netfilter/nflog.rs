@@ -1,5 +1,5 @@
-//! Packets that the table refused, as the kernel tells of them (linux/netfilter/nfnetlink_log.h), and the counters of
-//! all of them: what is told is bounded, what is counted is not.
+//! Packets that the table refused, as the kernel reports them (linux/netfilter/nfnetlink_log.h), and the counters of
+//! all of them: reports are bounded, counts are not.
 
 use std::io;
 
@@ -39,7 +39,7 @@ pub struct Refused {
     pub reason: Reason,
 }
 
-/// Where the kernel tells of refused packets.
+/// Where the kernel reports refused packets.
 #[derive(Debug)]
 pub struct Refusals(Socket);
 

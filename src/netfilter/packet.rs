@@ -1,4 +1,4 @@
-//! The first bytes of a packet that the kernel tells of: who, where to, and by which protocol. Pure; the bytes are a
+//! The first bytes of a packet that the kernel copies to egret: source, destination and protocol. Pure; the bytes are a
 //! client's.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -15,7 +15,7 @@ pub struct Packet {
 }
 
 /// Reads an IPv4 (RFC 791 §3.1) or IPv6 (RFC 8200 §3) header and the ports behind it. IPv6 extension headers are not
-/// walked: what they hide is told without ports.
+/// walked: what they hide is logged without ports.
 #[must_use]
 pub fn read(bytes: &[u8]) -> Option<Packet> {
     let (from, to, protocol, rest): (IpAddr, IpAddr, u8, &[u8]) = match bytes.first()? >> 4 {

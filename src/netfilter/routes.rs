@@ -43,7 +43,7 @@ const LOOPBACK_INDEX: u32 = 1;
 const V4: u8 = 2;
 const FAMILIES: [(u8, &str); 2] = [(V4, "-4"), (10, "-6")];
 
-/// What marks the rules and routes as egret's (linux/rtnetlink.h: numbers that nobody else uses).
+/// What marks the rules and routes as egret's (linux/rtnetlink.h: numbers that no other program uses).
 const OURS: u8 = 112;
 
 /// One policy rule.
@@ -206,7 +206,7 @@ fn present(socket: &Socket, family: u8) -> io::Result<Vec<Rule>> {
     Ok(found)
 }
 
-/// A rule of egret's, in every part as it was put up; another one is somebody else's.
+/// A rule of egret's, in every part as it was put up; another one is not.
 fn read(message: Received<'_>) -> Option<Rule> {
     let (head, attrs) = message.payload.split_at_checked(12)?;
     let [_, to_len, from_len, _, _, _, _, action, bits @ ..] = head else { return None };

@@ -42,7 +42,7 @@ pub(super) fn id(plan: &Plan) -> String {
     format!("{TABLE_ID}{:016x}_", foldhash::quality::FixedState::default().hash_one(&bare.text))
 }
 
-/// The number of rules in all chains: another one in the kernel means that somebody else was there.
+/// The number of rules in all chains: another number in the kernel means that another program has changed them.
 pub(super) fn rules(plan: &Plan, places: [usize; 2]) -> usize {
     Table::fixed(&Plan { slots: places, ..plan.clone() }).rules
 }

@@ -17,7 +17,7 @@ use super::ruleset::replacing;
 use super::table::Table;
 use egret_core::rule::{Action, NetRule};
 
-/// Who egret is in the pod.
+/// The user that egret runs as in the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct User {
     pub uid: u32,
@@ -220,7 +220,7 @@ const fn made_for(bits: u128) -> (User, u16) {
 }
 
 impl Sidecar {
-    /// The sidecar whose listener has this port: who egret is, whose proxy comes first, what is left alone, and the rules for
+    /// The sidecar whose listener has this port: egret's user, the mesh whose proxy comes first, what is left alone, and the rules for
     /// what is not TCP.
     #[must_use]
     pub const fn new(port: u16, user: User, mesh: Option<Mesh>, exempt: Addresses, others: Vec<Other>) -> Self {
@@ -278,12 +278,12 @@ impl Sidecar {
         let mut rules: Vec<String> = probes.into();
         rules.extend([format!("{own} accept"), LOCAL.into()]);
         rules.extend(["ip daddr @exempt4 accept".into(), "ip6 daddr @exempt6 accept".into()]);
-        let who = match self.mesh {
+        let sender = match self.mesh {
             None => String::new(),
             // Its ports are the pod's own. What it says to its control plane is judged like everything else.
             Some(Mesh::Istio) => format!("meta skuid {ISTIO_USER} "),
         };
-        rules.push(format!("{who}meta l4proto tcp redirect to :{}", self.port));
+        rules.push(format!("{sender}meta l4proto tcp redirect to :{}", self.port));
         rules
     }
 
@@ -299,7 +299,7 @@ impl Sidecar {
             format!(
                 "meta l4proto tcp ct direction original ct mark & {STATE:#x} == {FORWARDED:#x} tcp flags & syn == 0 accept"
             ),
-            // Answers to whoever comes in.
+            // Answers to connections from outside.
             "ct direction reply ct state established accept".into(),
             "ct state related meta l4proto { icmp, ipv6-icmp } accept".into(),
             "icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld2-listener-report } accept"

@@ -94,12 +94,12 @@ impl Sets {
     /// Writes all of it into sets that hold whatever they hold.
     pub(super) fn fill(&self, batch: &mut Batch) {
         batch.flush("captured");
-        let nobody = |slots: &Slots| Slots { action: slots.action, taken: slots.taken.iter().map(|_| None).collect() };
+        let empty = |slots: &Slots| Slots { action: slots.action, taken: slots.taken.iter().map(|_| None).collect() };
         let empty = Self {
             captured: BTreeSet::new(),
             nat64: self.nat64,
-            allows: nobody(&self.allows),
-            denies: nobody(&self.denies),
+            allows: empty(&self.allows),
+            denies: empty(&self.denies),
         };
         [&self.allows, &self.denies].into_iter().for_each(|slots| slots.flush(batch));
         empty.change(self, batch);
@@ -128,8 +128,8 @@ impl Slots {
         Self { action, taken }
     }
 
-    /// Who stays keeps its place, under another name too, so that the marks of its flows still tell it. Whoever is new
-    /// takes a place that nobody has just left, if there is one.
+    /// A rule that survives a reload keeps its slot, even if renamed: conntrack marks carry the slot number. A new rule
+    /// takes a slot that no rule has just left, if there is one.
     fn next(&self, slots: &[RuleSet]) -> Result<Self, NoSlot> {
         let mut new: Vec<&RuleSet> = slots.iter().collect();
         let mut taken: Vec<Option<Slot>> = self.taken.iter().map(|_| None).collect();
@@ -154,7 +154,7 @@ impl Slots {
         if new.is_empty() { Ok(Self { action: self.action, taken }) } else { Err(NoSlot(taken.len(), self.action)) }
     }
 
-    /// Whoever has a place that there is not any more gets another one.
+    /// A rule whose slot does not exist any more gets another one.
     fn resized(&self, count: usize) -> Result<Self, NoSlot> {
         let mut taken = self.taken.clone();
         let behind = taken.split_off(count.min(taken.len()));
@@ -223,7 +223,7 @@ impl Slots {
     fn common(&self, next: &Self) -> Self {
         let both = self.taken.iter().zip(&next.taken).map(|(old, new)| Some(old.as_ref()?.common(new.as_ref()?)));
         let mut common = Self { action: self.action, taken: both.collect() };
-        // What goes from one rule to another; who stays as it was holds all that it shares with anybody.
+        // What moves from one rule to another; a rule that stays as it was holds all that it shares with others.
         let changed: Vec<_> = self.changed(next).collect();
         for (from, old) in changed.iter().filter_map(|(at, old, _)| Some((*at, (*old)?))) {
             for (to, new) in changed.iter().filter_map(|(at, _, new)| Some((*at, (*new)?))) {
@@ -282,9 +282,9 @@ impl Slots {
 
     /// Slots of no rule, now and next.
     fn unused(&self, next: &Self) -> Vec<usize> {
-        let nobody =
+        let unused =
             self.taken.iter().zip(&next.taken).enumerate().filter(|(_, (old, new))| old.is_none() && new.is_none());
-        nobody.map(|(at, _)| at).collect()
+        unused.map(|(at, _)| at).collect()
     }
 
     fn change(&self, next: &Self, batch: &mut Batch) {

@@ -41,7 +41,7 @@ pub(super) fn set(plan: &Plan) -> Result<Vec<String>, KernelError> {
     let [v4, v6] = FORWARDING.map(Path::new);
     write(v4, "1")?;
     if plan.has_v6() {
-        // A router takes no route from advertisements, unless it is told to; from clients it takes none.
+        // A router takes no route from advertisements, unless configured to; from clients it takes none.
         let is_clients =
             |path: &PathBuf| path.file_name().is_some_and(|name| plan.interfaces.iter().any(|of| **of == *name));
         for interface in interfaces("ipv6").into_iter().filter(|path| !is_clients(path)) {
@@ -63,7 +63,7 @@ pub(super) fn absent_interfaces(plan: &Plan) -> impl Iterator<Item = &str> {
     names.filter(|name| nix::net::if_::if_nametoindex(*name).is_err())
 }
 
-/// The forwarding that somebody has switched off, if any, as sysctl(8) names it.
+/// The forwarding that is off, if any, as sysctl(8) names it.
 pub(super) fn not_forwarding(plan: &Plan) -> Option<&'static str> {
     let [v4, v6] = FORWARDING;
     let is_off = |path| std::fs::read_to_string(path).is_ok_and(|value| value.trim() == "0");

@@ -132,7 +132,7 @@ fn rules(sets: &Sets) -> HashMap<usize, Arc<str>> {
     sets.allows.rules().map(|(number, rule)| (number, Arc::clone(rule))).collect()
 }
 
-/// Starts the thread; it ends when nobody can ask it for anything any more.
+/// Starts the thread; it ends when the last sender of jobs is gone.
 ///
 /// # Errors
 /// The kernel's.
@@ -169,7 +169,7 @@ struct Table {
 impl Writer {
     fn run(mut self, queue: &Receiver<Job>) {
         let mut next = None;
-        // An outcome that nobody waits for any more is of no use.
+        // The receiver of an outcome may be gone.
         while let Some(job) = next.take().or_else(|| queue.recv().ok()) {
             match job {
                 Job::Follow(name, done) => {

@@ -130,7 +130,7 @@ pub async fn run(
     }
 }
 
-/// Waits for the reset of a client whose request is on its way: nobody waits for the answer any more. What it
+/// Waits for the reset of a client whose request is on its way: the answer has no reader any more. What it
 /// sends meanwhile stays where it is; it is part of another request.
 async fn gone(client: &ReadSide<'_>) -> Halt {
     client.gone().await;
@@ -251,7 +251,7 @@ async fn send_answer(
     send_body(&mut upstream, &mut client, length, &mut held, seen, meter).await?;
     let behind = seen.behind.lock().unwrap_or_else(PoisonError::into_inner).take();
     let then = match behind {
-        // What an upstream says behind its answer is nobody's answer.
+        // What an upstream says behind its answer is not an answer.
         Some(behind) if client_stays => Then::Next { behind, upstream_stays: upstream_stays && held.is_empty() },
         // Told so, or answered before it had asked to the end.
         _ => {

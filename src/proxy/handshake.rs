@@ -33,7 +33,7 @@ struct Wait<'a> {
 enum Step {
     FromUpstream(Vec<u8>),
     FromClient,
-    /// The upstream will say no more: the relay can tell the client.
+    /// The upstream will say no more: the relay passes its end on to the client.
     UpstreamEnded,
 }
 
@@ -94,7 +94,7 @@ impl Wait<'_> {
                 self.step(limits.hello).await
             };
             match step? {
-                // Nobody is left to send a second hello: the relay may tell the upstream so.
+                // The client will send no second hello: the relay passes its end on to the upstream.
                 Step::FromClient if self.client_ended && !self.gate.is_closed() => return Ok(ServerFirst::Other),
                 Step::FromClient => {}
                 Step::UpstreamEnded => return Ok(ServerFirst::Other),

@@ -1,7 +1,7 @@
 //! The front door: accepting, counting, and finding out what a client claims.
 //!
 //! One accept loop for every kind of listener; it does not know what its handler does. Owns the limits on
-//! connections and the words in which a refusal is told. Judges nothing.
+//! connections and the words of a refusal. Judges nothing.
 
 pub mod accept;
 mod client;
@@ -35,7 +35,7 @@ const AT_ONCE: usize = 32;
 /// After a failed accept: long enough that a lack of descriptors is not a spin, short enough to go unnoticed.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
-/// Accepts until told to stop, and while the log takes lines. What is accepted gets its place, or none, and is handed
+/// Accepts until a drain begins, and while the log takes lines. What is accepted gets its place, or none, and is handed
 /// to `handle` with its guard; a failed accept is waited out, because what it lacks (descriptors, memory) comes back when
 /// another connection ends.
 pub async fn serve(

@@ -66,7 +66,7 @@ impl Window {
         self.has_ended && !self.has_read
     }
 
-    /// Forgets the first `n` bytes: they were claimed by whoever read them.
+    /// Forgets the first `n` bytes: their reader has taken them.
     pub fn consume(&mut self, n: usize) {
         self.bytes.drain(..n.min(self.bytes.len()));
     }
@@ -114,7 +114,7 @@ impl Window {
     }
 }
 
-/// Reads until the first bytes tell what they are. They stay in the window.
+/// Reads until the first bytes show what they are. They stay in the window.
 ///
 /// # Errors
 /// A refusal at stage `peek` (or `limit` where memory ran out) for everything but one whole hello or head

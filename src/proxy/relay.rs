@@ -57,7 +57,7 @@ impl<'a> IdleWatch<'a> {
 /// Sends `first` to the upstream, then relays until both sides have finished, one of them resets, or nothing
 /// moves for `idle`.
 ///
-/// A side that finishes is told to the other, which may go on sending. Where the ending is not
+/// The end of one side is passed on to the other, which may go on sending. Where the ending is not
 /// [`Ending::Closed`], both [`Link`]s are left to be reset.
 pub fn run<'a>(
     client: &'a mut ClientStream,
@@ -140,8 +140,8 @@ struct Both<'a, U, D> {
     /// Which one goes first this time: both draw on one budget, and a busy one would leave none.
     down_first: bool,
     client: &'a TcpStream,
-    /// A half-closed client may still listen; one whose socket is gone answers a keepalive with a reset, which nobody
-    /// reads for.
+    /// A half-closed client may still listen; one whose socket is gone answers a keepalive with a reset, for which there is no
+    /// read.
     gone: Option<Boxed<'a, ()>>,
 }
 

@@ -62,7 +62,7 @@ impl AsyncRead for ClientStream {
 }
 
 impl ClientStream {
-    /// Returns when there may be something to read. TLS does not tell before it reads.
+    /// Returns when there may be something to read. TLS does not know before it reads.
     pub async fn ready_to_read(&self) {
         if let Self::Bare(tcp) = self {
             // An error shows at the read.
@@ -309,7 +309,7 @@ pub const LINGER: Duration = Duration::from_secs(2);
 /// And how much it may still send meanwhile.
 const LINGER_BYTES: usize = 16 << 20;
 
-/// Reads what somebody still sends, within bounds: everything was said, and should be heard.
+/// Reads what the peer still sends, within bounds, so that a reset does not take the last words from it.
 pub async fn linger(stream: &mut (impl AsyncRead + Unpin)) {
     let reading = async {
         let mut left = LINGER_BYTES;

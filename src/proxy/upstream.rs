@@ -79,7 +79,7 @@ impl<'a> SourceAddress<'a> {
     }
 
     /// The source for one destination: a pool that has none of its family leaves the choice to the system, and a client
-    /// of another family reaches nobody.
+    /// of another family reaches no address.
     fn source(self, to: IpAddr) -> Result<Option<Source>, io::Error> {
         match self {
             Self::System => Ok(None),
@@ -198,7 +198,7 @@ async fn race(addresses: &[SocketAddr], departure: SourceAddress<'_>, limits: Di
     }
 }
 
-/// Of several failures the one that says most about the name is told: a refusal by one address, rather than
+/// Of several failures the one that says most about the name is reported: a refusal by one address, rather than
 /// the missing route of a family that this machine does not have.
 fn telling(error: &io::Error) -> u8 {
     match reason(error) {
@@ -228,7 +228,7 @@ mod tests {
     use super::*;
     use tokio::net::TcpListener;
 
-    /// A place where nobody listens: connections are refused at once.
+    /// A port without a listener: connections are refused at once.
     async fn closed() -> SocketAddr {
         TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
     }

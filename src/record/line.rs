@@ -77,7 +77,7 @@ pub struct Line {
     pub left_out: Option<u64>,
 }
 
-/// When a connection began; told as RFC 3339 with microseconds.
+/// When a connection began; written as RFC 3339 with microseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Stamp(pub SystemTime);
 

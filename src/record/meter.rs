@@ -12,7 +12,7 @@ use egret_core::outcome::Totals;
 /// Counts bytes as they go, so that a connection cut at any moment still has true totals.
 #[derive(Debug)]
 pub struct Meter {
-    /// Where everybody's bytes are counted too.
+    /// Where the bytes of all connections are counted too.
     metrics: Option<Arc<Metrics>>,
     up: AtomicU64,
     down: AtomicU64,

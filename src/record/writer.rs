@@ -155,7 +155,7 @@ impl LogSender {
         metrics: Arc<Metrics>,
     ) -> io::Result<(Self, LogThread)> {
         let LogSettings { format, access, overflow, open, empty, .. } = *settings;
-        // Made into text by the writer: nobody's connection waits for that.
+        // Made into text by the writer: no connection waits for that.
         let room = Arc::new(Notify::new());
         let (queue, lines) = crossbeam_channel::unbounded();
         let lane = |name| Arc::new(Lane { name, waiting: AtomicUsize::new(0) });
@@ -180,7 +180,7 @@ impl LogSender {
         };
         std::thread::Builder::new().name("access-log".into()).spawn(move || {
             desk.work();
-            // Whoever waits has gone already, or hears it.
+            // A waiter that is gone already does not hear it.
             let _ = end.send(());
         })?;
         let (refused, allowed) = (lane("refused"), lane("allowed"));
@@ -215,7 +215,7 @@ impl LogSender {
         self.open.filter(|_| self.writes_allowed())
     }
 
-    /// Writes what nobody waits with, if there is room.
+    /// Writes a line that no connection waits for, if there is room.
     pub(super) fn write_if_room(&self, line: Box<Line>) {
         let lane = if line.reason.is_some() { &self.refused } else { &self.allowed };
         if lane.waiting.load(Ordering::Relaxed) > LANE {
@@ -250,7 +250,7 @@ impl LogSender {
         let lane = if is_refusal { &self.refused } else { &self.allowed };
         let size = line.size();
         let waiting = lane.waiting.fetch_add(size, Ordering::Relaxed) + size;
-        // Those who are inside already may always say their last line: they are no more than the door lets in.
+        // Connections that were admitted may always write their last line: there are no more of them than slots.
         let fits = waiting <= LANE || self.overflow == LogOverflow::Block;
         if let Some(client) = self.charged(&line) {
             self.of_clients.add(client, size);
@@ -284,10 +284,10 @@ impl LogSender {
 
     async fn room_while(&self, is_full: impl Fn() -> bool) {
         while self.overflow == LogOverflow::Block && is_full() {
-            let mut told = std::pin::pin!(self.room.notified());
-            told.as_mut().enable();
+            let mut notified = std::pin::pin!(self.room.notified());
+            notified.as_mut().enable();
             if is_full() {
-                told.await;
+                notified.await;
             }
         }
     }
@@ -298,10 +298,10 @@ fn charged(line: &Line, overflow: LogOverflow) -> Option<IpAddr> {
 }
 
 impl LogThread {
-    /// Waits until every line is written, or a bounded time where nobody reads them.
+    /// Waits until every line is written, or a bounded time where the output takes none.
     pub async fn finish(self) {
         if tokio::time::timeout(LAST_LINES, self.ended).await.is_err() {
-            tracing::error!("nobody reads the access log; its last lines are lost");
+            tracing::error!("the access log's output takes no lines; its last ones are lost");
         }
     }
 }
@@ -383,7 +383,7 @@ impl LogWriter {
     /// Writes the batch whole, or says that its lines are lost.
     fn write(&mut self) {
         let mut rest = self.batch.as_slice();
-        let mut told = false;
+        let mut logged = false;
         self.state.begins();
         while !rest.is_empty() {
             match self.output.write(rest) {
@@ -391,7 +391,7 @@ impl LogWriter {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 failed => {
                     let error = failed.err().unwrap_or_else(|| io::ErrorKind::WriteZero.into());
-                    if !std::mem::replace(&mut told, true) {
+                    if !std::mem::replace(&mut logged, true) {
                         tracing::error!(%error, "cannot write the access log");
                     }
                     self.state.ends(true);

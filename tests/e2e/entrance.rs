@@ -213,7 +213,7 @@ fn a_tunnel_of_plain_requests_is_its_users_only_while_there_is_one() {
     assert!(read_head(&mut stream).starts_with("HTTP/1.1 407"));
     let record = w.egret.record_of(local);
     refused(&record, "auth_failed", "claim");
-    assert_eq!(record["nearest"], "the user is no more, or has another password now");
+    assert_eq!(record["nearest"], "the user does not exist any more, or has another password now");
 }
 
 #[test]

@@ -150,9 +150,9 @@ fn cost<T>(list: &List, build: impl FnOnce() -> T, matches: impl Fn(&T, &HostNam
     Cost { build: took, bytes, hit, miss }
 }
 
-fn told(list: &List, who: &str, cost: &Cost) {
+fn report(list: &List, matcher: &str, cost: &Cost) {
     println!(
-        "{:<28} {who:<14} build {:>7.3} s {:>7.1} B/pattern   listed {:>9.1} ns   unlisted {:>9.1} ns",
+        "{:<28} {matcher:<14} build {:>7.3} s {:>7.1} B/pattern   listed {:>9.1} ns   unlisted {:>9.1} ns",
         list.what,
         cost.build.as_secs_f64(),
         cost.bytes as f64 / list.patterns.len() as f64,
@@ -176,7 +176,7 @@ fn egret(list: &List) {
         index.matches(name, |_| found = true);
         found
     };
-    told(list, "egret", &cost(list, build, matches));
+    report(list, "egret", &cost(list, build, matches));
 }
 
 /// The same probes into a map of the standard library, with the same hash.
@@ -192,7 +192,7 @@ fn with_hash_map(list: &List) {
         let above = name.match_indices('.').filter(|(dot, _)| map.contains_key(&name[*dot..])).count();
         map.contains_key(name) || above > 0
     };
-    told(list, "HashMap", &cost(list, build, matches));
+    report(list, "HashMap", &cost(list, build, matches));
 }
 
 /// A `*` inside labels for the others, which know no labels: as good as they can say it.
@@ -205,7 +205,7 @@ fn with_globset(list: &List) {
         set.build().unwrap()
     };
     let cost = cost(list, build, |set: &GlobSet, name| set.is_match(name.as_str()));
-    told(list, "globset", &cost);
+    report(list, "globset", &cost);
 }
 
 fn with_regex(list: &List) {
@@ -218,7 +218,7 @@ fn with_regex(list: &List) {
         regex::RegexSetBuilder::new(all).size_limit(4 << 30).dfa_size_limit(64 << 20).unicode(false).build().unwrap()
     };
     let cost = cost(list, build, |set: &RegexSet, name| set.is_match(name.as_str()));
-    told(list, "RegexSet", &cost);
+    report(list, "RegexSet", &cost);
 }
 
 /// Keys are read from the right; a key of an exact name ends in `\0`.
@@ -248,7 +248,7 @@ fn with_fst(list: &List) {
         }
         false
     };
-    told(list, "fst", &cost(list, build, matches));
+    report(list, "fst", &cost(list, build, matches));
 }
 
 fn with_aho_corasick(list: &List) {
@@ -263,7 +263,7 @@ fn with_aho_corasick(list: &List) {
         text.iter_mut().zip(name.as_str().bytes().rev()).for_each(|(to, from)| *to = from);
         set.find(Input::new(&text[..len]).anchored(Anchored::Yes)).is_some()
     };
-    told(list, "aho-corasick", &cost(list, build, matches));
+    report(list, "aho-corasick", &cost(list, build, matches));
 }
 
 fn one(kind: &str, count: &str, who: &str) {

@@ -114,7 +114,7 @@ impl Identity {
     }
 }
 
-/// Who asks, as far as rules may want to know; what is `None` is anybody's (`explain`).
+/// The client, as far as rules may ask; what is `None` fits every rule (`explain`).
 #[derive(Clone, Debug)]
 pub struct Source {
     pub ip: Option<IpAddr>,

@@ -123,7 +123,7 @@ words! {
 }
 
 impl Stage {
-    /// Whether a refusal here is the policy's word, and so may be told to the client in full. What DNS,
+    /// Whether a refusal here is the policy's word, and so may be sent to the client in full. What DNS,
     /// the address guard and the dialler found out is not: the client would learn what our network
     /// looks like.
     #[must_use]

@@ -1,4 +1,4 @@
-//! Who may go where. Asked three times with growing evidence: the claim, the sighting, the addresses.
+//! Which client may go where. Asked three times with growing evidence: the claim, the sighting, the addresses.
 //!
 //! ```text
 //! Claim --by_claim--> Expectation --by_sighting--> Clearance --by_address--> Permit
@@ -149,9 +149,9 @@ impl Policy {
         })
     }
 
-    /// Whom the rule of this name is for, where that is not everyone.
+    /// The clients that the rule of this name is for, where that is not all of them.
     #[must_use]
-    pub fn whom(&self, rule: &str) -> Option<String> {
+    pub fn clients_of(&self, rule: &str) -> Option<String> {
         let apps = self.apps.iter().map(|app| (&app.name, &app.sources));
         let mut all = apps.chain(self.nets.iter().map(|net| (&net.name, &net.sources)));
         let (_, sources) = all.find(|(name, _)| ***name == *rule)?;

@@ -66,7 +66,7 @@ pub enum NetPort {
     Icmp,
 }
 
-/// Who a rule is for: whoever is in one of the networks and bears one of the names; empty means everyone.
+/// The clients a rule is for: those in one of the networks that bear one of the names; empty means every client.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sources {
     pub nets: Vec<IpNet>,
@@ -83,7 +83,7 @@ impl Sources {
             && (self.clients.is_empty() || source.identity.as_ref().is_none_or(bears))
     }
 
-    /// Whether everybody in another set is in this one.
+    /// Whether every client of another set is in this one.
     #[must_use]
     pub fn cover(&self, other: &Self) -> bool {
         let nets = self.nets.is_empty()

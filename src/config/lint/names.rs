@@ -1,6 +1,6 @@
 //! Well-known names that the lint holds wildcards against.
 
-/// Zones in which everybody may have a name, beyond those of the public suffix list: Azure's of all clouds,
+/// Zones in which anyone may register a name, beyond those of the public suffix list: Azure's of all clouds,
 /// and what others hand out by path or account.
 pub(super) const SHARED: &[&str] = &[
     "api.azureml.ms",
@@ -88,7 +88,7 @@ pub(super) const SHARED: &[&str] = &[
     "z6.web.core.windows.net",
 ];
 
-/// Resolvers that answer over HTTPS: who reaches one need not ask egret's DNS.
+/// Resolvers that answer over HTTPS: a client that reaches one need not ask egret's DNS.
 pub(super) const DOH: &[&str] = &[
     "base.dns.mullvad.net",
     "chrome.cloudflare-dns.com",

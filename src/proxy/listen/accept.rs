@@ -105,7 +105,7 @@ pub async fn client_address(
     }
 }
 
-/// Speaks TLS where the listener does, and learns who the client is.
+/// Speaks TLS where the listener does, and identifies the client.
 ///
 /// # Errors
 /// A refusal at stage `claim`.
@@ -154,7 +154,7 @@ pub async fn accept_tls(
     }
 }
 
-/// What went wrong with TLS, for whoever reads the log.
+/// What went wrong with TLS, for the log.
 fn why(error: &std::io::Error) -> String {
     use rustls::{AlertDescription as Alert, CertificateError as Certificate, Error, InvalidMessage};
     let of_tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());

@@ -46,7 +46,7 @@ pub struct Client {
     go_ahead: Option<&'static [u8]>,
 }
 
-/// What was shown with the last claim of who makes it.
+/// The credentials that came with the last claim.
 #[derive(Debug)]
 enum Shown {
     Nothing,
@@ -127,13 +127,13 @@ impl Client {
         matches!(self.listener.kind, ListenerKind::Transparent { preserve_source: true, .. })
     }
 
-    /// What its requests and their answers are told of the way.
+    /// The fields that its requests and their answers get.
     #[must_use]
     pub fn adds(&self) -> Adds {
         self.listener.adds
     }
 
-    /// Waits for the first byte of another request. Whoever closes, resets or stays silent has none.
+    /// Waits for the first byte of another request. A client that closes, resets or stays silent sends none.
     pub async fn waits_for_more(&mut self, idle: Duration) -> bool {
         let until = Instant::now() + idle;
         let mut skipped = false;
@@ -262,7 +262,10 @@ impl Client {
         if !claim.identity.is_user() {
             claim.identity = self.user(limits.until).await?;
         } else if !self.pass.as_ref().is_some_and(|pass| users.get().stand(pass)) {
-            return Err(Refusal::at_claim(Reason::AuthFailed, "the user is no more, or has another password now"));
+            return Err(Refusal::at_claim(
+                Reason::AuthFailed,
+                "the user does not exist any more, or has another password now",
+            ));
         }
         Ok(())
     }
@@ -329,7 +332,7 @@ impl Client {
     }
 
     /// Tells the client that it was refused, and for which name, and waits a bounded time until it has heard. Where nothing may
-    /// be told, dropping the link resets it.
+    /// be said, dropping the link resets it.
     pub async fn refuse(mut self, refusal: &Refusal, name: Option<&str>) {
         let about =
             About { name, contact: self.listener.contact.as_deref(), asks_for_user: self.listener.users.is_some() };
@@ -407,7 +410,7 @@ fn raw_host(bytes: &[u8]) -> Option<&[u8]> {
     })
 }
 
-/// The authority of a request line, where it has one that nobody could take for a secret: what stands before an `@`
+/// The authority of a request line, where it has one that cannot be a secret: what stands before an `@`
 /// may be a password, and behind a slash a token.
 fn raw_authority(bytes: &[u8]) -> Option<&[u8]> {
     let line = bytes.split(|b| matches!(b, b'\r' | b'\n')).next()?;

@@ -1,4 +1,4 @@
-//! What one listener asks of those who come in, and does with their requests.
+//! What one listener asks of its clients, and does with their requests.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -21,12 +21,12 @@ pub struct Listener {
     pub name: Arc<str>,
     pub kind: ListenerKind,
     bind: SocketAddr,
-    /// Who must say whose connection it is; `None`: nobody may.
+    /// Peers that must send the PROXY protocol; `None`: no peer may.
     pub proxies: Option<Vec<IpNet>>,
     pub tls: Option<Arc<Refreshed<TlsFiles>>>,
     pub users: Option<Arc<Refreshed<UsersFile>>>,
     pub adds: Adds,
-    /// Whom refused clients may ask.
+    /// A contact for refused clients.
     pub contact: Option<Arc<str>>,
 }
 
@@ -40,7 +40,7 @@ impl Listener {
     /// Where a connection was going before the kernel handed it over; `None` on listeners that clients dial.
     ///
     /// # Errors
-    /// `no_original_dst`: somebody dialled the listener itself.
+    /// `no_original_dst`: the client dialled the listener itself.
     pub fn original_dst(&self, stream: &TcpStream) -> Result<Option<OriginalDst>, Refusal> {
         let ListenerKind::Transparent { capture, .. } = self.kind else { return Ok(None) };
         let socket = SockRef::from(stream);

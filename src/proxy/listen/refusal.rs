@@ -1,7 +1,7 @@
 //! How a refusal sounds: in the protocol the client is speaking, and never more than it may know.
 //!
-//! Policy's reasons are told in full. What DNS, the address guard and the dialler found is only
-//! "unreachable": a client that could tell a private address from a missing name would have an oracle.
+//! Policy's reasons are sent in full. What DNS, the address guard and the dialler found is only
+//! "unreachable": a client that could distinguish a private address from a missing name would have an oracle.
 
 use egret_core::outcome::{Reason, Refusal, Stage};
 use egret_core::wire::socks5;
@@ -31,7 +31,7 @@ pub(super) enum Speech {
 pub(super) struct About<'a> {
     /// What the client asked for.
     pub(super) name: Option<&'a str>,
-    /// Whom to ask (`messages.contact`).
+    /// `messages.contact`.
     pub(super) contact: Option<&'a str>,
     /// Whether the listener asks for a user.
     pub(super) asks_for_user: bool,
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
     use egret_core::outcome::Hint;
 
-    fn told(speech: Speech, reason: Reason, stage: Stage, unread: &[u8]) -> String {
+    fn spoken(speech: Speech, reason: Reason, stage: Stage, unread: &[u8]) -> String {
         let hint = Hint { rule: Some("secret-rule".into()), ..Hint::default() };
         let about = About { name: Some("a.test"), contact: Some("help@a.test"), asks_for_user: false };
         let words = speech.words(&Refusal::new(reason, stage).with(hint), about, unread);
@@ -122,13 +122,13 @@ mod tests {
 
     #[test]
     fn policy_is_told_with_reason_and_rule() {
-        let text = told(Speech::Http, Reason::RuleDenied, Stage::Name, b"");
+        let text = spoken(Speech::Http, Reason::RuleDenied, Stage::Name, b"");
         assert!(text.starts_with("HTTP/1.1 403 Forbidden (rule_denied)\r\n"), "{text}");
         let body = "\nname: a.test\nreason: rule_denied\nrule: secret-rule\ncontact: help@a.test\n";
         assert!(text.ends_with(body), "{text}");
         assert!(text.contains("details=\"rule_denied\""), "{text}");
-        assert_eq!(told(Speech::Socks5, Reason::NoRule, Stage::Name, b"").as_bytes()[1], 2);
-        assert_eq!(told(Speech::ByBytes, Reason::NoRule, Stage::Name, &[22, 3]).as_bytes(), ACCESS_DENIED);
+        assert_eq!(spoken(Speech::Socks5, Reason::NoRule, Stage::Name, b"").as_bytes()[1], 2);
+        assert_eq!(spoken(Speech::ByBytes, Reason::NoRule, Stage::Name, &[22, 3]).as_bytes(), ACCESS_DENIED);
     }
 
     #[test]
@@ -139,13 +139,13 @@ mod tests {
             (Reason::OwnAddress, Stage::Address),
             (Reason::ConnectRefused, Stage::Dial),
         ] {
-            let text = told(Speech::Http, reason, stage, b"");
+            let text = spoken(Speech::Http, reason, stage, b"");
             assert!(text.starts_with("HTTP/1.1 502"), "{text}");
             assert!(!text.contains(reason.as_str()) && !text.contains("secret-rule"), "{text}");
-            let same = told(Speech::Http, Reason::ConnectTimeout, Stage::Dial, b"");
+            let same = spoken(Speech::Http, Reason::ConnectTimeout, Stage::Dial, b"");
             assert_eq!(text, same, "no oracle");
-            assert_eq!(told(Speech::Socks5, reason, stage, b"").as_bytes()[1], 4);
-            assert_eq!(told(Speech::ByBytes, reason, stage, &[22, 3]), "", "a reset where TLS was expected");
+            assert_eq!(spoken(Speech::Socks5, reason, stage, b"").as_bytes()[1], 4);
+            assert_eq!(spoken(Speech::ByBytes, reason, stage, &[22, 3]), "", "a reset where TLS was expected");
         }
     }
 }

@@ -14,7 +14,7 @@ use egret_core::rule::AppProtocol;
 pub struct ListenerSettings {
     pub bind: SocketAddr,
     pub kind: ListenerKind,
-    /// Who must say whose connections they bring; `None`: nobody may.
+    /// Peers that must send the PROXY protocol; `None`: no peer may.
     pub proxies: Option<Vec<IpNet>>,
     pub tls: Option<Arc<Refreshed<TlsFiles>>>,
     pub users: Option<Arc<Refreshed<UsersFile>>>,
@@ -36,7 +36,7 @@ impl ListenerSettings {
         format!("{}:{}", self.kind.as_str(), self.bind)
     }
 
-    /// Whether clients must show who they are.
+    /// Whether clients must identify themselves.
     #[must_use]
     pub fn identifies(&self) -> bool {
         self.users.is_some() || self.certifies()

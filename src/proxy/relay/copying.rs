@@ -29,5 +29,5 @@ pub(super) async fn one_way(
         flow.moved(n);
     }
     flow.ended()?;
-    flow.told(to.shutdown().await)
+    flow.passed_on(to.shutdown().await)
 }

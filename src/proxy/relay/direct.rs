@@ -69,7 +69,7 @@ impl Future for OneWay<'_> {
             // Both sides have finished, and both sockets are closed next.
             return Poll::Ready(Ok(()));
         }
-        Poll::Ready(flow.told(SockRef::from(to).shutdown(Shutdown::Write)))
+        Poll::Ready(flow.passed_on(SockRef::from(to).shutdown(Shutdown::Write)))
     }
 }
 
@@ -88,7 +88,7 @@ struct Course<'a> {
     left: u64,
     pace: Pace,
     can_splice: bool,
-    /// A burst has just ended: only a read tells whether anything is left.
+    /// A burst has just ended: only a read shows whether anything is left.
     in_doubt: bool,
     /// What is done in so few moments that no room is kept for it.
     seldom: Option<Boxed<'a, Result<Seldom, Side>>>,
@@ -201,7 +201,7 @@ async fn write(from: &TcpStream, to: &TcpStream, flow: Flow<'_>, mut bytes: &[u8
     Ok(())
 }
 
-/// Waits until more can be written. A client that has reset meanwhile is noticed: nobody reads from it now. What an
+/// Waits until more can be written. A client that has reset meanwhile is noticed: there is no read from it now. What an
 /// upstream sent before it reset is still delivered.
 async fn room(from: &TcpStream, to: &TcpStream, flow: Flow<'_>) -> Result<(), Side> {
     let gone = async {

@@ -29,7 +29,7 @@ impl Side {
 /// What one direction must know of the other.
 #[derive(Debug, Default)]
 pub struct Shared {
-    /// A write to the upstream failed: the kernel tells a reset once, and the reader must then not take the end of
+    /// A write to the upstream failed: the kernel reports a reset once, and the reader must then not take the end of
     /// the stream for a polite one.
     broken: AtomicBool,
     /// One direction has ended.
@@ -83,8 +83,8 @@ impl Flow<'_> {
         if cut { Err(Side::Upstream) } else { Ok(()) }
     }
 
-    /// The writer has been told.
-    pub(super) fn told(self, result: io::Result<()>) -> Result<(), Side> {
+    /// The end has been passed on to the writer.
+    pub(super) fn passed_on(self, result: io::Result<()>) -> Result<(), Side> {
         match result {
             // The other side is gone already: it will say so itself, or has.
             Err(e) if e.kind() != io::ErrorKind::NotConnected => Err(self.cannot_write(e)),

@@ -8,7 +8,7 @@ use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-/// Pipes at once, two descriptors each; who finds none copies.
+/// Pipes at once, two descriptors each; a connection that finds none copies.
 pub const MOST_PIPES: usize = 128;
 
 /// What one pipe holds. More would save system calls; unprivileged users get 64 MiB for all of theirs.

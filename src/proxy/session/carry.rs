@@ -53,7 +53,7 @@ pub(super) struct IdleUpstream {
 /// earlier request.
 ///
 /// # Errors
-/// A refusal that the client can still be told.
+/// A refusal that can still be sent to the client.
 pub(super) async fn carry(
     turn: &mut Turn<'_>,
     decision: Decision,
@@ -136,7 +136,7 @@ async fn serve_request(
     turn.client.window.release();
     match result {
         Ok(answered) => Ok(answered_by(turn, request, upstream, answered, idle)),
-        // What stopped halfway becomes a reset of both sides, but for a client that can still be told why.
+        // What stopped halfway becomes a reset of both sides, but for a client that can still read a refusal.
         Err(Halt::Refused(refusal)) => Err(refusal),
         Err(Halt::Broken(ending)) => Ok(Outcome::Over(ending)),
     }

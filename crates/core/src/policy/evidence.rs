@@ -7,7 +7,7 @@ use crate::learned::Known;
 use crate::rule::{Action, AppPort, AppProtocol, AppRule, Ech, InnerName, NetRule, paths};
 use crate::wire::http::{Overrides, RequestHead};
 
-/// Who would send what, for rules by address.
+/// A client and what it would send, for rules by address.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Flow<'a> {
     pub(super) source: &'a Source,

@@ -13,7 +13,7 @@ use crate::outcome::{Hint, Reason, Refusal, Stage};
 use crate::rule::{AppProtocol, guard};
 use crate::wire::http::Overrides;
 
-/// What somebody wants to know.
+/// What is asked of the policy.
 #[derive(Clone, Debug)]
 pub struct Question {
     pub subject: Subject,

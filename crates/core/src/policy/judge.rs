@@ -22,22 +22,23 @@ impl Policy {
     /// # Errors
     /// A refusal at stage `name` or `network`.
     pub fn by_claim(&self, claim: &Claim, known: Known<'_>) -> Result<Passage, Refusal> {
-        let source = &claim.source();
-        let flow = Flow::of(claim, source);
         match &claim.target {
             Target::Unnamed => Ok(Passage::Peek(self.expectation(claim.port))),
             Target::Name(name) => {
-                let grants = self.net_by_name(source, name, |rule| rule.takes(flow.transport, flow.port));
+                let source = claim.source();
+                let flow = Flow::of(claim, &source);
+                let grants = self.net_by_name(&source, name, |rule| rule.takes(flow.transport, flow.port));
                 if !grants.is_empty() {
-                    return Ok(Passage::Passthrough(clearance(claim, Destination::Name(name.clone()), grants)));
+                    return Ok(Passage::Passthrough(clearance(claim, source, Destination::Name(name.clone()), grants)));
                 }
-                self.expect_name(source, name, claim.port, claim.via).map(Passage::Peek)
+                self.expect_name(&source, name, claim.port, claim.via).map(Passage::Peek)
             }
             Target::Address(dst) => {
-                let ip = dst.0.ip();
+                let (source, ip) = (claim.source(), dst.0.ip());
+                let flow = Flow::of(claim, &source);
                 let grants = self.net_by_address(flow, ip, known)?;
                 if !grants.is_empty() {
-                    return Ok(Passage::Passthrough(clearance(claim, Destination::Literal(ip), grants)));
+                    return Ok(Passage::Passthrough(clearance(claim, source, Destination::Literal(ip), grants)));
                 }
                 if claim.via == Via::Absolute {
                     return Err(Refusal::new(Reason::IpLiteral, Stage::Name));
@@ -71,8 +72,9 @@ impl Policy {
         }
         let mut best = Refusal::new(Reason::NoRule, Stage::Name);
         for AppPort { protocol, port } in ports {
-            let each = |judge: &mut dyn FnMut(PatternId)| matched.iter().for_each(|pattern| judge(*pattern));
-            match self.judge_among(name, &Evidence::of(source, protocol, port), each) {
+            let (evidence, mut votes) = (Evidence::of(source, protocol, port), Votes::default());
+            matched.iter().for_each(|pattern| votes.count(self, name, &evidence, *pattern));
+            match self.outcome_of(votes, name, &evidence) {
                 Ok(grants) => return self.first_of(&grants),
                 Err(refusal) => best = further(refusal, best),
             }
@@ -102,8 +104,8 @@ impl Policy {
     ) -> Result<Clearance, Refusal> {
         expectation.admits(sighting)?;
         let claimed_address = matches!(claim.target, Target::Address(_));
-        let source = &claim.source();
-        let base = Evidence::of(source, AppProtocol::Http, claim.port);
+        let source = claim.source();
+        let base = Evidence::of(&source, AppProtocol::Http, claim.port);
         let (seen, evidence) = match sighting {
             Sighting::Tls(hello) => {
                 let evidence =
@@ -113,7 +115,7 @@ impl Policy {
                     (Err(refusal @ Refusal { reason: Reason::NoSni, .. }), Some(claimed)) => {
                         let grants = self.judge(claimed, &Evidence { inner: InnerName::Optional, ..evidence });
                         let grants = grants.map_err(|_| refusal)?;
-                        return Ok(clearance(claim, Destination::Name(claimed.clone()), grants));
+                        return Ok(clearance(claim, source, Destination::Name(claimed.clone()), grants));
                     }
                     (seen, _) => seen,
                 };
@@ -125,7 +127,8 @@ impl Policy {
             }
         };
         let Some(claimed) = claim.name().filter(|claimed| *claimed != seen) else {
-            return Ok(clearance(claim, Destination::Name(seen.clone()), self.judge(seen, &evidence)?));
+            let grants = self.judge(seen, &evidence)?;
+            return Ok(clearance(claim, source, Destination::Name(seen.clone()), grants));
         };
         let other = Evidence { inner: InnerName::AnyListed, ..evidence };
         let mismatch = |_| Refusal::new(Reason::NameMismatch, Stage::Name);
@@ -135,7 +138,7 @@ impl Policy {
         }
         let grants = self.judge(claimed, &other).map_err(|_| mismatch(()))?;
         self.judge(seen, &evidence)?;
-        Ok(clearance(claim, Destination::Name(claimed.clone()), grants))
+        Ok(clearance(claim, source, Destination::Name(claimed.clone()), grants))
     }
 
     /// What a port's rules expect; where none uses it, both, so that the record can still tell the name.
@@ -160,42 +163,13 @@ impl Policy {
 
     /// Application deny, then application allow.
     pub(super) fn judge(&self, name: &HostName, evidence: &Evidence<'_>) -> Result<Vec<Grant>, Refusal> {
-        self.judge_among(name, evidence, |judge| self.app_hosts.matches(name, judge))
+        let mut votes = Votes::default();
+        self.app_hosts.matches(name, |pattern| votes.count(self, name, evidence, pattern));
+        self.outcome_of(votes, name, evidence)
     }
 
-    /// The same among the patterns that list the name, each of which is handed to what it is given.
-    fn judge_among(
-        &self,
-        name: &HostName,
-        evidence: &Evidence<'_>,
-        each: impl FnOnce(&mut dyn FnMut(PatternId)),
-    ) -> Result<Vec<Grant>, Refusal> {
-        let mut grants: Vec<Grant> = Vec::new();
-        let mut denied = None;
-        let mut closed: Option<(u32, &Arc<str>, &Arc<str>)> = None;
-        let mut missed: Option<(Progress, Grant)> = None;
-        each(&mut |pattern| {
-            let id = self.app_hosts.rule(pattern);
-            let Some(rule) = self.apps.get(id as usize).filter(|rule| !rule.excepts(name)) else { return };
-            let grant = Grant::App { rule: id, pattern };
-            match (&rule.action, conditions(rule, evidence)) {
-                (Action::Deny, Ok(())) => denied = Some(grant),
-                (Action::Deny, Err(_)) => {}
-                (Action::Close(why), _) if rule.sources.include(evidence.source) => {
-                    // The first in the file, as everywhere.
-                    if closed.is_none_or(|(first, ..)| id < first) {
-                        closed = Some((id, &rule.name, why));
-                    }
-                }
-                (Action::Close(_), _) => {}
-                (Action::Allow, Ok(())) => grants.push(grant),
-                (Action::Allow, Err(progress)) => {
-                    if missed.is_none_or(|(furthest, _)| progress > furthest) {
-                        missed = Some((progress, grant));
-                    }
-                }
-            }
-        });
+    fn outcome_of(&self, votes: Votes<'_>, name: &HostName, evidence: &Evidence<'_>) -> Result<Vec<Grant>, Refusal> {
+        let Votes { mut grants, denied, closed, missed } = votes;
         if let Some(grant) = denied {
             return Err(self.refusal_by(Reason::RuleDenied, Stage::Name, grant));
         }
@@ -242,6 +216,43 @@ impl Policy {
     }
 }
 
+/// What the application rules that list a name say of it.
+#[derive(Debug, Default)]
+struct Votes<'a> {
+    grants: Vec<Grant>,
+    denied: Option<Grant>,
+    /// The first closed rule, its name and why.
+    closed: Option<(u32, &'a Arc<str>, &'a Arc<str>)>,
+    /// The rule that came closest.
+    missed: Option<(Progress, Grant)>,
+}
+
+impl<'a> Votes<'a> {
+    #[inline]
+    fn count(&mut self, policy: &'a Policy, name: &HostName, evidence: &Evidence<'_>, pattern: PatternId) {
+        let id = policy.app_hosts.rule(pattern);
+        let Some(rule) = policy.apps.get(id as usize).filter(|rule| !rule.excepts(name)) else { return };
+        let grant = Grant::App { rule: id, pattern };
+        match (&rule.action, conditions(rule, evidence)) {
+            (Action::Deny, Ok(())) => self.denied = Some(grant),
+            (Action::Deny, Err(_)) => {}
+            (Action::Close(why), _) if rule.sources.include(evidence.source) => {
+                // The first in the file, as everywhere.
+                if self.closed.is_none_or(|(first, ..)| id < first) {
+                    self.closed = Some((id, &rule.name, why));
+                }
+            }
+            (Action::Close(_), _) => {}
+            (Action::Allow, Ok(())) => self.grants.push(grant),
+            (Action::Allow, Err(progress)) => {
+                if self.missed.is_none_or(|(furthest, _)| progress > furthest) {
+                    self.missed = Some((progress, grant));
+                }
+            }
+        }
+    }
+}
+
 /// Network rules.
 impl Policy {
     /// Network deny, then network allow, for a literal address.
@@ -255,8 +266,8 @@ impl Policy {
 
     /// A denial names no names: what has been learned does not matter to it.
     pub(super) fn net_denies(&self, flow: Flow<'_>, ip: IpAddr) -> Option<Grant> {
-        let equivalents = guard::equivalents(ip, self.nat64);
-        let covered = |rule: &NetRule| equivalents.iter().any(|ip| rule.destinations.contains(*ip));
+        let covered =
+            |rule: &NetRule| guard::equivalents(ip, self.nat64).iter().any(|ip| rule.destinations.contains(*ip));
         self.net_rules(flow, Action::Deny, covered).next()
     }
 
@@ -294,14 +305,14 @@ impl Policy {
     }
 }
 
-pub(super) fn clearance(claim: &Claim, destination: Destination, grants: Vec<Grant>) -> Clearance {
+pub(super) fn clearance(claim: &Claim, source: Source, destination: Destination, grants: Vec<Grant>) -> Clearance {
     let dst = match &claim.target {
         Target::Address(dst) => Some(dst.0.ip()),
         Target::Name(_) | Target::Unnamed => None,
     };
     let prefers_v6 = dst.unwrap_or_else(|| claim.client.ip()).is_ipv6();
     let (transport, port) = (claim.transport, Some(claim.port));
-    Clearance { destination, transport, port, prefers_v6, dst, source: claim.source(), grants }
+    Clearance { destination, transport, port, prefers_v6, dst, source, grants }
 }
 
 /// Of two refusals of one name under two protocols, the one that got further.

@@ -113,7 +113,7 @@ pub(crate) fn equivalents(ip: IpAddr, nat64: Option<Ipv6Net>) -> [IpAddr; 2] {
 /// An address under the translation prefix is judged by the IPv4 address it carries.
 #[must_use]
 pub fn judge(ip: IpAddr, reach: &Reach, nat64: Option<Ipv6Net>) -> Judgement {
-    // Mapped addresses are a range of their own: nobody's answer should hold one.
+    // Mapped addresses are a range of their own: an answer should not hold one.
     let translated = matches!(ip, IpAddr::V6(v6) if nat64.is_some_and(|prefix| prefix.contains(&v6)));
     let ip = if translated { effective(ip, nat64) } else { ip };
     // Metadata in disguise is never anybody's destination.

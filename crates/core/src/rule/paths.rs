@@ -1,4 +1,4 @@
-//! Paths of plain HTTP requests: one spelling for all who read them, and patterns held against it.
+//! Paths of plain HTTP requests: one spelling for all readers, and patterns held against it.
 //!
 //! A path that two servers could read differently has no such spelling, and no rule with `paths` allows it.
 

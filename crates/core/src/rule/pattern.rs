@@ -285,7 +285,7 @@ fn literal(text: &str) -> Result<HostName, PatternFault> {
     })
 }
 
-/// Alternatives may be longer than any name; nobody writes this many by hand.
+/// Alternatives may be longer than any name; a person does not write this many.
 const MAX_WRITTEN: usize = 1024;
 
 fn refuse_foreign_syntax(written: &str) -> Result<(), PatternFault> {
@@ -352,7 +352,7 @@ fn as_glob(regex: &str) -> String {
     }
 }
 
-/// Lower case and A-labels (UTS 46); what IDNA lets pass is checked by whoever reads the labels next.
+/// Lower case and A-labels (UTS 46); what IDNA lets pass is checked by the next reader of the labels.
 fn to_ascii(written: &str) -> Result<String, PatternFault> {
     if written.is_ascii() {
         return Ok(written.to_ascii_lowercase());

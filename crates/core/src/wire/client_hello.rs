@@ -55,7 +55,7 @@ pub enum Sni {
 }
 
 impl ClientHello {
-    /// The JA4 fingerprint: made only for who asks, for it costs more than all the rest of a hello.
+    /// The JA4 fingerprint: computed on demand, for it costs more than all the rest of a hello.
     #[must_use]
     pub fn ja4(&self) -> String {
         let first = self.alpn.first().map(|first| &**first);

@@ -36,7 +36,7 @@ pub fn rest_of(start: &[u8; START]) -> Result<usize, Reason> {
     Ok(rest)
 }
 
-/// What bytes are that begin no header of version 2, for whoever reads the log.
+/// What bytes are that begin no header of version 2, for the log.
 #[must_use]
 pub fn what_else(start: &[u8; START]) -> &'static str {
     match start {

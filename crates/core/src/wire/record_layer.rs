@@ -77,7 +77,7 @@ impl Deframer {
         let mut reader = Reader::new(rest);
         let (Ok(_type), Ok(_version), Ok(len)) = (reader.u8(), reader.u16(), reader.u16()) else { return Ok(None) };
         let len = usize::from(len);
-        // RFC 8446 §5.1 forbids empty handshake fragments, and nobody sends them by accident.
+        // RFC 8446 §5.1 forbids empty handshake fragments, and no stack sends them by accident.
         if len == 0 || len > MAX_FRAGMENT {
             return Err(Reason::BadTls);
         }

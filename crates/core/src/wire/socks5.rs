@@ -12,7 +12,7 @@ pub const VERSION: u8 = 5;
 pub const VERSION_4: u8 = 4;
 const CONNECT: u8 = 1;
 
-/// RFC 1928 §3: how a client shows who it is.
+/// RFC 1928 §3: how a client identifies itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     None = 0,
@@ -40,7 +40,7 @@ pub const PASSWORD_FITS: &[u8] = &[PASSWORD_VERSION, 0];
 pub const PASSWORD_FAILS: &[u8] = &[PASSWORD_VERSION, 1];
 /// RFC 1928 §3: "no acceptable methods".
 pub const NO_METHOD: &[u8] = &[VERSION, 0xff];
-/// RFC 1928 §6, with an address of nobody: ours is nothing a client needs.
+/// RFC 1928 §6, with the unspecified address: clients do not need egret's.
 pub const SUCCEEDED: &[u8] = &reply(0);
 
 /// RFC 1928 §6.

@@ -13,8 +13,8 @@ const MAX_TRAILERS: usize = 16 << 10;
 #[derive(Debug)]
 pub struct Body {
     state: BodyState,
-    /// Whether blanks around a chunk's size are taken (RFC 9112 §7.1.1): old servers pad, and nobody gains by
-    /// their being cut off. A request is held to the letter.
+    /// Whether blanks around a chunk's size are taken (RFC 9112 §7.1.1): old servers pad, and cutting them
+    /// off gains nothing. A request is held to the letter.
     padded: bool,
 }
 
