@@ -78,7 +78,7 @@ fn refusal(services: &Services, refused: &Refused) -> Refusal {
         return plain;
     }
     let policy = services.policy.get();
-    if policy.own().is_local(packet.to.ip()) {
+    if policy.own_addresses().is_local(packet.to.ip()) {
         let nearest = "this machine itself: clients reach its listeners and `health.bind`, and no rule opens more";
         return plain.with(Hint { nearest: Some(nearest.into()), ..Hint::default() });
     }

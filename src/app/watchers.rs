@@ -63,21 +63,21 @@ pub(super) async fn watch_local(own: Arc<OwnAddresses>, changed: Arc<Notify>) {
 /// Sees whether the kernel's rules stand. Their loss is noticed within a second; meanwhile nothing gets
 /// out, for the routes or the table alone are enough.
 pub(super) async fn watch_kernel(
-    kernel: Arc<LiveTable>,
+    table: Arc<LiveTable>,
     services: Weak<Services>,
     mut counted: Counted,
     own: Arc<OwnAddresses>,
 ) {
     let mut ports_at = Instant::now();
-    let mut standing = Standing::default();
+    let mut last = LastFault::default();
     loop {
-        let looking = Arc::clone(&kernel);
+        let looking = Arc::clone(&table);
         let looked = tokio::task::spawn_blocking(move || looking.look()).await;
         let Some(services) = services.upgrade() else { return };
         let looked = looked.unwrap_or_else(|join| Err(join.to_string()));
         services.access_log.metrics().fault(Fault::Kernel, looked.is_err());
         let now = looked.map(|counters| counted.count(&services, counters)).err();
-        standing.tell(now);
+        last.log(now);
         if ports_at <= Instant::now() {
             let own = Arc::clone(&own);
             let used = tokio::task::spawn_blocking(move || conntrack::ports_in_use(|ip| own.is_local(ip))).await;
@@ -91,23 +91,23 @@ pub(super) async fn watch_kernel(
 
 /// Sees whether the pod's table stands, and is the one for this process.
 pub(super) async fn watch_table(table: Arc<PodTable>, metrics: Arc<Metrics>) {
-    let mut standing = Standing::default();
+    let mut last = LastFault::default();
     loop {
         tokio::time::sleep(KERNEL_EVERY).await;
         let looking = Arc::clone(&table);
         let looked = tokio::task::spawn_blocking(move || looking.look().map_err(|fault| fault.to_string())).await;
         let looked = looked.unwrap_or_else(|join| Err(join.to_string()));
         metrics.fault(Fault::Kernel, looked.is_err());
-        standing.tell(looked.err().map(|fault| format!("{fault}: not ready until then")));
+        last.log(looked.err().map(|fault| format!("{fault}: not ready until then")));
     }
 }
 
 /// What was last found of the kernel's rules, of which each change is logged once.
 #[derive(Default)]
-pub(super) struct Standing(Option<String>);
+pub(super) struct LastFault(Option<String>);
 
-impl Standing {
-    fn tell(&mut self, fault: Option<String>) {
+impl LastFault {
+    fn log(&mut self, fault: Option<String>) {
         match (std::mem::replace(&mut self.0, fault), &self.0) {
             (before, Some(now)) if before.as_ref() != Some(now) => tracing::error!("{now}"),
             (Some(_), None) => tracing::info!("the kernel's rules are in place again"),

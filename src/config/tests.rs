@@ -315,7 +315,7 @@ fn what_a_listener_asks_of_clients_is_checked() {
         ("auth: { users_file: none }", "listeners[0].auth.users_file", "cannot read"),
         ("proxy_protocol: { v2: false, from: [10.0.0.4] }", "listeners[0].proxy_protocol.v2", "write true"),
         ("proxy_protocol: { v2: true, from: [] }", "listeners[0].proxy_protocol.from", "the list is empty"),
-        ("proxy_protocol: { v2: true, from: [\"::/0\"] }", "listeners[0].proxy_protocol.from[0]", "anybody"),
+        ("proxy_protocol: { v2: true, from: [\"::/0\"] }", "listeners[0].proxy_protocol.from[0]", "any address"),
         ("proxy_protocol: { from: [10.0.0.4] }", "listeners[0].proxy_protocol", "`v2` is missing"),
         ("add_headers: [forwarded]", "listeners[0].add_headers[0]", "write `via` or `x-forwarded-for`"),
     ] {

@@ -123,7 +123,9 @@ impl Users {
                 Ok((name, _)) => {
                     // Which of them is meant is not for egret to say.
                     hashes.remove(name);
-                    fault.get_or_insert_with(|| (number, "repeats a user; write each once".to_owned()));
+                    fault.get_or_insert_with(|| {
+                        (number, "repeats a user that is there already; write each once".to_owned())
+                    });
                 }
                 Err(what) => {
                     fault.get_or_insert((number, what));

@@ -16,12 +16,12 @@ use super::{batch, conntrack, names, nflog, routes, ruleset, sysctl};
 pub fn apply(plan: &Plan) -> Result<Vec<String>, KernelError> {
     may_apply()?;
     routes::install(plan)?;
-    // A running egret may need as many places as it has.
+    // A running egret may need as many slots as it has.
     let standing = batch::socket().and_then(|socket| nflog::counters(&socket));
     let standing = standing.map_err(KernelError::io("cannot read the kernel's table"))?;
     let [allows, denies] = standing.iter().find_map(|(name, _)| names::any_slots(name)).unwrap_or_default();
-    let places = [plan.slots[0].max(allows), plan.slots[1].max(denies)];
-    let plan = &Plan { slots: places, ..plan.clone() };
+    let slots = [plan.slots[0].max(allows), plan.slots[1].max(denies)];
+    let plan = &Plan { slots, ..plan.clone() };
     nft(&ruleset::text(plan, ruleset::nonce()))?;
     if !plan.dnat.is_empty() {
         conntrack::forget_untranslated(&plan.dnat)

@@ -145,7 +145,7 @@ impl Table {
         });
         for (action, _, count) in each_action(plan) {
             for number in 0..count {
-                self.place_chains(action, number);
+                self.slot_chains(action, number);
             }
         }
         self.chain("bypassed", None, |chain| {
@@ -159,7 +159,7 @@ impl Table {
                 plan.listeners.iter().zip([("ipv4", "ip"), ("ipv6", "ip6")]).map(|(l, (f, i))| (l, f, i))
             {
                 let Some(listener) = listener else { continue };
-                let to = place_of(*listener);
+                let to = address_of(*listener);
                 chain.rule(format_args!("meta nfproto {family} meta l4proto {TCP} tproxy {ip} to {to} accept"));
             }
             chain.rule(format_args!("meta l4proto {{ {ICMP}, {ICMPV6} }} accept"));
@@ -168,7 +168,7 @@ impl Table {
         });
     }
 
-    pub(super) fn place_chains(&mut self, action: &'static str, number: usize) {
+    pub(super) fn slot_chains(&mut self, action: &'static str, number: usize) {
         let passes = format!("{action}{number}_passes");
         let verdict = if action == "allow" { format!("goto {passes}") } else { "goto refuse_rule_denied".to_owned() };
         if action == "allow" {
@@ -415,6 +415,6 @@ fn port(port: &NetPort) -> String {
 }
 
 /// A listener at every address is found by its port.
-fn place_of(listener: SocketAddr) -> String {
+fn address_of(listener: SocketAddr) -> String {
     if listener.ip().is_unspecified() { format!(":{}", listener.port()) } else { listener.to_string() }
 }

@@ -23,7 +23,7 @@ pub const REASONS: &[Reason] = &[
     Reason::RateLimited,
 ];
 
-/// The names of a place's sets, such as `allow0_sources4`.
+/// The names of a slot's sets, such as `allow0_sources4`.
 #[must_use]
 pub fn set_name(action: &str, number: usize, what: &str) -> String {
     format!("{action}{number}_{what}")

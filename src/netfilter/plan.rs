@@ -213,7 +213,7 @@ mod tests {
                 let question = Question { subject, source: Source::at(client), dst: None, alpn: Vec::new() };
                 let explained = policy.explain(&question);
                 let protocol = if is_tcp { TCP } else { UDP };
-                let holds = |places: &Slots| places.hold(client, SocketAddr::new(to, port), protocol);
+                let holds = |slots: &Slots| slots.hold(client, SocketAddr::new(to, port), protocol);
                 let passes = holds(&sets.allows) && !holds(&sets.denies);
                 prop_assert_eq!(passes, explained.is_ok(), "{} to {}:{}: {:?}", client, to, port, explained);
             }

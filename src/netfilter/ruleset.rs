@@ -1,6 +1,6 @@
 //! The table `inet egret` as text for `nft -f`.
 //!
-//! Chains are a function of what only a restart changes, and of the number of places; everything else is a member of
+//! Chains are a function of what only a restart changes, and of the number of slots; everything else is an element of
 //! a set. `prerouting` decides, once per flow; `forward` opens for what was decided and for nothing else.
 
 use std::fmt::Write as _;
@@ -35,7 +35,7 @@ pub fn nonce() -> u64 {
 }
 
 /// How the name of a table begins that was made of such a plan, whatever its sets hold and however many there are. Behind
-/// it stand the places for rules that allow and those for rules that deny.
+/// it stand the slots for rules that allow and those for rules that deny.
 pub(super) fn id(plan: &Plan) -> String {
     use std::hash::BuildHasher as _;
     let bare = Table::fixed(&Plan { slots: [0, 0], ..plan.clone() });
@@ -43,8 +43,8 @@ pub(super) fn id(plan: &Plan) -> String {
 }
 
 /// The number of rules in all chains: another number in the kernel means that another program has changed them.
-pub(super) fn rules(plan: &Plan, places: [usize; 2]) -> usize {
-    Table::fixed(&Plan { slots: places, ..plan.clone() }).rules
+pub(super) fn rules(plan: &Plan, slots: [usize; 2]) -> usize {
+    Table::fixed(&Plan { slots, ..plan.clone() }).rules
 }
 
 /// What `egret netfilter show` prints: the table, and the routes beside it.
@@ -52,9 +52,9 @@ pub(super) fn rules(plan: &Plan, places: [usize; 2]) -> usize {
 pub fn shown(plan: &Plan) -> String {
     let mut out = text(plan, 0);
     out.push_str("\n# The rules behind the numbers; those without one are room for a reload:\n");
-    for (action, places, _) in each_action(plan) {
-        for (number, place) in places.iter().enumerate() {
-            let _ = writeln!(out, "#   {action}{number} = {}", place.rule);
+    for (action, rule_sets, _) in each_action(plan) {
+        for (number, set) in rule_sets.iter().enumerate() {
+            let _ = writeln!(out, "#   {action}{number} = {}", set.rule);
         }
     }
     out.push_str("\n# And, before the table, the policy routes:\n");

@@ -1,4 +1,4 @@
-//! What the table's sets hold, place by place, and what leads from one content to another.
+//! What the table's sets hold, slot by slot, and what leads from one content to another.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::Hash;
@@ -123,7 +123,7 @@ impl Sets {
 
 impl Slots {
     fn of(action: &'static str, slots: &[RuleSet], count: usize) -> Self {
-        let mut taken: Vec<Option<Slot>> = slots.iter().map(|place| Some(Slot::of(place))).collect();
+        let mut taken: Vec<Option<Slot>> = slots.iter().map(|set| Some(Slot::of(set))).collect();
         taken.resize_with(count, || None);
         Self { action, taken }
     }
@@ -133,11 +133,11 @@ impl Slots {
     fn next(&self, slots: &[RuleSet]) -> Result<Self, NoSlot> {
         let mut new: Vec<&RuleSet> = slots.iter().collect();
         let mut taken: Vec<Option<Slot>> = self.taken.iter().map(|_| None).collect();
-        let is_named = |old: &Slot, place: &RuleSet| old.rule == place.rule;
-        let is_like = |old: &Slot, place: &RuleSet| old.is_like(&Slot::of(place));
+        let is_named = |old: &Slot, set: &RuleSet| old.rule == set.rule;
+        let is_like = |old: &Slot, set: &RuleSet| old.is_like(&Slot::of(set));
         for stays in [&is_named as &dyn Fn(&Slot, &RuleSet) -> bool, &is_like] {
             for (old, taken) in self.taken.iter().zip(&mut taken).filter(|(_, taken)| taken.is_none()) {
-                let at = old.as_ref().and_then(|old| new.iter().position(|place| stays(old, place)));
+                let at = old.as_ref().and_then(|old| new.iter().position(|set| stays(old, set)));
                 *taken = at.map(|at| Slot::of(new.remove(at)));
             }
         }
@@ -166,7 +166,7 @@ impl Slots {
         Ok(Self { action: self.action, taken })
     }
 
-    /// The rules, each with the number of its place.
+    /// The rules, each with the number of its slot.
     pub(super) fn rules(&self) -> impl Iterator<Item = (usize, &Arc<str>)> {
         self.taken.iter().enumerate().filter_map(|(number, taken)| Some((number, &taken.as_ref()?.rule)))
     }
@@ -186,7 +186,7 @@ impl Slots {
         }
     }
 
-    /// What is learned for a place, from now on: writes it, and takes out what counts no more.
+    /// What is learned for a slot, from now on: writes it, and takes out what counts no more.
     fn learn(&mut self, number: usize, addresses: &[(IpAddr, Duration)], batch: &mut Batch) {
         /// What has about as long as before is left alone: most of a long list.
         const TOLERABLE: Duration = Duration::from_secs(1);
@@ -214,7 +214,7 @@ impl Slots {
         self.taken.iter().flatten().any(|taken| taken.holds(from, to, protocol))
     }
 
-    /// Whether the sets of one place do.
+    /// Whether the sets of one slot do.
     pub(super) fn holds(&self, number: usize, from: IpAddr, to: SocketAddr, protocol: u8) -> bool {
         matches!(self.taken.get(number), Some(Some(taken)) if taken.holds(from, to, protocol))
     }
@@ -233,7 +233,7 @@ impl Slots {
                 }
             }
         }
-        // A place is its rule's, whatever it holds meanwhile.
+        // A slot is its rule's, whatever it holds meanwhile.
         for (taken, (old, new)) in common.taken.iter_mut().zip(self.taken.iter().zip(&next.taken)) {
             if let (Some(taken), Some(owner)) = (taken, new.as_ref().or(old.as_ref())) {
                 taken.rule = Arc::clone(&owner.rule);
@@ -257,7 +257,7 @@ impl Slots {
         all
     }
 
-    /// Takes something in at one of some slots, where that place then holds just what it did, and this.
+    /// Takes something in at one of some slots, where that slot then holds just what it did, and this.
     fn hosts(&mut self, guard: &Slot, slots: &[usize]) -> bool {
         for at in slots {
             let Some(taken) = self.taken.get_mut(*at) else { continue };
@@ -329,8 +329,8 @@ impl Slot {
             && ports.any(|(of, low, high)| *of == protocol && (*low..=*high).contains(&to.port()))
     }
 
-    fn of(place: &RuleSet) -> Self {
-        let RuleSet { rule, elements, names, learned } = place;
+    fn of(set: &RuleSet) -> Self {
+        let RuleSet { rule, elements, names, learned } = set;
         let (rule, elements) = (Arc::clone(rule), elements.clone());
         Self { rule, elements, names: names.clone(), learned: until(learned) }
     }
@@ -366,7 +366,7 @@ impl Slot {
         Self { rule, elements, names: Vec::new(), learned }
     }
 
-    /// What either holds, where one place can say just that.
+    /// What either holds, where one slot can say just that.
     fn joined(&self, next: &Self) -> Option<Self> {
         let common = self.common(next);
         if next.is_empty() || common.is_like(next) {
@@ -454,7 +454,7 @@ mod tests {
     use proptest::prelude::*;
     use std::net::Ipv4Addr;
 
-    fn place(rule: &str, net: &str) -> RuleSet {
+    fn set(rule: &str, net: &str) -> RuleSet {
         let destinations = Addresses::of(&[net.parse::<IpNet>().unwrap()]);
         RuleSet {
             rule: rule.into(),
@@ -472,17 +472,17 @@ mod tests {
 
     #[test]
     fn who_stays_keeps_its_place_and_who_comes_takes_an_unused_one() {
-        let (a, b, c) = (place("a", "1.1.1.1/32"), place("b", "1.1.1.2/32"), place("c", "1.1.1.3/32"));
+        let (a, b, c) = (set("a", "1.1.1.1/32"), set("b", "1.1.1.2/32"), set("c", "1.1.1.3/32"));
         let slots = Slots::of("allow", &[a, b.clone()], 4);
         let next = slots.next(&[c.clone(), b.clone()]).unwrap();
         assert_eq!(rules(&next), [None, Some("b".into()), Some("c".into()), None]);
-        let renamed = place("other", "1.1.1.2/32");
+        let renamed = set("other", "1.1.1.2/32");
         assert_eq!(rules(&next.next(&[renamed, c]).unwrap())[1..3], [Some("other".into()), Some("c".into())]);
-        let many: Vec<RuleSet> = (0..4).map(|n| place(&format!("n{n}"), "2.2.2.2/32")).collect();
+        let many: Vec<RuleSet> = (0..4).map(|n| set(&format!("n{n}"), "2.2.2.2/32")).collect();
         assert!(slots.next(&many).is_ok(), "left slots serve where nothing else is free");
         let named = |rule: &str, host: u8| RuleSet {
             learned: vec![([2, 2, 2, host].into(), Duration::from_secs(9))],
-            ..place(rule, "1.1.1.4/32")
+            ..set(rule, "1.1.1.4/32")
         };
         let by_name = Slots::of("allow", &[named("x", 1)], 2);
         assert_eq!(rules(&by_name.next(&[named("y", 2)]).unwrap()), [None, Some("y".into())], "another name");
@@ -490,7 +490,7 @@ mod tests {
         assert_eq!(rules(&next.resized(2).unwrap()), [Some("c".into()), Some("b".into())]);
         assert_eq!(rules(&next.resized(5).unwrap())[1..3], rules(&next)[1..3]);
         assert!(next.resized(1).is_err());
-        let too_many: Vec<RuleSet> = (0..5).map(|n| place(&format!("n{n}"), "2.2.2.2/32")).collect();
+        let too_many: Vec<RuleSet> = (0..5).map(|n| set(&format!("n{n}"), "2.2.2.2/32")).collect();
         assert!(matches!(slots.next(&too_many), Err(NoSlot(4, "allow"))));
     }
 
@@ -499,7 +499,7 @@ mod tests {
         let [known, both, late] = [[2, 2, 2, 1], [2, 2, 2, 2], [2, 2, 2, 3]].map(Ipv4Addr::from);
         let learned = |all: &[Ipv4Addr], left| all.iter().map(|ip| (IpAddr::V4(*ip), left)).collect::<Vec<_>>();
         let minute = Duration::from_secs(60);
-        let mut slots = Slots::of("allow", &[place("a", "1.1.1.1/32")], 1);
+        let mut slots = Slots::of("allow", &[set("a", "1.1.1.1/32")], 1);
         slots.learn(0, &learned(&[known, both], minute), &mut Batch::of("t"));
         let mut batch = Batch::of("t");
         slots.learn(0, &learned(&[both, late], minute), &mut batch);

@@ -85,16 +85,16 @@ impl Table {
     pub(super) fn changing_sets(&mut self, plan: &Plan) {
         let captured: Vec<String> = plan.rule_sets.captured.iter().map(u16::to_string).collect();
         self.set("captured", "inet_service", "", &captured);
-        for (action, places, count) in each_action(plan) {
+        for (action, rule_sets, count) in each_action(plan) {
             for number in 0..count {
-                self.place(action, number, places.get(number));
+                self.slot(action, number, rule_sets.get(number));
             }
         }
     }
 
-    fn place(&mut self, action: &str, number: usize, place: Option<&RuleSet>) {
-        let (sources, destinations, ports) = place.map_or_else(Default::default, |place| {
-            let elements = &place.elements;
+    fn slot(&mut self, action: &str, number: usize, rule_set: Option<&RuleSet>) {
+        let (sources, destinations, ports) = rule_set.map_or_else(Default::default, |set| {
+            let elements = &set.elements;
             (elements.sources.clone(), elements.destinations.clone(), elements.ports.clone())
         });
         self.addresses(&set_name(action, number, "sources"), &sources);
@@ -105,7 +105,7 @@ impl Table {
         if action == "allow" {
             for (family, kind) in [("4", "ipv4_addr"), ("6", "ipv6_addr")] {
                 let is_of = |ip: &IpAddr| ip.is_ipv4() == (family == "4");
-                let learned = place.into_iter().flat_map(|place| &place.learned).filter(|(ip, _)| is_of(ip));
+                let learned = rule_set.into_iter().flat_map(|set| &set.learned).filter(|(ip, _)| is_of(ip));
                 let learned: Vec<String> =
                     learned.map(|(ip, left)| format!("{ip} timeout {}s", left.as_secs().max(1))).collect();
                 self.set(&set_name(action, number, &format!("learned{family}")), kind, "timeout", &learned);
@@ -115,7 +115,7 @@ impl Table {
     }
 }
 
-/// The actions of places, in the order of their sets; denials are asked first.
+/// The actions of slots, in the order of their sets; denials are asked first.
 pub(super) fn each_action(plan: &Plan) -> [(&'static str, &[RuleSet], usize); 2] {
     let [allows, denies] = plan.slots;
     [("allow", &plan.rule_sets.allows, allows), ("deny", &plan.rule_sets.denies, denies)]

@@ -16,9 +16,9 @@ mod clients;
 mod commands;
 mod corpus;
 mod dns;
-mod entrance;
 mod http;
 mod limits;
+mod listener;
 #[path = "../missing/mod.rs"]
 mod missing;
 mod reload;

@@ -14,10 +14,10 @@ mod hop;
 mod leak;
 #[path = "../missing/mod.rs"]
 mod missing;
+mod netlog;
 mod pod;
 mod rights;
 #[path = "../e2e/support/mod.rs"]
 mod support;
-mod told;
 mod ways;
 mod world;

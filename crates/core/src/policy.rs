@@ -118,7 +118,7 @@ impl Policy {
     }
 
     #[must_use]
-    pub fn own(&self) -> &OwnAddresses {
+    pub fn own_addresses(&self) -> &OwnAddresses {
         &self.own
     }
 
