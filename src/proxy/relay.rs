@@ -58,7 +58,7 @@ impl<'a> IdleWatch<'a> {
 /// moves for `idle`.
 ///
 /// The end of one side is passed on to the other, which may go on sending. Where the ending is not
-/// [`Ending::Closed`], both [`Link`]s are left to be reset.
+/// [`Ending::Closed`], both [`Link`](stream::Link)s are left to be reset.
 pub fn run<'a>(
     client: &'a mut ClientStream,
     upstream: &'a mut TcpStream,

@@ -39,7 +39,7 @@ pub enum Passage {
     Passthrough(Clearance),
 }
 
-/// Leave to resolve one name, or to use one literal address. Made by [`Policy`] alone.
+/// Leave to resolve one name, or to use one literal address. Made by [`Policy`](super::Policy) alone.
 #[derive(Clone, Debug)]
 pub struct Clearance {
     pub(super) destination: Destination,
@@ -106,7 +106,7 @@ impl Clearance {
     }
 }
 
-/// Leave to dial these addresses and no other. Made by [`Policy::by_address`] alone.
+/// Leave to dial these addresses and no other. Made by [`Policy::by_address`](super::Policy::by_address) alone.
 #[derive(Clone, Debug)]
 pub struct Permit {
     pub(super) destination: Destination,

@@ -38,7 +38,7 @@ pub struct Overrides {
 }
 
 impl Overrides {
-    /// What the field with this name overrides, in the spelling of [`as_gateways_spell`].
+    /// What the field with this name overrides, in lower case and with `-` for `_`.
     #[must_use]
     pub fn of(name: &[u8]) -> Self {
         Self {
