@@ -136,7 +136,7 @@ async fn serve_connection(arrival: Arrival, services: Arc<Services>, guard: Drai
                 return None;
             }
         };
-        connection = match served {
+        match served {
             Ok((Outcome::Relay { upstream, up }, authorization)) => {
                 return Some(connection.into_tunnel(upstream, up, authorization, services));
             }
@@ -144,12 +144,14 @@ async fn serve_connection(arrival: Arrival, services: Arc<Services>, guard: Drai
                 connection.end(ending).await;
                 return None;
             }
-            Ok((Outcome::Next, authorization)) => connection.next(authorization.claim, &services, &guard).await?,
+            Ok((Outcome::Next, authorization)) => {
+                connection = connection.next(authorization.claim, &services, &guard).await?
+            }
             Err(refusal) => {
                 connection.refuse(&refusal).await;
                 return None;
             }
-        };
+        }
     }
 }
 
