@@ -41,7 +41,8 @@ pub async fn run(refresh: Refresh, mut policies: watch::Receiver<Arc<Policy>>) {
     let mut tasks: HashMap<LearnedName, AbortOnDrop> = HashMap::new();
     loop {
         let names = refresh.names(&policies.borrow_and_update());
-        tasks.retain(|name, _| names.contains(name));
+        // A task may have ended by itself, at a policy that came between two looks.
+        tasks.retain(|name, task| names.contains(name) && !task.0.is_finished());
         for name in names {
             let task = || AbortOnDrop(tokio::spawn(keep(Arc::clone(&refresh), policies.clone(), name.clone())));
             tasks.entry(name.clone()).or_insert_with(task);

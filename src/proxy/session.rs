@@ -145,7 +145,7 @@ async fn serve_connection(arrival: Arrival, services: Arc<Services>, guard: Drai
                 return None;
             }
             Ok((Outcome::Next, authorization)) => {
-                connection = connection.next(authorization.claim, &services, &guard).await?
+                connection = connection.next(authorization.claim, &services, &guard).await?;
             }
             Err(refusal) => {
                 connection.refuse(&refusal).await;
