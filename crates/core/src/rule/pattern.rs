@@ -357,6 +357,12 @@ fn to_ascii(written: &str) -> Result<String, PatternFault> {
     if written.is_ascii() {
         return Ok(written.to_ascii_lowercase());
     }
+    // An A-label is an encoding of the whole label: a star in it would stand for something else.
+    let mixes = |label: &&str| !label.is_ascii() && label.contains(['*', '?', '[', ']', '{', '}', ',']);
+    if let Some(label) = written.split('.').find(mixes) {
+        let why = "has letters beyond ASCII and a wildcard, which its form on the wire cannot hold";
+        return Err(PatternFault::Name(format!("`{label}` {why}; write each name, or a wildcard for the whole label")));
+    }
     let fault = || PatternFault::Name(format!("`{written}` has no ASCII form (IDNA)"));
     let ascii =
         idna::domain_to_ascii_cow(written.as_bytes(), idna::AsciiDenyList::EMPTY).map_err(|_| fault())?.into_owned();
@@ -401,6 +407,21 @@ mod tests {
     fn fault(written: &str, says: &str) {
         let message = Pattern::parse(written).expect_err(written).to_string();
         assert!(message.contains(says), "{written:?} says {message:?}");
+    }
+
+    #[test]
+    fn a_label_beyond_ascii_takes_no_wildcard() {
+        for text in
+            ["arc-{east,west}-md-*\u{41d}*.blo", "b\u{fc}*.example", "*b\u{fc}cher.example", "{a,b\u{fc}}.example"]
+        {
+            let fault = Pattern::parse(text).unwrap_err().to_string();
+            assert!(fault.contains("a wildcard for the whole label"), "{text}: {fault}");
+        }
+        for text in ["*.b\u{fc}cher.example", "b\u{fc}cher.*.example", "?.b\u{fc}cher.example"] {
+            let pattern = Pattern::parse(text).unwrap();
+            assert!(pattern.as_str().contains("xn--bcher-kva."), "{text}: {}", pattern.as_str());
+            assert_eq!(Pattern::parse(pattern.as_str()).unwrap().as_str(), pattern.as_str());
+        }
     }
 
     #[test]
