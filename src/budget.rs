@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_is_woken_by_what_is_given_back() {
+    async fn a_waiter_is_woken_when_something_is_given_back() {
         let budget = Budget::new(1);
         let mut first = budget.share(ip("192.0.2.1"));
         first.grow(1).unwrap();

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_left_means_no_wait() {
+    async fn a_drain_without_connections_does_not_wait() {
         let begun = tokio::time::Instant::now();
         Drain::new().stop(Duration::from_secs(30), std::future::pending()).await;
         assert_eq!(begun.elapsed(), Duration::ZERO);
@@ -202,7 +202,7 @@ mod tests {
 
     /// Guards that are polled all the time during a broadcast, and then never again but for the next one.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn nobody_misses_a_call_that_comes_while_it_begins_to_listen() {
+    async fn a_call_that_comes_while_a_guard_begins_to_listen_is_heard() {
         const GUESTS: u32 = 100;
         let drain = Drain::new();
         let (busy, heard_all) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));

@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_here_is_told_from_what_goes_on() {
+    fn local_routes_are_distinguished_from_others() {
         assert_eq!(route(LOCAL_TABLE, 2), Some("20.1.2.0/24".parse().unwrap()));
         assert_eq!(route(LOCAL_TABLE, 4), Some("20.1.2.0/24".parse().unwrap()));
         assert_eq!(route(LOCAL_TABLE, 3), None, "broadcast");

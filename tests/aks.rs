@@ -747,7 +747,7 @@ fn names_lead_where_addresses_say() {
 }
 
 #[test]
-fn what_happens_and_nobody_needs_is_refused_as_expected() {
+fn what_happens_and_nothing_needs_is_refused_as_expected() {
     let policy = cluster("");
     for (name, feature) in
         [("md-1a.blob.storage.azure.net", "managed-disks"), ("umsa7.blob.core.windows.net", "vm-agent")]
@@ -798,7 +798,7 @@ fn an_edition_is_that_of_its_day() {
 }
 
 #[test]
-fn bad_parameters_are_told_with_what_would_be_right() {
+fn bad_parameters_are_reported_with_what_would_be_right() {
     let here = Path::new(".");
     for (more, says) in [
         ("location: westeurope, cloud: gloabl", "cloud: there is no cloud `gloabl` (did you mean `global`?)"),
@@ -946,7 +946,7 @@ fn a_tag_is_the_prefixes_of_the_real_file_and_no_more() {
 }
 
 #[test]
-fn a_broken_file_of_tags_is_told_and_nothing_of_it_is_used() {
+fn a_broken_file_of_tags_is_reported_and_nothing_of_it_is_used() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tags.json");
     let here = folder.path();

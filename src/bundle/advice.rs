@@ -95,7 +95,7 @@ impl Selection<'_> {
         }
     }
 
-    /// Parameters that open much, or nothing.
+    /// What was asked for that opens much, or nothing.
     fn on_switches(&self, out: &mut Remarks<'_>) {
         let rows = self.rows();
         let opening = |id: &str| rows.iter().find(|row| row.id == id).map(|row| &row.opening);

@@ -17,7 +17,7 @@ pub struct Selection<'a> {
     /// `None`: any.
     pub location: Option<String>,
     pub edition: Date,
-    /// Parameters for, with what they include.
+    /// The features asked for, with what they include.
     pub features: BTreeSet<&'a str>,
     pub(super) os: BTreeSet<Os>,
     pub(super) include_recommended: bool,
@@ -79,7 +79,7 @@ pub enum Opening {
     AddressesOf(Vec<String>),
     /// By address.
     Addresses(Vec<Destination>),
-    /// Parameters for in DNS, and no more.
+    /// Asked for in DNS, and no more.
     DnsOnly(Vec<String>),
 }
 

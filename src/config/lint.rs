@@ -61,9 +61,9 @@ pub(super) fn lint(out: &mut Findings<'_>, rules: &Rules, services: Services<'_>
         let message = "clients whose DNS is not egret's may dial addresses that it has not seen, and are refused then (`dst_not_in_dns`); write `destination: redial` where that is too strict";
         app.say(out, None, message.to_owned());
     }
-    nobody_listens(out, &apps, listeners);
+    ports_without_a_listener(out, &apps, listeners);
     anybody_asks(out, &apps, listeners);
-    who_asks(out, rules, listeners);
+    sources_without_a_listener_that_knows_them(out, rules, listeners);
     networks(out, rules);
     reaches_of_names(out, rules);
     if let Some(part) = netfilter {
@@ -295,7 +295,7 @@ fn matched_by(
 }
 
 /// Ports that no listener carries: where there are `sni` listeners only, theirs.
-fn nobody_listens(out: &mut Findings<'_>, apps: &[AppPlace<'_>], listeners: &[ListenerSettings]) {
+fn ports_without_a_listener(out: &mut Findings<'_>, apps: &[AppPlace<'_>], listeners: &[ListenerSettings]) {
     let mut carried = BTreeSet::new();
     for listener in listeners {
         match listener.kind {
@@ -380,7 +380,7 @@ fn anybody_asks(out: &mut Findings<'_>, apps: &[AppPlace<'_>], listeners: &[List
 }
 
 /// The clients' identities: asked for where rules need them, and not in the clear.
-fn who_asks(out: &mut Findings<'_>, rules: &Rules, listeners: &[ListenerSettings]) {
+fn sources_without_a_listener_that_knows_them(out: &mut Findings<'_>, rules: &Rules, listeners: &[ListenerSettings]) {
     let users: Vec<_> = listeners.iter().filter_map(|listener| Some(listener.users.as_ref()?.get())).collect();
     let certified = listeners.iter().any(ListenerSettings::certifies);
     let apps = rules.apps.iter().map(|rule| &rule.sources).zip(&rules.origins.apps);

@@ -33,7 +33,7 @@ const PROBE_TIME: Duration = Duration::from_secs(4);
 
 pub(super) struct Server {
     name: String,
-    /// Parameters over UDP first, and over TCP where the answer was cut; `None` for encrypted ones.
+    /// Asked over UDP first, and over TCP where the answer was cut; `None` for encrypted servers.
     udp: Option<SocketAddr>,
     pool: Pool,
     /// What the configuration permits.
@@ -288,7 +288,7 @@ mod tests {
     use tokio::net::{TcpSocket, UdpSocket};
 
     /// What a test's server was asked: over what, with EDNS or without, and in which case.
-    type Parameters = Arc<Mutex<Vec<(&'static str, bool, String)>>>;
+    type Seen = Arc<Mutex<Vec<(&'static str, bool, String)>>>;
 
     fn answer(question: &Message) -> Message {
         let mut answer = question.clone().into_response();
@@ -298,7 +298,7 @@ mod tests {
     }
 
     /// A server on loopback that answers over UDP as `says`, and over TCP as it should, if it is open.
-    async fn server(says: fn(&Message) -> Option<Message>, has_tcp: bool) -> (Arc<Server>, Parameters) {
+    async fn server(says: fn(&Message) -> Option<Message>, has_tcp: bool) -> (Arc<Server>, Seen) {
         let (udp, tcp) = loop {
             // A port that is free for both. Bound and no more, TCP is closed.
             let tcp = TcpSocket::new_v4().unwrap();
@@ -308,8 +308,8 @@ mod tests {
             }
         };
         let address = udp.local_addr().unwrap();
-        let asked = Parameters::default();
-        let note = |asked: &Parameters, over, question: &Message| {
+        let asked = Seen::default();
+        let note = |asked: &Seen, over, question: &Message| {
             let name = question.queries[0].name.to_ascii();
             asked.lock().unwrap().push((over, question.edns.is_some(), name));
         };
@@ -367,7 +367,7 @@ mod tests {
         Arc::clone(server).ask(query, until).await.map(|response| response.answers[0].data.to_string())
     }
 
-    fn taken(asked: &Parameters) -> Vec<(&'static str, bool, String)> {
+    fn taken(asked: &Seen) -> Vec<(&'static str, bool, String)> {
         std::mem::take(&mut asked.lock().unwrap())
     }
 

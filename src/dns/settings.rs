@@ -20,7 +20,7 @@ pub struct DnsSettings {
     pub negative_ttl: Duration,
     /// How long an answer may still be used when its time is over and no server answers.
     pub stale: Duration,
-    /// Parameters before any server.
+    /// Asked before any server.
     pub hosts: Option<Arc<Refreshed<HostsFile>>>,
     /// Whether questions have an OPT record (RFC 6891).
     pub edns: bool,

@@ -54,7 +54,7 @@ pub(super) async fn ask(server: SocketAddr, query: &Query, manner: Manner, until
     socket.connect(server).await?;
     let now = Instant::now();
     let resend = RESEND.min(until.saturating_duration_since(now) / 3);
-    let mut asked = vec![Parameters::new(query, manner)?];
+    let mut asked = vec![SentQuery::new(query, manner)?];
     let mut best = Trouble::Silent;
     // What the question without an OPT record brought, and whether the other one was refused.
     let (mut bare_answer, mut is_refused): (Option<DnsResponse>, bool) = (None, false);
@@ -75,7 +75,7 @@ pub(super) async fn ask(server: SocketAddr, query: &Query, manner: Manner, until
                 Reply::Fits(response) if manner.edns && !is_bare && is_for_edns(response.response_code) => {
                     is_refused = true;
                     if asked.len() == 1 {
-                        let bare = Parameters::new(query, Manner { edns: false, ..manner })?;
+                        let bare = SentQuery::new(query, Manner { edns: false, ..manner })?;
                         socket.send(&bare.bytes).await?;
                         asked.push(bare);
                     }
@@ -102,7 +102,7 @@ pub(super) async fn ask(server: SocketAddr, query: &Query, manner: Manner, until
         }
         // Some servers drop what they do not understand.
         if manner.edns && asked.len() == 1 {
-            asked.push(Parameters::new(query, Manner { edns: false, ..manner })?);
+            asked.push(SentQuery::new(query, Manner { edns: false, ..manner })?);
         }
     }
 }
@@ -120,7 +120,7 @@ pub(super) fn is_for_edns(code: ResponseCode) -> bool {
 }
 
 /// A question as it was sent.
-struct Parameters {
+struct SentQuery {
     request: DnsRequest,
     bytes: Vec<u8>,
 }
@@ -131,7 +131,7 @@ enum Reply {
     Misfits(Trouble),
 }
 
-impl Parameters {
+impl SentQuery {
     fn new(query: &Query, manner: Manner) -> Result<Self, Trouble> {
         let mut options = DnsRequestOptions::default();
         options.case_randomization = manner.mixes_case;
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cut_answer_and_a_no_are_told_apart() {
+    async fn a_cut_answer_is_distinguished_from_an_absence() {
         let cut = asked(|question| {
             let mut cut = question.clone().into_response();
             cut.metadata.truncation = true;

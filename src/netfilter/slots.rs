@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn who_stays_keeps_its_place_and_who_comes_takes_an_unused_one() {
+    fn a_rule_that_stays_keeps_its_slot_and_a_new_one_takes_an_unused_slot() {
         let (a, b, c) = (set("a", "1.1.1.1/32"), set("b", "1.1.1.2/32"), set("c", "1.1.1.3/32"));
         let slots = Slots::of("allow", &[a, b.clone()], 4);
         let next = slots.next(&[c.clone(), b.clone()]).unwrap();

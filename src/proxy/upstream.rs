@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn where_nobody_answers_the_reason_says_how() {
+    async fn the_reason_says_how_a_dial_failed() {
         let (_listener, _crowd, silent) = silent();
         let closed = closed().await;
         let short = Duration::from_millis(400);

@@ -133,7 +133,7 @@ impl World {
 }
 
 #[test]
-fn connections_that_wait_for_a_request_keep_nobody_out() {
+fn connections_that_wait_for_a_request_keep_no_client_out() {
     let Some(w) = world(23_000, "") else { return };
     let request = get("idle.web.test");
     let seen = w.holds(|| {
@@ -151,7 +151,7 @@ fn connections_that_wait_for_a_request_keep_nobody_out() {
 }
 
 #[test]
-fn names_that_nobody_answers_for_hold_up_no_others() {
+fn names_that_no_server_answers_for_hold_up_no_others() {
     let Some(w) = world(23_010, "dns: 5s") else { return };
     for n in 0..3_500 {
         w.dns.set(&format!("slow{n}.web.test"), Does::Silence);
@@ -291,7 +291,7 @@ fn handshakes_of_one_client_wait_for_each_other_alone() {
 }
 
 #[test]
-fn a_log_that_takes_no_lines_is_told_and_stops_service_where_none_may_be_lost() {
+fn a_log_that_takes_no_lines_is_reported_and_stops_service_where_none_may_be_lost() {
     let own = own_ip();
     let run = |overflow: &str| {
         let config = format!(

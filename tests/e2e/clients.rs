@@ -114,7 +114,7 @@ fn steered_clients_reach_the_name_they_ask_for() {
 }
 
 #[test]
-fn alpn_is_negotiated_as_if_nobody_stood_between() {
+fn alpn_is_negotiated_as_if_nothing_stood_between() {
     if !have(&["openssl"]) {
         return;
     }

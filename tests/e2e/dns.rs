@@ -118,7 +118,7 @@ fn zones_have_servers_of_their_own() {
 }
 
 #[test]
-fn nobody_to_ask_at_start_is_no_reason_not_to_serve() {
+fn egret_serves_while_no_dns_server_answers() {
     // Nothing listens there.
     let nobody = std::net::SocketAddr::new(own_ip(), 5353);
     let egret = Egret::start(nobody, (HTTPS, HTTP), &policy(), "limits: { dns: 500ms }");

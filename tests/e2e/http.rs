@@ -192,7 +192,7 @@ fn a_tunnel_may_follow_a_request_and_carry_tls() {
 }
 
 #[test]
-fn only_refusals_are_told_where_the_configuration_says_so() {
+fn only_refusals_are_logged_where_the_configuration_says_so() {
     let (dns, ip) = (Dns::start(), own_ip());
     dns.answer("a.web.test", &[&ip.to_string()]);
     let _origin = Recorder::serving(ip, HTTP);
@@ -507,7 +507,7 @@ fn a_websocket_client_and_its_server_talk_through_it() {
 }
 
 #[test]
-fn an_upstream_that_switches_unasked_answers_nobody() {
+fn an_upstream_that_switches_unasked_answers_no_client() {
     let w = world(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n");
     let (said, local) = say(w.egret.plain(), format!("GET / HTTP/1.1\r\nHost: a.web.test:{HTTP}\r\n\r\n").as_bytes());
     assert!(said.starts_with("HTTP/1.1 502"), "{said}");

@@ -115,7 +115,7 @@ fn visitors_of_the_admin_pages_take_nothing_from_connections() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_holds_nothing_up() {
+fn a_log_that_is_not_read_holds_nothing_up() {
     let own = own_ip();
     let config = format!(
         "listeners: [{{ kind: forward, bind: \"{own}:3128\" }}]\nadmin: {{ bind: \"{own}:9901\" }}\nlog: {{ output: /dev/full }}\n"

@@ -132,7 +132,7 @@ fn users_show_a_password_in_http_and_in_socks() {
 }
 
 #[test]
-fn every_request_of_a_connection_shows_who_it_is() {
+fn every_request_of_a_connection_shows_its_user() {
     let Some(w) = world() else { return };
     let mut stream = connect(w.at(FORWARD));
     let local = stream.local_addr().unwrap();
@@ -286,7 +286,7 @@ fn curl_speaks_tls_to_the_proxy() {
 }
 
 #[test]
-fn a_client_is_who_its_certificate_says() {
+fn a_client_is_identified_by_its_certificate() {
     let Some(w) = world() else { return };
     let ca = w.authority.ca();
     let named = |common: Option<&str>, sans: Vec<SanType>| {

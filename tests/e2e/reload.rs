@@ -147,7 +147,7 @@ fn a_new_policy_may_end_what_it_would_not_let_begin() {
 }
 
 #[test]
-fn a_fault_changes_nothing_and_is_told_with_its_place() {
+fn a_fault_changes_nothing_and_is_reported_with_its_place() {
     let world = World::start("a.web.test\n");
     for (file, text, says) in [
         ("names.txt", "c.web.test\nhttps://b.web.test\n".to_owned(), "names.txt:2"),

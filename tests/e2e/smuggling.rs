@@ -84,7 +84,7 @@ impl Witness {
 const INSIDE: &str = "GET /inside HTTP/1.1\r\nHost: evil.test\r\n\r\n";
 
 #[test]
-fn a_body_that_its_server_does_not_read_is_nobodys_request() {
+fn a_body_that_its_server_does_not_read_becomes_no_request() {
     if !have(&["/usr/bin/python3"]) {
         return;
     }

@@ -116,7 +116,7 @@ fn apt_updates_and_downloads_from_a_listed_host_over_few_connections() {
 }
 
 #[test]
-fn apt_is_told_of_a_host_off_the_list_and_still_updates_from_the_others() {
+fn apt_reads_of_a_host_off_the_list_and_still_updates_from_the_others() {
     let Some(w) = world("") else { return };
     if !have(&["apt-get", "dpkg-deb", "sha256sum"]) {
         return;

@@ -158,7 +158,7 @@ impl Talk {
 
 /// Has the hop read another policy, and waits for its word.
 #[test]
-fn a_flow_from_before_a_restart_is_told_of_no_rule_that_would_refuse_it() {
+fn a_flow_from_before_a_restart_is_logged_under_no_rule_that_would_refuse_it() {
     let Some(world) = World::build(Through::One) else { return };
     if !have(&["conntrack"]) {
         return;
@@ -196,7 +196,7 @@ fn reload(world: &World, egret: &Egret, policy: &str, outcome: &str) {
 }
 
 #[test]
-fn a_reload_refuses_nobody_whom_both_policies_let_out() {
+fn a_reload_refuses_nothing_that_both_policies_let_out() {
     let Some(world) = World::build(Through::One) else { return };
     let mut capture = world.capture();
     // The partner goes from one rule to another, and a denial from one source and destination to others.

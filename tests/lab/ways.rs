@@ -61,7 +61,7 @@ fn two_hops_share_the_work_and_ingress_answers_the_way_it_came() {
 }
 
 #[test]
-fn ingress_may_show_the_outsider_and_nobody_is_told_of_another_way() {
+fn ingress_may_show_the_outside_address_and_sends_no_redirects() {
     let Some(world) = World::build(Through::One) else { return };
     if !crate::support::have(&["python3", "ping"]) {
         return;
@@ -191,7 +191,7 @@ fn no_client_speaks_to_strangers_through_the_hops_own_answers() {
 }
 
 #[test]
-fn no_client_shows_the_way_and_metadata_in_disguise_is_nobodys() {
+fn no_client_shows_the_way_and_metadata_in_disguise_is_closed_to_all() {
     let Some(world) = World::build(Through::One) else { return };
     if !crate::support::have(&["python3"]) {
         return;

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn policy_is_told_with_reason_and_rule() {
+    fn a_refusal_of_policy_is_sent_with_reason_and_rule() {
         let text = spoken(Speech::Http, Reason::RuleDenied, Stage::Name, b"");
         assert!(text.starts_with("HTTP/1.1 403 Forbidden (rule_denied)\r\n"), "{text}");
         let body = "\nname: a.test\nreason: rule_denied\nrule: secret-rule\ncontact: help@a.test\n";
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_network_is_like_is_not_told() {
+    fn what_the_network_is_like_is_not_sent() {
         for (reason, stage) in [
             (Reason::NoSuchName, Stage::Dns),
             (Reason::AddressDenied, Stage::Address),

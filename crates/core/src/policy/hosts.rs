@@ -544,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn many_globs_of_one_ending_are_told_apart() {
+    fn many_globs_of_one_ending_are_distinguished() {
         let written: Vec<String> = (0..300)
             .map(|n| match n % 4 {
                 0 => format!("p{n}-*.blob.example"),

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn who_stays_is_said_by_both() {
+    fn a_connection_is_kept_where_both_sides_keep_it() {
         let stays =
             |first: &str, fields: &str| look(&format!("{first}\r\nHost: a\r\n{fields}\r\n")).unwrap().unwrap().stays();
         assert!(stays("GET / HTTP/1.1", "") && stays("GET / HTTP/1.1", "Connection: keep-alive\r\n"));
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn the_client_is_told_that_the_connection_ends() {
+    fn the_client_reads_that_the_connection_ends() {
         let raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\nhi";
         let response = |raw: &[u8]| HeadReader::default().response(raw, (1 << 16).into());
         let head = response(raw).unwrap().unwrap();

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_who_the_header_says() {
+    fn the_client_is_the_one_in_the_header() {
         let client = |text: &str| Ok(Origin::Client(text.parse().unwrap()));
         check(0x21, 0x11, &V4, client("192.0.2.7:12345"));
         let v6 = [&[0x20, 1, 0xd, 0xb8][..], &[0; 11], &[1], &[0; 16], &[0, 1, 0, 2]].concat();
