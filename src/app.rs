@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, UdpSocket, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -33,8 +33,9 @@ use crate::netfilter::LiveTable;
 use crate::netfilter::sidecar::{self, PodTable, TableFault};
 use crate::netlog::{self, Counted};
 use crate::privileges::Kept;
-use crate::proxy::listen::settings::Capture;
+use crate::proxy::listen::settings::{Capture, ListenerKind};
 use crate::proxy::listen::{self, ConnectionLimit, Listener};
+use crate::proxy::nameserver::{Nameserver, tcp, udp};
 use crate::proxy::services::{Current, Services};
 use crate::proxy::session::{self, Arrival};
 use crate::record::{AccessLog, LogSender, LogState, LogThread};
@@ -99,6 +100,8 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Bound {
     listeners: Vec<std::net::TcpListener>,
+    /// Of each `dns` listener, where its questions over UDP come to.
+    questions: Vec<std::net::UdpSocket>,
     admin: Option<std::net::TcpListener>,
     health: Option<std::net::TcpListener>,
     control: Option<std::os::unix::net::UnixListener>,
@@ -114,8 +117,14 @@ impl Bound {
         let listeners = settings.listeners.iter().map(|listener| {
             bind_to(listener.bind, keepalive, &listener.name(), listener.kind.captures(Capture::Tproxy))
         });
+        let listeners = listeners.collect::<Result<_, _>>()?;
+        let questions = settings.listeners.iter().filter(|listener| listener.kind == ListenerKind::Dns);
+        let questions = questions.map(|listener| {
+            udp::bind(listener.bind).map_err(|source| bind_error(listener.bind, &listener.name(), false, source))
+        });
         Ok(Self {
-            listeners: listeners.collect::<Result<_, _>>()?,
+            listeners,
+            questions: questions.collect::<Result<_, _>>()?,
             admin: settings.admin.map(|bind| bind_to(bind, keepalive, "admin", false)).transpose()?,
             health: settings.health.map(|bind| bind_to(bind, keepalive, "health", false)).transpose()?,
             control: settings
@@ -132,6 +141,7 @@ impl Bound {
 pub struct App {
     services: Arc<Services>,
     listeners: Vec<(TcpListener, Arc<Listener>)>,
+    questions: Vec<UdpSocket>,
     admin: Option<TcpListener>,
     health: Option<TcpListener>,
     control: Option<UnixListener>,
@@ -173,6 +183,8 @@ impl App {
         let listeners = bound.listeners.into_iter().zip(&settings.listeners);
         let listeners = listeners.map(|(socket, settings)| Ok((listen(socket)?, of(settings))));
         let listeners = listeners.collect::<Result<Vec<_>, StartError>>()?;
+        let questions = bound.questions.into_iter().map(UdpSocket::from_std).collect::<io::Result<Vec<_>>>();
+        let questions = questions.map_err(StartError::Runtime)?;
         let control = bound.control.map(UnixListener::from_std).transpose().map_err(StartError::Runtime)?;
         let (admin, health) = (bound.admin.map(listen).transpose()?, bound.health.map(listen).transpose()?);
         let binds = settings.listeners.iter().map(|l| l.bind).chain(settings.admin).chain(settings.health).collect();
@@ -227,6 +239,7 @@ impl App {
         Ok(Self {
             services,
             listeners,
+            questions,
             admin,
             health,
             control,
@@ -278,13 +291,26 @@ impl App {
         }
         let listeners = self.listeners.iter().map(|(_, listener)| Arc::clone(listener)).collect();
         let files = tokio::spawn(watch_files(listeners, Arc::downgrade(&self.services)));
+        let mut questions = self.questions.into_iter();
         for (socket, listener) in self.listeners {
             let (services, of) = (Arc::clone(&self.services), Arc::clone(&listener));
+            let (limit, access_log) = (Arc::clone(&services.connections), Arc::clone(&services.access_log));
+            if listener.kind == ListenerKind::Dns {
+                let settings = self.source.began.nameserver.clone();
+                let nameserver = Arc::new(Nameserver::new(Arc::clone(&listener.name), services, settings));
+                if let Some(questions) = questions.next() {
+                    tokio::spawn(udp::serve(questions, Arc::clone(&nameserver), drain.guard()));
+                }
+                let handle = move |stream, peer, slot, guard| {
+                    tokio::spawn(tcp::serve(stream, peer, slot, Arc::clone(&nameserver), guard));
+                };
+                tokio::spawn(listen::serve(socket, listener, limit, access_log, drain.guard(), handle));
+                continue;
+            }
             let handle = move |stream, peer, slot, guard| {
                 let arrival = Arrival { stream, peer: ClientAddr(peer), listener: Arc::clone(&of), slot };
                 tokio::spawn(session::serve(arrival, Arc::clone(&services), guard));
             };
-            let (limit, access_log) = (Arc::clone(&self.services.connections), Arc::clone(&self.services.access_log));
             tokio::spawn(listen::serve(socket, listener, limit, access_log, drain.guard(), handle));
         }
         let watch = tokio::spawn(watch_local(Arc::clone(&self.own), changed));
@@ -341,20 +367,22 @@ fn bind_to(
     listener: &str,
     is_tproxy: bool,
 ) -> Result<std::net::TcpListener, StartError> {
-    socket::listen(address, keepalive, is_tproxy).map_err(|source| {
-        let cure = match source.kind() {
-            io::ErrorKind::PermissionDenied if is_tproxy => {
-                "taking routed traffic needs a right; run as root, or add CAP_NET_ADMIN".to_owned()
-            }
-            io::ErrorKind::PermissionDenied => {
-                "ports below 1024 need a right; run as root, add CAP_NET_BIND_SERVICE, or use a higher port".to_owned()
-            }
-            io::ErrorKind::AddrInUse => "another process has it; stop that one, or use another port".to_owned(),
-            io::ErrorKind::AddrNotAvailable => {
-                "no interface of this machine has the address; use one of its own".to_owned()
-            }
-            _ => source.to_string(),
-        };
-        StartError::Bind { listener: listener.to_owned(), address, cure, source }
-    })
+    socket::listen(address, keepalive, is_tproxy).map_err(|source| bind_error(address, listener, is_tproxy, source))
+}
+
+fn bind_error(address: SocketAddr, listener: &str, is_tproxy: bool, source: io::Error) -> StartError {
+    let cure = match source.kind() {
+        io::ErrorKind::PermissionDenied if is_tproxy => {
+            "taking routed traffic needs a right; run as root, or add CAP_NET_ADMIN".to_owned()
+        }
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need a right; run as root, add CAP_NET_BIND_SERVICE, or use a higher port".to_owned()
+        }
+        io::ErrorKind::AddrInUse => "another process has it; stop that one, or use another port".to_owned(),
+        io::ErrorKind::AddrNotAvailable => {
+            "no interface of this machine has the address; use one of its own".to_owned()
+        }
+        _ => source.to_string(),
+    };
+    StartError::Bind { listener: listener.to_owned(), address, cure, source }
 }

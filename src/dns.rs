@@ -1,40 +1,41 @@
 //! Asking what stands behind a name: once per name and time, under one deadline.
 //!
-//! Owns upstreams, zones and the answers' lifetimes. Answers nothing without a [`Clearance`], so a name that
-//! no rule lists is never asked for; whether an address is good is policy's to say.
+//! Owns upstreams, zones and the answers' lifetimes. Answers nothing without a [`Clearance`] or a [`QuestionClearance`], so a
+//! name that no rule lists is never asked for; whether an address is good is policy's to say.
 
 mod cache;
-mod chain;
+pub mod chain;
 mod hosts_file;
+mod lookups;
 mod no_answer;
+mod records;
 mod server;
 pub mod settings;
 mod trouble;
 mod udp;
 mod upstreams;
 
-use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use foldhash::quality::RandomState;
-use hickory_proto::op::Query;
-use hickory_proto::rr::{Name, RecordType};
-use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use hickory_proto::op::{Query, ResponseCode};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use tokio::time::Instant;
 
-use crate::budget::{Budget, Share};
+use crate::budget::Budget;
 use crate::metrics::Metrics;
-use cache::{Cache, Known};
+use cache::Cache;
 use egret_core::answers::Answers;
 use egret_core::name::HostName;
-use egret_core::outcome::{Reason, Refusal, Stage};
-use egret_core::policy::{Clearance, Destination};
+use egret_core::outcome::{Reason, Refusal};
+use egret_core::policy::{Clearance, Destination, QuestionClearance};
 pub use hosts_file::HostsFile;
+use lookups::{AtOnce, Lookups};
 use no_answer::NoAnswer;
+pub use records::{RecordQuestion, RecordSet, Records};
 use settings::DnsSettings;
-use trouble::Trouble;
+use trouble::{Absence, Trouble};
 pub use upstreams::UpstreamError;
 use upstreams::{Group, Unanswered, Upstreams};
 
@@ -48,24 +49,22 @@ const MOMENT: Duration = Duration::from_secs(2);
 /// How long the second family may take once the first has answered (RFC 8305 §3 waits for less).
 const SECOND_FAMILY: Duration = Duration::from_millis(500);
 
-/// How long a request waits for a new answer while it has an old one (RFC 8767 §5).
-const PATIENCE: Duration = Duration::from_millis(1800);
-
 /// The one place where names become addresses.
 #[derive(Debug)]
 pub struct Resolver {
     context: Arc<LookupContext>,
-    /// Look-ups in progress on behalf of clients; several may wait for one.
-    pending: Arc<Mutex<HashMap<HostName, PendingLookup, RandomState>>>,
-    /// How many of them there may be (`limits.lookups`): each takes sockets that no connection is counted for.
-    lookups: Arc<Budget>,
+    /// A name's addresses, for what will be dialled.
+    names: Lookups<HostName, Answers>,
+    /// What DNS clients ask.
+    records: Lookups<RecordQuestion, Records>,
 }
 
 /// What a look-up needs.
 #[derive(Debug)]
 struct LookupContext {
     upstreams: Upstreams,
-    cache: Cache,
+    cache: Arc<Cache<HostName, Answers>>,
+    record_cache: Arc<Cache<RecordQuestion, Records>>,
     settings: DnsSettings,
     limits: DnsLimits,
     metrics: Arc<Metrics>,
@@ -80,17 +79,6 @@ pub struct DnsLimits {
     pub lookups: usize,
     /// Bytes of answers that are kept.
     pub cache: usize,
-}
-
-/// Where the outcome of a look-up will be; `None` until then.
-type PendingLookup = watch::Receiver<Option<LookupOutcome>>;
-
-/// How a look-up ended.
-#[derive(Clone, Debug)]
-enum LookupOutcome {
-    Found(Result<Answers, NoAnswer>),
-    /// It made room for another client's.
-    Evicted,
 }
 
 /// One family's part of an answer.
@@ -135,12 +123,14 @@ impl Resolver {
     /// [`UpstreamError`] where the system has no resolver to offer, or an authority file holds no certificate.
     pub fn new(settings: DnsSettings, limits: DnsLimits, metrics: Arc<Metrics>) -> Result<Self, UpstreamError> {
         let upstreams = Upstreams::build(&settings, limits.deadline)?;
-        let cache = Cache::new(limits.cache, settings.stale);
-        Ok(Self {
-            context: Arc::new(LookupContext { upstreams, cache, settings, limits, metrics }),
-            pending: Arc::default(),
-            lookups: Budget::new(limits.lookups),
-        })
+        // Addresses to dial take little of it.
+        let cache = Arc::new(Cache::new(limits.cache / 2, settings.stale));
+        let record_cache = Arc::new(Cache::new(limits.cache / 2, settings.stale));
+        let budget = Budget::new(limits.lookups);
+        let names = Lookups::new(Arc::clone(&cache), Arc::clone(&budget), Arc::clone(&metrics), limits.deadline);
+        let records = Lookups::new(Arc::clone(&record_cache), budget, Arc::clone(&metrics), limits.deadline);
+        let context = Arc::new(LookupContext { upstreams, cache, record_cache, settings, limits, metrics });
+        Ok(Self { context, names, records })
     }
 
     /// The servers asked by default, for the start-up screen.
@@ -155,7 +145,6 @@ impl Resolver {
     /// A refusal at stage `dns`, after `limits.dns` at the latest; at stage `limit` where the client has too many
     /// look-ups under way for as long.
     pub async fn resolve(&self, clearance: &Clearance) -> Result<Answers, Refusal> {
-        let LookupContext { cache, metrics, .. } = &*self.context;
         let name = match clearance.destination() {
             Destination::Literal(ip) => return Ok(Answers::literal(*ip)),
             Destination::Name(name) => name,
@@ -163,32 +152,51 @@ impl Resolver {
         if let Some(answers) = self.context.of_hosts_file(name) {
             return Ok(answers);
         }
-        let stale = match cache.get(name, Instant::now()) {
-            Known::Answer(answers) => {
-                metrics.dns_cached();
-                return Ok(answers);
-            }
-            Known::Failure(failure) => {
-                metrics.dns_cached();
-                return Err(failure.into());
-            }
-            // What would fail is not waited for again.
-            Known::Stale(answers, Some(_)) => {
-                metrics.dns_stale();
-                return Ok(answers);
-            }
-            Known::Stale(answers, None) if self.context.upstreams.group_for(name).is_failing() => {
-                metrics.dns_stale();
-                return Ok(answers);
-            }
-            Known::Stale(answers, None) => Some(answers),
-            Known::Nothing => None,
+        let old = match self.names.at_once(name, || self.context.is_failing(name)) {
+            AtOnce::Settled(known) => return Ok(known?),
+            AtOnce::Old(old) => Some(old),
+            AtOnce::Nothing => None,
         };
-        match (clearance.client(), stale) {
+        match (clearance.client(), old) {
             (None, _) => self.resolve_anew(clearance).await,
             (Some(client), None) => Box::pin(self.look_up(name, client)).await,
-            (Some(client), Some(stale)) => Box::pin(self.look_up_or(name, client, stale)).await,
+            (Some(client), Some(old)) => {
+                Box::pin(self.names.look_up_or(name, client, old, || self.look_up_of(name))).await
+            }
         }
+    }
+
+    /// What servers say to a question of a DNS client, or the hosts file. A look-up is counted for `client`.
+    ///
+    /// # Errors
+    /// As [`Resolver::resolve`].
+    pub async fn records(
+        &self,
+        clearance: &QuestionClearance,
+        kind: RecordType,
+        client: IpAddr,
+    ) -> Result<Records, Refusal> {
+        let question = RecordQuestion { name: clearance.name().clone(), kind };
+        let old = match self.known_records(&question) {
+            AtOnce::Settled(known) => return Ok(known?),
+            AtOnce::Old(old) => Some(old),
+            AtOnce::Nothing => None,
+        };
+        let ask = || {
+            let (context, question) = (Arc::clone(&self.context), question.clone());
+            async move { context.look_up_records(&question).await }
+        };
+        match old {
+            None => self.records.look_up(&question, client, ask).await,
+            Some(old) => self.records.look_up_or(&question, client, old, ask).await,
+        }
+    }
+
+    fn known_records(&self, question: &RecordQuestion) -> AtOnce<Records> {
+        if let Some(records) = self.context.records_of_hosts_file(question) {
+            return AtOnce::Settled(Ok(records));
+        }
+        self.records.at_once(question, || self.context.is_failing(&question.name))
     }
 
     /// The same, from the upstreams, whatever is known; but not of a name that was answered a moment ago, however many
@@ -223,26 +231,6 @@ impl Resolver {
         }
     }
 
-    /// A new answer, or the old one where none is to be had in time. An absence is as good as a new answer.
-    async fn look_up_or(&self, name: &HostName, client: IpAddr, stale: Answers) -> Result<Answers, Refusal> {
-        let refusal = match tokio::time::timeout(PATIENCE, self.look_up(name, client)).await {
-            Ok(Ok(answers)) => return Ok(answers),
-            Ok(Err(refusal)) => Some(refusal),
-            Err(_) => None,
-        };
-        let stands_in = |refusal: &Refusal| match refusal.stage {
-            Stage::Limit => true,
-            _ => matches!(self.context.cache.get(name, Instant::now()), Known::Stale(..)),
-        };
-        match refusal {
-            Some(refusal) if !stands_in(&refusal) => Err(refusal),
-            _ => {
-                self.context.metrics.dns_stale();
-                Ok(stale)
-            }
-        }
-    }
-
     /// Looks whether files have changed that name servers, or that answer themselves.
     pub fn refresh(&self) {
         self.context.upstreams.refresh();
@@ -251,73 +239,12 @@ impl Resolver {
 
     /// Joins the look-up of a name that is under way, or begins one.
     async fn look_up(&self, name: &HostName, client: IpAddr) -> Result<Answers, Refusal> {
-        let until = Instant::now() + self.context.limits.deadline;
-        let mut has_waited = false;
-        loop {
-            let mut freed = std::pin::pin!(self.lookups.freed());
-            freed.as_mut().enable();
-            let Some((mut pending_one, has_begun)) = self.join(name, client) else {
-                // All slots are in use, and no client holds more of them than this one.
-                has_waited = true;
-                if timeout_at(until, freed).await.is_err() {
-                    return Err(Refusal::new(Reason::RateLimited, Stage::Limit));
-                }
-                continue;
-            };
-            if has_waited && !has_begun {
-                // It was woken for a slot that another look-up can use.
-                self.lookups.pass_on();
-            }
-            let outcome = match timeout_at(until, pending_one.wait_for(Option::is_some)).await {
-                // Its own time for the servers was too short.
-                Err(_) if has_waited => return Err(Refusal::new(Reason::RateLimited, Stage::Limit)),
-                Err(_) => return Err(Refusal::new(Reason::DnsTimeout, Stage::Dns)),
-                // Its task is lost.
-                Ok(Err(_)) => return Err(Refusal::new(Reason::Internal, Stage::Dns)),
-                Ok(Ok(outcome)) => outcome.clone(),
-            };
-            if let Some(LookupOutcome::Found(found)) = outcome {
-                return found.map_err(Refusal::from);
-            }
-        }
+        self.names.look_up(name, client, || self.look_up_of(name)).await
     }
 
-    /// The look-up of a name, and whether it has begun by this; `None` where there is no room for it.
-    fn join(&self, name: &HostName, client: IpAddr) -> Option<(PendingLookup, bool)> {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pending_one) = pending.get(name) {
-            return Some((pending_one.clone(), false));
-        }
-        let mut share = self.lookups.share(client);
-        share.grow(1).ok()?;
-        let (done, pending_one) = watch::channel(None);
-        pending.insert(name.clone(), pending_one.clone());
-        let guard = LookupGuard { pending: Arc::clone(&self.pending), name: name.clone(), share };
-        let context = Arc::clone(&self.context);
-        tokio::spawn(async move {
-            let eviction = guard.share.eviction();
-            let outcome = tokio::select! {
-                found = context.look_up(&guard.name) => LookupOutcome::Found(found),
-                () = eviction.evicted() => LookupOutcome::Evicted,
-            };
-            // Removed before the outcome is published, so that waiters start a new look-up.
-            drop(guard);
-            done.send_replace(Some(outcome));
-        });
-        Some((pending_one, true))
-    }
-}
-
-/// Takes a look-up off the list when it has ended, however it did.
-struct LookupGuard {
-    pending: Arc<Mutex<HashMap<HostName, PendingLookup, RandomState>>>,
-    name: HostName,
-    share: Share,
-}
-
-impl Drop for LookupGuard {
-    fn drop(&mut self) {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+    fn look_up_of(&self, name: &HostName) -> impl Future<Output = Result<Answers, NoAnswer>> + Send + use<> {
+        let (context, name) = (Arc::clone(&self.context), name.clone());
+        async move { context.look_up(&name).await }
     }
 }
 
@@ -328,13 +255,85 @@ impl LookupContext {
         Some(Answers { addresses, ttl: self.settings.min_ttl, is_stale: false, from_servers: false })
     }
 
-    async fn look_up(&self, name: &HostName) -> Result<Answers, NoAnswer> {
-        let found = self.ask(name).await;
-        let (reason, is_silence) = match &found {
+    /// The same of a DNS client's question.
+    fn records_of_hosts_file(&self, question: &RecordQuestion) -> Option<Records> {
+        let Answers { addresses, ttl, .. } = self.of_hosts_file(&question.name)?;
+        let name = records::absolute(&question.name).ok()?;
+        let of_kind = addresses.into_iter().filter_map(|ip| match (ip, question.kind) {
+            (IpAddr::V4(ip), RecordType::A) => Some(RData::A(ip.into())),
+            (IpAddr::V6(ip), RecordType::AAAA) => Some(RData::AAAA(ip.into())),
+            _ => None,
+        });
+        let seconds = u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX);
+        let answers = of_kind.map(|data| Record::from_rdata(name.clone(), seconds, data)).collect();
+        let set = Arc::new(RecordSet { code: ResponseCode::NoError, answers, soa: None });
+        Some(Records { set, answered: Instant::now(), life: ttl, is_stale: false })
+    }
+
+    fn is_failing(&self, name: &HostName) -> bool {
+        self.upstreams.group_for(name).is_failing()
+    }
+
+    /// Counts what came of a look-up.
+    fn count<T>(&self, found: &Result<T, Failure>) {
+        let (reason, is_silence) = match found {
             Ok(_) => (None, false),
             Err(failure) => (Some(failure.reason()), failure.is_silence),
         };
         self.metrics.dns_asked(reason, is_silence);
+    }
+
+    async fn look_up_records(&self, question: &RecordQuestion) -> Result<Records, NoAnswer> {
+        let found = self.ask_records(question).await;
+        self.count(&found);
+        match found {
+            Ok((set, life)) => {
+                let records = Records { set: Arc::new(set), answered: Instant::now(), life, is_stale: false };
+                self.record_cache.answered(question, records.clone(), records.answered);
+                Ok(records)
+            }
+            Err(Failure { why, is_silence: true, .. }) => Err(why),
+            Err(Failure { why, ttl, .. }) => {
+                self.record_cache.failed(question, why.clone(), Instant::now() + self.negative_life(ttl));
+                Err(why)
+            }
+        }
+    }
+
+    /// An absence is an answer here, with its own time.
+    async fn ask_records(&self, question: &RecordQuestion) -> Result<(RecordSet, Duration), Failure> {
+        let name = records::absolute(&question.name).map_err(|error| Failure::of(Reason::BadDns, &error))?;
+        let group = self.upstreams.group_for(&question.name);
+        let query = Query::query(name, question.kind);
+        let negative = |absence: &Absence| self.negative_life(absence.ttl);
+        match group.lookup(query, Instant::now() + self.limits.deadline).await {
+            Ok(response) => {
+                let DnsSettings { min_ttl, max_ttl, .. } = self.settings;
+                let bounds = [min_ttl, max_ttl].map(|ttl| u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX));
+                let set = RecordSet::of(response, bounds);
+                let life = set.shortest().unwrap_or(min_ttl);
+                Ok((set, life))
+            }
+            Err(Unanswered { trouble: Trouble::NoName(absence), .. }) => {
+                let life = negative(&absence);
+                Ok((RecordSet::absent(ResponseCode::NXDomain, absence), life))
+            }
+            Err(Unanswered { trouble: Trouble::NoRecord(absence), .. }) => {
+                let life = negative(&absence);
+                Ok((RecordSet::absent(ResponseCode::NoError, absence), life))
+            }
+            Err(unanswered) => Err(unanswered.into()),
+        }
+    }
+
+    /// How long a failure or an absence is believed (RFC 2308 §5).
+    fn negative_life(&self, ttl: Option<Duration>) -> Duration {
+        ttl.unwrap_or(self.settings.min_ttl).min(self.settings.negative_ttl)
+    }
+
+    async fn look_up(&self, name: &HostName) -> Result<Answers, NoAnswer> {
+        let found = self.ask(name).await;
+        self.count(&found);
         match found {
             Ok(answers) => {
                 let ttl = answers.ttl.clamp(self.settings.min_ttl, self.settings.max_ttl);
@@ -345,8 +344,7 @@ impl LookupContext {
             // Silence is not cached: the upstream may be back for the next client.
             Err(Failure { why, is_silence: true, .. }) => Err(why),
             Err(Failure { why, ttl, .. }) => {
-                let ttl = ttl.unwrap_or(self.settings.min_ttl).min(self.settings.negative_ttl);
-                self.cache.failed(name, why.clone(), Instant::now() + ttl);
+                self.cache.failed(name, why.clone(), Instant::now() + self.negative_life(ttl));
                 Err(why)
             }
         }
@@ -355,9 +353,7 @@ impl LookupContext {
     async fn ask(&self, name: &HostName) -> Result<Answers, Failure> {
         let group = &self.upstreams.group_for(name);
         let deadline = self.limits.deadline;
-        // A trailing dot: no search list ever applies.
-        let question = Name::from_ascii(format!("{name}."));
-        let question = question.map_err(|error| Failure::of(Reason::BadDns, &error.to_string()))?;
+        let question = records::absolute(name).map_err(|error| Failure::of(Reason::BadDns, &error))?;
         let v4 = one_family(group, &question, RecordType::A, deadline);
         let v6 = one_family(group, &question, RecordType::AAAA, deadline);
         tokio::pin!(v4, v6);

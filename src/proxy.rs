@@ -4,6 +4,7 @@ pub mod exchange;
 pub mod handshake;
 pub mod limits;
 pub mod listen;
+pub mod nameserver;
 pub mod peek;
 pub mod relay;
 pub mod services;

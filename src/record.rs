@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::metrics::Metrics;
 use egret_core::answers::Answers;
 use egret_core::claim::{Claim, ClientAddr, Identity, Target, Via};
-use egret_core::name::Host;
+use egret_core::name::{Host, HostName};
 use egret_core::outcome::{Ending, Reason, Refusal, Stage, Totals};
 use egret_core::policy::MatchedRule;
 use egret_core::wire::Sighting;
@@ -138,6 +138,43 @@ impl AccessLog {
         self.sender.write_if_room(line);
     }
 
+    /// Writes down a refused question. No client waits for such a line: it is written where there is room.
+    pub fn dns(
+        &self,
+        listener: &Arc<str>,
+        client: ClientAddr,
+        name: &QuestionName<'_>,
+        since: Instant,
+        refusal: &Refusal,
+    ) {
+        self.metrics.refused(refusal.reason, refusal.stage);
+        if !self.sender.writes() {
+            return;
+        }
+        let duration = since.elapsed();
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut line = Box::new(Line {
+            ts: Stamp(SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH)),
+            event: "dns",
+            id: Id { run: self.run, number },
+            listener: Arc::clone(listener),
+            client: Some(client.socket()),
+            protocol: Some("dns"),
+            duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+            ending: Some(Ending::Refused.as_str()),
+            ..Line::default()
+        });
+        match name {
+            QuestionName::Name(name) => {
+                line.name = Some(name.as_str().into());
+                line.name_source = Some("dns");
+            }
+            QuestionName::Raw(raw) => line.name_raw = Some(escape(raw).into()),
+        }
+        deny(&mut line, refusal);
+        self.sender.write_if_room(line);
+    }
+
     /// Writes down how many refused packets have no line.
     pub fn net_left_out(&self, reason: Reason, count: u64) {
         if self.sender.writes() {
@@ -153,6 +190,14 @@ impl AccessLog {
         let (id, listener) = (Id { run: self.run, number }, Arc::from(KERNEL));
         Box::new(Line { ts: Stamp(SystemTime::now()), event: "net", id, listener, ..Line::default() })
     }
+}
+
+/// What a question was about.
+#[derive(Debug)]
+pub enum QuestionName<'a> {
+    Name(&'a HostName),
+    /// A name that is none, as it came.
+    Raw(&'a [u8]),
 }
 
 /// What the kernel decided.

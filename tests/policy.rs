@@ -603,7 +603,10 @@ fn a_question_is_answered_where_some_rule_lists_the_name_for_the_client() {
         ("ntp.example", "10.9.0.1", Err(Reason::NoRule)),
     ] {
         let (source, host) = (Source::at(from.parse().unwrap()), HostName::from_wire(name.as_bytes()).unwrap());
-        let got = policy.by_question(&source, &host).map(|matched| matched.rule.to_string()).map_err(|r| r.reason);
+        let got = policy
+            .by_question(&source, &host)
+            .map(|clearance| clearance.matched_rule().rule.to_string())
+            .map_err(|r| r.reason);
         assert_eq!(got, expected.map(str::to_owned), "{name} for {from}");
         let question = Question { subject: Subject::Dns { name: host }, source, dst: None, alpn: vec![] };
         let explained = policy.explain(&question).map(|matched| matched.rule.to_string()).map_err(|r| r.reason);

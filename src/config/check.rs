@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 
 use super::consistency::{one_socket_each, what_goes_together};
-use super::dns::dns;
+use super::dns::{dns, nameserver};
 use super::fault::Fault;
 use super::findings::Findings;
 use super::limits::limits;
@@ -67,8 +67,8 @@ pub(super) fn settings(
     let admin = file::present(written.admin.as_ref());
     let admin = admin.and_then(|part| out.keep("admin.bind", socket(&part.bind)));
     let (health, health_from) = health(out, written.health.as_ref(), has_clients);
-    let dns = dns(out, &written.dns);
-    let rules = rules::rules(out, &written.policy);
+    let (dns, nameserver) = (dns(out, &written.dns), nameserver(out, &written, &listeners));
+    let rules = rules::rules(out, &written.policy, &written.dns);
     let own_addresses = out.nets("own_addresses", &written.own_addresses);
     let binds = one_socket_each(out, &listeners, admin, health);
     let kernel = netfilter::netfilter(out, &written, &listeners, &binds);
@@ -99,6 +99,7 @@ pub(super) fn settings(
         (true, Some(limits)) => Ok(Settings {
             listeners,
             dns,
+            nameserver,
             rules,
             own_addresses,
             netfilter: kernel,

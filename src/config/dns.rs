@@ -1,13 +1,19 @@
-//! The servers that names are asked of.
+//! The servers that names are asked of, and how DNS clients are answered.
 
 use std::net::{IpAddr, SocketAddr};
+
+use hickory_proto::rr::RecordType;
 
 use super::file;
 use super::findings::Findings;
 use super::read::{Bounds, duration, loaded};
+use super::rule_parts::patterns;
 use crate::dns::settings::{DnsSettings, DnsTransport, DnsUpstream, HostsFile};
 use crate::files::read_bounded;
+use crate::proxy::listen::settings::{ListenerKind, ListenerSettings};
+use crate::proxy::nameserver::settings::{NameserverSettings, RefusedNames};
 use egret_core::name::HostName;
+use egret_core::rule::Action;
 use egret_core::rule::pattern::Pattern;
 
 pub(super) fn dns(out: &mut Findings<'_>, written: &file::Dns) -> DnsSettings {
@@ -43,6 +49,70 @@ pub(super) fn dns(out: &mut Findings<'_>, written: &file::Dns) -> DnsSettings {
     let hosts = hosts.and_then(|file| loaded(out, "dns.hosts_file", file));
     let (edns, randomize_case) = (written.edns != Some(false), written.randomize_case != Some(false));
     DnsSettings { upstreams, zones, authorities, min_ttl, max_ttl, negative_ttl, stale, hosts, edns, randomize_case }
+}
+
+/// How `dns` listeners answer.
+pub(super) fn nameserver(
+    out: &mut Findings<'_>,
+    written: &file::File,
+    listeners: &[(ListenerSettings, String)],
+) -> NameserverSettings {
+    let dns = &written.dns;
+    let only_there = [
+        ("filter", dns.filter.is_some()),
+        ("refused", dns.refused.is_some()),
+        ("also", !dns.also.is_empty()),
+        ("forwarders", !dns.forwarders.is_empty()),
+        ("local_ranges", !dns.local_ranges.is_empty()),
+        ("chain", dns.chain.is_some()),
+        ("types", !dns.types.is_empty()),
+    ];
+    if !listeners.iter().any(|(listener, _)| listener.kind == ListenerKind::Dns) {
+        for (key, _) in only_there.iter().filter(|(_, is_there)| *is_there) {
+            let message = "is about what DNS clients are answered, and there is no `dns` listener; add one such as { kind: dns, bind: \"10.224.0.4:53\" }, or remove it";
+            out.fault(&format!("dns.{key}"), message);
+        }
+    }
+    let refused = match dns.refused {
+        Some(file::RefusedNames::Refused) => RefusedNames::Refused,
+        Some(file::RefusedNames::Nxdomain) | None => RefusedNames::NoName,
+    };
+    let kinds = dns.types.iter().enumerate();
+    let kinds = kinds.filter_map(|(at, text)| out.keep(&format!("dns.types[{at}]"), kind(text))).collect();
+    NameserverSettings {
+        refused,
+        refused_ttl: duration(out, "dns.negative_ttl", dns.negative_ttl.as_deref(), 10, Bounds::Zero),
+        forwarders: out.nets("dns.forwarders", &dns.forwarders),
+        local_ranges: out.nets("dns.local_ranges", &dns.local_ranges),
+        keeps_chain: dns.chain == Some(file::DnsChain::Keep),
+        kinds,
+    }
+}
+
+/// A kind of record by its name.
+fn kind(text: &str) -> Result<RecordType, String> {
+    let kind = text.parse::<RecordType>().ok().filter(|_| !text.chars().any(char::is_lowercase));
+    match kind {
+        None | Some(RecordType::Unknown(_) | RecordType::ZERO) => {
+            Err(format!("`{text}` is not a kind of record; write such as TXT or MX, in capitals"))
+        }
+        Some(RecordType::ANY | RecordType::AXFR | RecordType::IXFR | RecordType::OPT | RecordType::TSIG) => {
+            Err(format!("`{text}` is not for records of one kind; remove it"))
+        }
+        Some(kind) => Ok(kind),
+    }
+}
+
+/// Names that may be asked for though no rule lists them, under the key that says so.
+pub(super) fn also(out: &mut Findings<'_>, dns: &file::Dns) -> Vec<(&'static str, Vec<Pattern>)> {
+    let mut also = Vec::new();
+    if !dns.also.is_empty() {
+        also.push(("dns.also", patterns(out, "dns.also", &dns.also, &Action::Allow)));
+    }
+    if dns.filter == Some(file::DnsFilter::Off) {
+        also.extend(Pattern::parse("*").ok().map(|all| ("dns.filter", vec![all])));
+    }
+    also
 }
 
 fn upstreams(out: &mut Findings<'_>, path: &str, texts: &[String]) -> Vec<DnsUpstream> {

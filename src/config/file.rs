@@ -194,6 +194,8 @@ pub(super) enum ListenerKind {
     Sni,
     /// Clients that the kernel hands over, where they wanted to go included.
     Transparent,
+    /// DNS over UDP and TCP: answers what some rule lists for the client. See `dns`.
+    Dns,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -317,6 +319,51 @@ pub(super) struct Dns {
     pub(super) edns: Option<bool>,
     /// Whether plain questions are in random letter case (0x20), which a forger must guess. Default true.
     pub(super) randomize_case: Option<bool>,
+    /// What `dns` listeners answer. Default `listed`.
+    pub(super) filter: Option<DnsFilter>,
+    /// How they answer for other names. Default `nxdomain`.
+    pub(super) refused: Option<RefusedNames>,
+    /// Names that are answered and that no rule lists: the cluster's own, search domains, reverse zones. Patterns as in
+    /// rules. They are never dialled for it.
+    pub(super) also: Vec<String>,
+    /// Clients of `dns` listeners that ask on behalf of others, as CIDRs or addresses: CoreDNS, a node cache, a resolver of
+    /// the network. Judged by every client's rules, and limited by name. Default: none.
+    pub(super) forwarders: Vec<String>,
+    /// Private ranges, as CIDRs, that answers may have for any listed name. Dialling stays with the rules' `addresses`.
+    /// Default: none.
+    pub(super) local_ranges: Vec<String>,
+    /// What becomes of aliases (CNAME) in answers. Default `flatten`.
+    pub(super) chain: Option<DnsChain>,
+    /// Kinds of records that are answered beside A, AAAA, CNAME, HTTPS, SVCB, SRV, PTR, NS and SOA, such as `TXT`. Default:
+    /// none.
+    pub(super) types: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum DnsFilter {
+    /// Names that some rule lists for the client.
+    Listed,
+    /// Every name that no rule denies.
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RefusedNames {
+    /// They do not exist.
+    Nxdomain,
+    /// They are refused, and many clients ask their next server.
+    Refused,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum DnsChain {
+    /// Addresses stand under the name that was asked for.
+    Flatten,
+    /// Aliases are passed on.
+    Keep,
 }
 
 /// Rules and how they are applied.
@@ -520,6 +567,9 @@ pub(super) struct Limits {
     pub(super) lookups: Option<Count>,
     /// Memory for DNS answers. Default `32MiB`.
     pub(super) dns_cache: Option<String>,
+    /// Questions of DNS clients that are answered at once. Default 4096.
+    #[schemars(range(min = 16, max = 65_535))]
+    pub(super) dns_questions: Option<u16>,
     /// Addresses of one name that are tried in turn. Default 16.
     #[schemars(range(min = 1, max = 256))]
     pub(super) dial_addresses: Option<u16>,

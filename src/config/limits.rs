@@ -56,6 +56,7 @@ pub(super) fn limits(out: &mut Findings<'_>, written: &file::Limits) -> Option<L
         out.fault("limits.lookups", message);
     }
     let dns_cache = size(out, "limits.dns_cache", written.dns_cache.as_deref(), 32 << 20, 64 << 10);
+    let dns_questions = usize::from(written.dns_questions.unwrap_or(4096));
     let dial_addresses = usize::from(written.dial_addresses.unwrap_or(16));
     Some(Limits {
         hello: hello?,
@@ -72,6 +73,7 @@ pub(super) fn limits(out: &mut Findings<'_>, written: &file::Limits) -> Option<L
         next_request,
         lookups: lookups?,
         dns_cache: dns_cache?,
+        dns_questions,
         dial_addresses,
     })
 }

@@ -300,8 +300,13 @@ fn ports_without_a_listener(out: &mut Findings<'_>, apps: &[AppPlace<'_>], liste
     for listener in listeners {
         match listener.kind {
             ListenerKind::Forward | ListenerKind::Transparent { .. } => return,
+            ListenerKind::Dns => continue,
             ListenerKind::Sni { port, .. } => carried.insert(port),
         };
+    }
+    // Egret answers questions, and no more.
+    if carried.is_empty() {
+        return;
     }
     for app in apps.iter().filter(|app| !app.is_bundle && app.rule.action == Action::Allow) {
         if !app.rule.protocols.iter().any(|p| carried.contains(&p.port)) && !app.rule.is_dns_only() {

@@ -27,6 +27,7 @@ pub(super) fn listeners(out: &mut Findings<'_>, written: &file::File) -> Vec<(Li
                 let usual = if protocol == Some(AppProtocol::Http) { 80 } else { 443 };
                 ListenerKind::Sni { port: listener.port.unwrap_or(usual), protocol }
             }
+            file::ListenerKind::Dns => ListenerKind::Dns,
             file::ListenerKind::Transparent => transparent(out, &path, listener, written.netfilter.is_some()),
         };
         let is_forward = listener.kind == file::ListenerKind::Forward;
@@ -45,6 +46,7 @@ pub(super) fn listeners(out: &mut Findings<'_>, written: &file::File) -> Vec<(Li
                 file::ListenerKind::Transparent => {
                     format!("a transparent listener learns the {key} from the connection; remove it")
                 }
+                file::ListenerKind::Dns => format!("DNS has no {key} of its own; remove it"),
                 file::ListenerKind::Sni => continue,
             };
             out.fault(&format!("{path}.{key}"), message);
@@ -53,6 +55,11 @@ pub(super) fn listeners(out: &mut Findings<'_>, written: &file::File) -> Vec<(Li
         for (key, _) in only_forward.iter().filter(|(_, is_there)| *is_there && !is_forward) {
             let message = "clients of this listener do not know of it and could not answer; remove it";
             out.fault(&format!("{path}.{key}"), message);
+        }
+        let only_tcp =
+            [("proxy_protocol", listener.proxy_protocol.is_some()), ("add_headers", !listener.add_headers.is_empty())];
+        for (key, _) in only_tcp.iter().filter(|(_, is_there)| *is_there && kind == ListenerKind::Dns) {
+            out.fault(&format!("{path}.{key}"), "DNS clients send none, and read none; remove it");
         }
         let proxies = listener.proxy_protocol.as_ref().map(|written| proxies(out, &path, written));
         let tls = listener.tls.as_ref().filter(|_| is_forward).map(|written| TlsFiles {

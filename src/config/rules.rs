@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv6Net};
 
 use super::consistency::{names_keep_their_ports, one_name_each, what_network_rules_do};
+use super::dns::also;
 use super::findings::Findings;
 use super::rule_parts::{alpn, app_port, kept, net_port, patterns, patterns_of_file, reach, sources};
 use super::tags::TagSource;
@@ -18,7 +19,7 @@ use egret_core::wire::http::is_token_byte;
 /// Patterns that need globset, in all rules together: each is looked at one by one under its ending.
 const MAX_RICH: usize = 1000;
 
-pub(super) fn rules(out: &mut Findings<'_>, policy: &file::Policy) -> Rules {
+pub(super) fn rules(out: &mut Findings<'_>, policy: &file::Policy, dns: &file::Dns) -> Rules {
     // The one mode there is; `audit` is refused by the schema.
     let file::Mode::Enforce = policy.mode;
     let nat64 = policy.nat64_prefix.as_deref().and_then(|text| out.keep("policy.nat64_prefix", nat64_prefix(text)));
@@ -41,6 +42,11 @@ pub(super) fn rules(out: &mut Findings<'_>, policy: &file::Policy) -> Rules {
         let path = format!("policy.network_rules[{at}]");
         rules.nets.push(network_rule(out, &path, written, &tags));
         rules.origins.nets.push(Origin { path, is_bundle: false, inline: written.fqdns.len() });
+    }
+    for (name, fqdns) in also(out, dns) {
+        let path = name.to_owned();
+        rules.origins.apps.push(Origin { path, is_bundle: true, inline: fqdns.len() });
+        rules.apps.push(AppRule::dns_only(name.into(), fqdns));
     }
     let rich = rules.apps.iter().flat_map(|r| &r.fqdns).chain(rules.nets.iter().flat_map(|r| &r.fqdns));
     let rich = rich.filter(|p| p.is_rich()).count();

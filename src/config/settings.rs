@@ -13,6 +13,7 @@ use crate::learn::settings::LearnSettings;
 use crate::netfilter::settings::NetfilterSettings;
 use crate::proxy::limits::Limits;
 use crate::proxy::listen::settings::{Capture, ListenerSettings};
+use crate::proxy::nameserver::settings::NameserverSettings;
 use crate::record::settings::LogSettings;
 use egret_core::rule::rules::Rules;
 
@@ -21,6 +22,7 @@ use egret_core::rule::rules::Rules;
 pub struct Settings {
     pub listeners: Vec<ListenerSettings>,
     pub dns: DnsSettings,
+    pub nameserver: NameserverSettings,
     pub rules: Rules,
     pub own_addresses: Vec<IpNet>,
     pub netfilter: Option<NetfilterSettings>,

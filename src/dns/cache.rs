@@ -1,5 +1,7 @@
 //! Answers and absences, each until its time. The time is an argument: nothing here asks the clock.
 
+use std::fmt;
+use std::hash::Hash;
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
@@ -10,47 +12,95 @@ use super::no_answer::NoAnswer;
 use egret_core::answers::Answers;
 use egret_core::name::HostName;
 
-/// What is kept for a name.
-#[derive(Clone, Debug, Default)]
-struct Kept {
+/// What can be kept: an answer to a question.
+pub(super) trait Keepable: Clone + Send + Sync + 'static {
+    /// How long it holds.
+    fn life(&self) -> Duration;
+
+    /// What it takes, in bytes.
+    fn weight(&self) -> usize;
+
+    /// The same, past its time (RFC 8767).
+    fn stale(self) -> Self;
+}
+
+impl Keepable for Answers {
+    fn life(&self) -> Duration {
+        self.ttl
+    }
+
+    fn weight(&self) -> usize {
+        size_of_val(&*self.addresses)
+    }
+
+    fn stale(self) -> Self {
+        Self { is_stale: true, ..self }
+    }
+}
+
+/// A question that answers are kept for.
+pub(super) trait Question: Clone + Eq + Hash + Send + Sync + 'static {
+    fn name(&self) -> &HostName;
+}
+
+impl Question for HostName {
+    fn name(&self) -> &HostName {
+        self
+    }
+}
+
+/// What is kept for a question.
+#[derive(Clone, Debug)]
+struct Kept<V> {
     /// The last answer, and when its time is over.
-    answer: Option<(Answers, Instant)>,
+    answer: Option<(V, Instant)>,
     /// When it came.
     answered: Option<Instant>,
     /// What came of a later question, and how long that holds.
     failure: Option<(NoAnswer, Instant)>,
 }
 
-/// What is known of a name at some time.
+impl<V> Default for Kept<V> {
+    fn default() -> Self {
+        Self { answer: None, answered: None, failure: None }
+    }
+}
+
+/// What is known of a question at some time.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Known {
-    Answer(Answers),
+pub(super) enum Known<V> {
+    Answer(V),
     /// Its absence, or a failure that has just been met.
     Failure(NoAnswer),
     /// An answer whose time is over, and what has been met since, if that was a moment ago.
-    Stale(Answers, Option<NoAnswer>),
+    Stale(V, Option<NoAnswer>),
     Nothing,
 }
 
-/// What an entry takes beside its name and addresses, in bytes: the store's own part, measured with many entries.
+/// What an entry takes beside its name and answer, in bytes: the store's own part, measured with many entries.
 const ENTRY: usize = 256;
 
-#[derive(Debug)]
-pub(super) struct Cache {
-    /// Bounded in bytes: a server chooses how many addresses there are, and names under a wildcard have no
-    /// end. The least used go first.
-    now: Store<HostName, Kept, RandomState>,
+pub(super) struct Cache<K, V> {
+    /// Bounded in bytes: a server chooses how much there is, and names under a wildcard have no end. The least used
+    /// go first.
+    now: Store<K, Kept<V>, RandomState>,
     /// How long an answer may still be used when its time is over.
     stale: Duration,
 }
 
-impl Cache {
+impl<K, V> fmt::Debug for Cache<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache").field("stale", &self.stale).finish_non_exhaustive()
+    }
+}
+
+impl<K: Question, V: Keepable> Cache<K, V> {
     /// A cache of so many bytes.
     pub(super) fn new(bytes: usize, stale: Duration) -> Self {
-        let weight = |name: &HostName, kept: &Kept| {
-            let addresses = kept.answer.as_ref().map_or(0, |(answers, _)| size_of_val(&*answers.addresses));
+        let weight = |question: &K, kept: &Kept<V>| {
+            let answer = kept.answer.as_ref().map_or(0, |(answer, _)| answer.weight());
             let words = kept.failure.as_ref().map_or(0, |(failure, _)| failure.words.len());
-            u32::try_from(ENTRY + name.as_str().len() + addresses + words).unwrap_or(u32::MAX)
+            u32::try_from(ENTRY + question.name().as_str().len() + answer + words).unwrap_or(u32::MAX)
         };
         let now = Store::builder().max_capacity(bytes as u64).weigher(weight);
         let now = now.build_with_hasher(RandomState::default());
@@ -58,28 +108,26 @@ impl Cache {
     }
 
     /// What is known at `now`.
-    pub(super) fn get(&self, name: &HostName, now: Instant) -> Known {
-        let Some(Kept { answer, failure, .. }) = self.now.get(name) else { return Known::Nothing };
+    pub(super) fn get(&self, question: &K, now: Instant) -> Known<V> {
+        let Some(Kept { answer, failure, .. }) = self.now.get(question) else { return Known::Nothing };
         let failure = failure.and_then(|(failure, until)| (now < until).then_some(failure));
         match (answer, failure) {
-            (Some((answers, until)), _) if now < until => Known::Answer(answers),
-            (Some((answers, until)), failure) if now < until + self.stale => {
-                Known::Stale(Answers { is_stale: true, ..answers }, failure)
-            }
+            (Some((answer, until)), _) if now < until => Known::Answer(answer),
+            (Some((answer, until)), failure) if now < until + self.stale => Known::Stale(answer.stale(), failure),
             (_, Some(failure)) => Known::Failure(failure),
             (_, None) => Known::Nothing,
         }
     }
 
     /// Keeps an answer, which takes the place of all that was known.
-    pub(super) fn answered(&self, name: &HostName, answers: Answers, now: Instant) {
-        let until = now + answers.ttl;
-        self.now.insert(name.clone(), Kept { answer: Some((answers, until)), answered: Some(now), failure: None });
+    pub(super) fn answered(&self, question: &K, answer: V, now: Instant) {
+        let until = now + answer.life();
+        self.now.insert(question.clone(), Kept { answer: Some((answer, until)), answered: Some(now), failure: None });
     }
 
     /// Keeps a failure. An absence takes the place of former answers (RFC 8767 §4), any other stands beside them.
-    pub(super) fn failed(&self, name: &HostName, failure: NoAnswer, until: Instant) {
-        self.now.entry_by_ref(name).and_upsert_with(|known| {
+    pub(super) fn failed(&self, question: &K, failure: NoAnswer, until: Instant) {
+        self.now.entry_by_ref(question).and_upsert_with(|known| {
             let known = known.filter(|_| failure.is_passing).map(moka::Entry::into_value).unwrap_or_default();
             Kept { failure: Some((failure, until)), ..known }
         });
@@ -92,9 +140,9 @@ impl Cache {
         self.now.weighted_size()
     }
 
-    /// Whether a name was answered within some time.
-    pub(super) fn answered_within(&self, name: &HostName, time: Duration, now: Instant) -> bool {
-        let known = self.now.get(name).and_then(|known| known.answered);
+    /// Whether a question was answered within some time.
+    pub(super) fn answered_within(&self, question: &K, time: Duration, now: Instant) -> bool {
+        let known = self.now.get(question).and_then(|known| known.answered);
         known.is_some_and(|answered| now.saturating_duration_since(answered) < time)
     }
 }

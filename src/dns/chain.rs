@@ -12,51 +12,83 @@ use egret_core::outcome::Reason;
 
 /// Addresses of one kind behind a name. Content networks answer with a dozen; a larger answer is refused whole, for to
 /// cut it could hide the denied part of a mixed one.
-pub(super) const MAX_ADDRESSES: usize = 256;
+pub const MAX_ADDRESSES: usize = 256;
 /// Aliases followed; content networks use three or four.
 const MAX_ALIASES: usize = 16;
+
+/// Records of one kind behind a question, and the way to them.
+#[derive(Debug)]
+pub struct Chain<'a> {
+    /// The names that aliases lead to, in order.
+    pub targets: Vec<&'a Name>,
+    /// Of the last one; empty where it has none of the kind.
+    pub records: Vec<&'a Record>,
+    /// The shortest life on the way, in seconds.
+    pub ttl: u32,
+}
+
+/// Walks from a question along its aliases.
+///
+/// # Errors
+/// [`Reason::CnameLoop`] past [`MAX_ALIASES`].
+pub fn walk<'a>(question: &'a Name, kind: RecordType, records: &'a [Record]) -> Result<Chain<'a>, Reason> {
+    let mut chain = Chain { targets: Vec::new(), records: Vec::new(), ttl: u32::MAX };
+    let mut owner = question;
+    loop {
+        let of_owner = |record: &&Record| record.name == *owner && record.dns_class == DNSClass::IN;
+        chain.records.extend(records.iter().filter(of_owner).filter(|record| record.record_type() == kind));
+        if !chain.records.is_empty() {
+            chain.ttl = chain.records.iter().map(|record| record.ttl).fold(chain.ttl, u32::min);
+            return Ok(chain);
+        }
+        let alias = records.iter().find_map(|record| match &record.data {
+            RData::CNAME(target) if record.name == *owner => Some((&target.0, record.ttl)),
+            _ => None,
+        });
+        let Some((target, ttl)) = alias else { return Ok(chain) };
+        if chain.targets.len() == MAX_ALIASES {
+            return Err(Reason::CnameLoop);
+        }
+        chain.ttl = chain.ttl.min(ttl);
+        chain.targets.push(target);
+        owner = target;
+    }
+}
 
 /// The addresses of one kind behind `question`, and the shortest life on the way.
 ///
 /// # Errors
 /// [`Reason::CnameLoop`] past [`MAX_ALIASES`], [`Reason::BadDns`] past [`MAX_ADDRESSES`], [`Reason::NoSuchName`] where the chain ends without an address.
 pub(super) fn follow(question: &Name, kind: RecordType, records: &[Record]) -> Result<(Vec<IpAddr>, Duration), Reason> {
-    let mut owner = question;
-    let mut ttl = u32::MAX;
-    for _ in 0..=MAX_ALIASES {
-        let mut addresses: Vec<IpAddr> = Vec::new();
-        let of_owner = |record: &&Record| record.name == *owner && record.dns_class == DNSClass::IN;
-        for record in records.iter().filter(of_owner) {
-            let ip = match (&record.data, kind) {
-                (RData::A(ip), RecordType::A) => IpAddr::V4(ip.0),
-                (RData::AAAA(ip), RecordType::AAAA) => IpAddr::V6(ip.0),
-                _ => continue,
-            };
-            ttl = ttl.min(record.ttl);
-            if addresses.contains(&ip) {
-                continue;
-            }
-            if addresses.len() == MAX_ADDRESSES {
-                return Err(Reason::BadDns);
-            }
-            addresses.push(ip);
+    let Chain { records, ttl, .. } = walk(question, kind, records)?;
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for ip in records.iter().filter_map(|record| address(record)) {
+        if addresses.contains(&ip) {
+            continue;
         }
-        if !addresses.is_empty() {
-            return Ok((addresses, Duration::from_secs(ttl.into())));
+        if addresses.len() == MAX_ADDRESSES {
+            return Err(Reason::BadDns);
         }
-        let alias = records.iter().find_map(|record| match &record.data {
-            RData::CNAME(target) if record.name == *owner => Some((&target.0, record.ttl)),
-            _ => None,
-        });
-        let Some((target, life)) = alias else { return Err(Reason::NoSuchName) };
-        ttl = ttl.min(life);
-        owner = target;
+        addresses.push(ip);
     }
-    Err(Reason::CnameLoop)
+    if addresses.is_empty() {
+        return Err(Reason::NoSuchName);
+    }
+    Ok((addresses, Duration::from_secs(ttl.into())))
+}
+
+/// The address in a record that is one.
+#[must_use]
+pub fn address(record: &Record) -> Option<IpAddr> {
+    match &record.data {
+        RData::A(ip) => Some(IpAddr::V4(ip.0)),
+        RData::AAAA(ip) => Some(IpAddr::V6(ip.0)),
+        _ => None,
+    }
 }
 
 /// What such an answer is like.
-pub(super) const fn words(reason: Reason) -> &'static str {
+pub const fn words(reason: Reason) -> &'static str {
     match reason {
         Reason::CnameLoop => "the name's aliases (CNAME) lead in a circle, or to more than sixteen others",
         Reason::BadDns => "the answer has more than 256 addresses",

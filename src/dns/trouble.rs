@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use hickory_net::{DnsError, NetError, NoRecords};
 use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::Record;
+use hickory_proto::rr::rdata::SOA;
 
 use egret_core::outcome::Reason;
 
 /// What came of a question to one server, other than an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Trouble {
-    /// NXDOMAIN, and how long to believe it.
-    NoName(Option<Duration>),
-    /// The name is there, without an address of the kind.
-    NoAddress(Option<Duration>),
+    /// NXDOMAIN.
+    NoName(Absence),
+    /// The name is there, without a record of the kind.
+    NoRecord(Absence),
     /// The server says no.
     Code(ResponseCode),
     Silent,
@@ -30,10 +32,19 @@ pub(super) enum Trouble {
     Broken(String),
 }
 
+/// What a negative answer says beside its code (RFC 2308).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Absence {
+    /// How long to believe it, where the server said so.
+    pub(super) ttl: Option<Duration>,
+    /// The zone's SOA record.
+    pub(super) soa: Option<Box<Record<SOA>>>,
+}
+
 impl Trouble {
-    /// The name, or an address of the kind, is known not to be there: as good an answer as any.
+    /// The name, or a record of the kind, is known not to be there: as good an answer as any.
     pub(super) const fn is_absence(&self) -> bool {
-        matches!(self, Self::NoName(_) | Self::NoAddress(_))
+        matches!(self, Self::NoName(_) | Self::NoRecord(_))
     }
 
     /// It says nothing about the name and something about the server.
@@ -48,7 +59,7 @@ impl Trouble {
 
     pub(super) const fn reason(&self) -> Reason {
         match self {
-            Self::NoName(_) | Self::NoAddress(_) => Reason::NoSuchName,
+            Self::NoName(_) | Self::NoRecord(_) => Reason::NoSuchName,
             Self::Code(_) | Self::Unreachable(_) | Self::Local(_) | Self::CutShort(_) => Reason::DnsFailed,
             Self::Silent => Reason::DnsTimeout,
             Self::OtherCase | Self::NoQuestion | Self::Broken(_) => Reason::BadDns,
@@ -58,7 +69,7 @@ impl Trouble {
     /// How long to believe it, where the server said so.
     pub(super) const fn ttl(&self) -> Option<Duration> {
         match self {
-            Self::NoName(ttl) | Self::NoAddress(ttl) => *ttl,
+            Self::NoName(absence) | Self::NoRecord(absence) => absence.ttl,
             _ => None,
         }
     }
@@ -70,7 +81,7 @@ impl Trouble {
             Self::Unreachable(_) | Self::Local(_) => 1,
             Self::OtherCase | Self::NoQuestion | Self::Broken(_) => 2,
             Self::CutShort(_) => 3,
-            Self::Code(_) | Self::NoName(_) | Self::NoAddress(_) => 4,
+            Self::Code(_) | Self::NoName(_) | Self::NoRecord(_) => 4,
         }
     }
 }
@@ -80,7 +91,7 @@ impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoName(_) => f.write_str("says that there is no such name (NXDOMAIN)"),
-            Self::NoAddress(_) => f.write_str("has no address for the name"),
+            Self::NoRecord(_) => f.write_str("has no address for the name"),
             Self::Code(code) => write!(f, "refused the question: {code}"),
             Self::Silent => f.write_str("did not answer in time"),
             Self::Unreachable(why) => write!(f, "cannot be reached: {why}"),
@@ -98,11 +109,11 @@ impl fmt::Display for Trouble {
 impl From<NetError> for Trouble {
     fn from(error: NetError) -> Self {
         match error {
-            NetError::Dns(DnsError::NoRecordsFound(NoRecords { response_code, negative_ttl, .. })) => {
-                let ttl = negative_ttl.map(|seconds| Duration::from_secs(seconds.into()));
+            NetError::Dns(DnsError::NoRecordsFound(NoRecords { response_code, negative_ttl, soa, .. })) => {
+                let absence = Absence { ttl: negative_ttl.map(|seconds| Duration::from_secs(seconds.into())), soa };
                 match response_code {
-                    ResponseCode::NoError => Self::NoAddress(ttl),
-                    ResponseCode::NXDomain => Self::NoName(ttl),
+                    ResponseCode::NoError => Self::NoRecord(absence),
+                    ResponseCode::NXDomain => Self::NoName(absence),
                     code => Self::Code(code),
                 }
             }

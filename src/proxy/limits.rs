@@ -24,6 +24,8 @@ pub struct Limits {
     pub lookups: Option<usize>,
     /// Bytes of answers that are kept.
     pub dns_cache: usize,
+    /// Questions of DNS clients that are answered at once.
+    pub dns_questions: usize,
     /// Addresses of a name that are tried.
     pub dial_addresses: usize,
 }

@@ -18,9 +18,10 @@ mod judge;
 mod nearest;
 mod own_addresses;
 mod permit;
+mod question;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ipnet::Ipv6Net;
 
@@ -33,6 +34,7 @@ use hosts::HostIndex;
 pub use own_addresses::OwnAddresses;
 use permit::Grant;
 pub use permit::{Clearance, Destination, Expectation, MatchedRule, Passage, Permit};
+pub use question::{Lesson, QuestionClearance};
 
 /// The compiled policy.
 #[derive(Debug)]
@@ -45,6 +47,8 @@ pub struct Policy {
     ports: HashMap<u16, Expected>,
     nat64: Option<Ipv6Net>,
     own: Arc<OwnAddresses>,
+    /// Names above those that patterns list, once a DNS client has asked.
+    above: OnceLock<HostIndex>,
 }
 
 impl Policy {
@@ -80,7 +84,7 @@ impl Policy {
                 net_hosts.add(pattern, id);
             }
         }
-        Self { apps, app_hosts, nets, net_hosts, ports, nat64, own }
+        Self { apps, app_hosts, nets, net_hosts, ports, nat64, own, above: OnceLock::new() }
     }
 
     /// Rules and patterns, for the start-up screen.

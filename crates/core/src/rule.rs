@@ -157,6 +157,27 @@ pub struct AppRule {
 }
 
 impl AppRule {
+    /// A rule that lets every client ask for names, and opens nothing.
+    #[must_use]
+    pub fn dns_only(name: Arc<str>, fqdns: Vec<Pattern>) -> Self {
+        Self {
+            name,
+            action: Action::Allow,
+            sources: Sources::default(),
+            fqdns,
+            except: Vec::new(),
+            protocols: Vec::new(),
+            alpn: None,
+            ech: Ech::default(),
+            inner: InnerName::default(),
+            methods: None,
+            paths: None,
+            websocket: false,
+            verify: false,
+            reach: Reach::default(),
+        }
+    }
+
     /// Whether a name that its patterns match is not meant.
     #[must_use]
     pub fn excepts(&self, name: &HostName) -> bool {

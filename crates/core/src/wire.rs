@@ -3,6 +3,7 @@
 //! Pure. A reader says "need more" with `None`, and refuses with a [`Reason`](crate::outcome::Reason).
 
 pub mod client_hello;
+pub mod dns;
 pub mod http;
 pub mod ja4;
 pub mod proxy_header;

@@ -96,6 +96,8 @@ impl Client {
                 let dst = self.original_dst.ok_or_else(|| Refusal::new(Reason::NoOriginalDst, Stage::Claim))?;
                 Ok(self.claimed(Target::Address(dst), dst.0.port(), Via::Intercepted, None))
             }
+            // Questions are no connections.
+            (None, ListenerKind::Dns) => Err(Refusal::new(Reason::Internal, Stage::Claim)),
             (None, ListenerKind::Forward) => match self.first_byte(limits.until).await? {
                 socks5::VERSION => self.claim_socks(limits).await,
                 socks5::VERSION_4 => {
@@ -309,9 +311,10 @@ impl Client {
         let expected = match self.listener.kind {
             ListenerKind::Sni { protocol: Some(AppProtocol::Http), .. } => Expected { tls: false, ..expected },
             ListenerKind::Sni { protocol: Some(AppProtocol::Https), .. } => Expected { http: false, ..expected },
-            ListenerKind::Sni { protocol: None, .. } | ListenerKind::Forward | ListenerKind::Transparent { .. } => {
-                expected
-            }
+            ListenerKind::Sni { protocol: None, .. }
+            | ListenerKind::Forward
+            | ListenerKind::Transparent { .. }
+            | ListenerKind::Dns => expected,
         };
         let sighting = peek::sight(&mut self.link.stream, &mut self.window, expected, limits).await?;
         self.speech = match &sighting {

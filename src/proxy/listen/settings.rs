@@ -63,6 +63,8 @@ pub enum ListenerKind {
         /// Whether upstreams see the client's address.
         preserve_source: bool,
     },
+    /// Questions over UDP and TCP.
+    Dns,
 }
 
 /// How the kernel hands connections over, and so where it says where they were going.
@@ -87,6 +89,7 @@ impl ListenerKind {
             Self::Forward => "forward",
             Self::Sni { .. } => "sni",
             Self::Transparent { .. } => "transparent",
+            Self::Dns => "dns",
         }
     }
 }

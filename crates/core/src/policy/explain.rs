@@ -149,7 +149,9 @@ impl Policy {
             Subject::Tcp { host, port } => self.explain_net(question, host, flow(Transport::Tcp, Some(*port)), known),
             Subject::Udp { host, port } => self.explain_net(question, host, flow(Transport::Udp, Some(*port)), known),
             Subject::Icmp { host } => self.explain_net(question, host, flow(Transport::Icmp, None), known),
-            Subject::Dns { name } => self.by_question(&question.source, name),
+            Subject::Dns { name } => {
+                self.by_question(&question.source, name).map(|clearance| clearance.matched_rule().clone())
+            }
         }
     }
 

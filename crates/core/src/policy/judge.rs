@@ -11,7 +11,7 @@ use crate::claim::{Claim, Source, Target, Via};
 use crate::learned::Known;
 use crate::name::{Host, HostName};
 use crate::outcome::{Reason, Refusal, Stage};
-use crate::rule::{Action, AppPort, AppProtocol, InnerName, NetRule, guard};
+use crate::rule::{Action, AppProtocol, InnerName, NetRule, guard};
 use crate::wire::client_hello::{ClientHello, Sni};
 use crate::wire::http::{RequestHead, RequestTarget};
 use crate::wire::{Expected, Sighting};
@@ -48,47 +48,6 @@ impl Policy {
                 }
                 Err(Refusal::new(Reason::NoRule, Stage::Network).with(self.address_hint(flow, ip, known)))
             }
-        }
-    }
-
-    /// Judges a question for a name's addresses: it may be asked where some rule lists the name for this client, on
-    /// whatever port.
-    ///
-    /// # Errors
-    /// A refusal at stage `name`.
-    pub fn by_question(&self, source: &Source, name: &HostName) -> Result<MatchedRule, Refusal> {
-        if let Some(grant) = self.net_by_name(source, name, |_| true).first() {
-            return Ok(self.matched_rule(*grant));
-        }
-        let mut matched: Vec<PatternId> = Vec::new();
-        self.app_hosts.matches(name, |pattern| matched.push(pattern));
-        let rule_of = |pattern: &PatternId| self.apps.get(self.app_hosts.rule(*pattern) as usize);
-        let rules = matched.iter().filter_map(rule_of).filter(|rule| !rule.excepts(name));
-        let mut ports: Vec<AppPort> = rules.flat_map(|rule| &rule.protocols).copied().collect();
-        ports.sort_by_key(|app| (app.port, app.protocol as u8));
-        ports.dedup();
-        if ports.is_empty() {
-            ports.push(AppPort { protocol: AppProtocol::Https, port: 443 });
-        }
-        let mut best = Refusal::new(Reason::NoRule, Stage::Name);
-        for AppPort { protocol, port } in ports {
-            let (evidence, mut votes) = (Evidence::of(source, protocol, port), Votes::default());
-            matched.iter().for_each(|pattern| votes.count(self, name, &evidence, *pattern));
-            match self.outcome_of(votes, name, &evidence) {
-                Ok(grants) => return self.first_of(&grants),
-                Err(refusal) => best = further(refusal, best),
-            }
-        }
-        // Rules that let a name be asked for without being dialled.
-        let asked = matched.iter().find(|pattern| {
-            rule_of(pattern)
-                .is_some_and(|rule| rule.is_dns_only() && !rule.excepts(name) && rule.sources.include(source))
-        });
-        match asked {
-            Some(pattern) if best.reason != Reason::RuleDenied => {
-                Ok(self.matched_rule(Grant::App { rule: self.app_hosts.rule(*pattern), pattern: *pattern }))
-            }
-            _ => Err(best),
         }
     }
 
@@ -168,7 +127,12 @@ impl Policy {
         self.outcome_of(votes, name, evidence)
     }
 
-    fn outcome_of(&self, votes: Votes<'_>, name: &HostName, evidence: &Evidence<'_>) -> Result<Vec<Grant>, Refusal> {
+    pub(super) fn outcome_of(
+        &self,
+        votes: Votes<'_>,
+        name: &HostName,
+        evidence: &Evidence<'_>,
+    ) -> Result<Vec<Grant>, Refusal> {
         let Votes { mut grants, denied, closed, missed } = votes;
         if let Some(grant) = denied {
             return Err(self.refusal_by(Reason::RuleDenied, Stage::Name, grant));
@@ -218,7 +182,7 @@ impl Policy {
 
 /// What the application rules that list a name say of it.
 #[derive(Debug, Default)]
-struct Votes<'a> {
+pub(super) struct Votes<'a> {
     grants: Vec<Grant>,
     denied: Option<Grant>,
     /// The first closed rule, its name and why.
@@ -229,7 +193,7 @@ struct Votes<'a> {
 
 impl<'a> Votes<'a> {
     #[inline]
-    fn count(&mut self, policy: &'a Policy, name: &HostName, evidence: &Evidence<'_>, pattern: PatternId) {
+    pub(super) fn count(&mut self, policy: &'a Policy, name: &HostName, evidence: &Evidence<'_>, pattern: PatternId) {
         let id = policy.app_hosts.rule(pattern);
         let Some(rule) = policy.apps.get(id as usize).filter(|rule| !rule.excepts(name)) else { return };
         let grant = Grant::App { rule: id, pattern };

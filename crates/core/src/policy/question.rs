@@ -1,0 +1,260 @@
+//! Questions of DNS clients: which names may be asked for, what may be answered, and what an answer teaches.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::Policy;
+use super::evidence::Evidence;
+use super::hosts::{HostIndex, PatternId};
+use super::judge::{Votes, further};
+use super::permit::{Clearance, Destination, Grant, MatchedRule};
+use crate::answers::Answers;
+use crate::claim::{Source, Transport};
+use crate::learned::Known;
+use crate::name::HostName;
+use crate::outcome::{Hint, Reason, Refusal, Stage};
+use crate::rule::guard::{self, Judgement};
+use crate::rule::pattern::Pattern;
+use crate::rule::{Action, AppPort, AppProtocol, AppRule, LearnedName, Reach};
+
+/// What an answer teaches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lesson {
+    pub name: LearnedName,
+    /// A network rule goes by it, which the kernel must know.
+    pub is_network: bool,
+}
+
+/// Leave to ask servers about one name on behalf of a DNS client. Made by [`Policy`] alone.
+#[derive(Clone, Debug)]
+pub struct QuestionClearance {
+    name: HostName,
+    source: Source,
+    matched: MatchedRule,
+    /// Every rule that could use the name, network rules first; never empty.
+    grants: Vec<Grant>,
+}
+
+impl QuestionClearance {
+    #[must_use]
+    pub const fn name(&self) -> &HostName {
+        &self.name
+    }
+
+    #[must_use]
+    pub const fn matched_rule(&self) -> &MatchedRule {
+        &self.matched
+    }
+
+    /// Whom it is for.
+    #[must_use]
+    pub const fn source(&self) -> &Source {
+        &self.source
+    }
+}
+
+impl Policy {
+    /// Judges a question for a name: it may be asked where some rule lists the name for this client, on whatever port.
+    ///
+    /// # Errors
+    /// A refusal at stage `name`.
+    pub fn by_question(&self, source: &Source, name: &HostName) -> Result<QuestionClearance, Refusal> {
+        let mut grants = self.net_by_name(source, name, |_| true);
+        let refusal = self.app_grants(source, name, &mut grants).err();
+        match grants.first() {
+            Some(first) => Ok(QuestionClearance {
+                name: name.clone(),
+                source: source.clone(),
+                matched: self.matched_rule(*first),
+                grants,
+            }),
+            None => Err(refusal.unwrap_or(Refusal::new(Reason::NoRule, Stage::Name))),
+        }
+    }
+
+    /// Adds the application rules that could use a name on one of their ports, or let it be asked for and no more.
+    fn app_grants(&self, source: &Source, name: &HostName, grants: &mut Vec<Grant>) -> Result<(), Refusal> {
+        let mut matched: Vec<PatternId> = Vec::new();
+        self.app_hosts.matches(name, |pattern| matched.push(pattern));
+        let rule_of = |pattern: &PatternId| {
+            self.apps.get(self.app_hosts.rule(*pattern) as usize).filter(|rule| !rule.excepts(name))
+        };
+        let mut ports: Vec<AppPort> =
+            matched.iter().filter_map(rule_of).flat_map(|rule| &rule.protocols).copied().collect();
+        ports.sort_by_key(|app| (app.port, app.protocol as u8));
+        ports.dedup();
+        if ports.is_empty() {
+            ports.push(AppPort { protocol: AppProtocol::Https, port: 443 });
+        }
+        let before = grants.len();
+        let mut best = Refusal::new(Reason::NoRule, Stage::Name);
+        for AppPort { protocol, port } in ports {
+            let (evidence, mut votes) = (Evidence::of(source, protocol, port), Votes::default());
+            matched.iter().for_each(|pattern| votes.count(self, name, &evidence, *pattern));
+            match self.outcome_of(votes, name, &evidence) {
+                Ok(more) => grants.extend(more),
+                Err(refusal) => best = further(refusal, best),
+            }
+        }
+        let is_denied = grants.len() == before && best.reason == Reason::RuleDenied;
+        let is_asked = |rule: &AppRule| rule.is_dns_only() && rule.sources.include(source);
+        let asked = matched.iter().filter(|pattern| !is_denied && rule_of(pattern).is_some_and(is_asked));
+        grants.extend(asked.map(|pattern| Grant::App { rule: self.app_hosts.rule(*pattern), pattern: *pattern }));
+        if let Some(found) = grants.get_mut(before..) {
+            found.sort_by_key(|grant| grant.rule());
+        }
+        grants.dedup_by_key(|grant| (matches!(grant, Grant::App { .. }), grant.rule()));
+        if grants.len() == before { Err(best) } else { Ok(()) }
+    }
+
+    /// Whether some pattern lists names under this one, so that it exists, however little there is at it.
+    #[must_use]
+    pub fn is_above_listed(&self, name: &HostName) -> bool {
+        let above = self.above.get_or_init(|| {
+            let texts = self.app_hosts.ids().map(|pattern| self.app_hosts.text(pattern));
+            let texts = texts.chain(self.net_hosts.ids().map(|pattern| self.net_hosts.text(pattern)));
+            let (mut seen, mut above): (HashSet<&str>, HostIndex) = (HashSet::new(), HostIndex::default());
+            for text in texts {
+                // What is above a name that was seen was seen.
+                let parents = std::iter::successors(parent(text), |text| parent(text));
+                for text in parents.take_while(|text| seen.insert(text)) {
+                    if let Ok(pattern) = Pattern::parse(text) {
+                        above.add(&pattern, 0);
+                    }
+                }
+            }
+            above
+        });
+        let mut is_above = false;
+        above.matches(name, |_| is_above = true);
+        is_above
+    }
+
+    /// Judges the names that an answer leads through: one that a rule denies spoils the answer.
+    ///
+    /// # Errors
+    /// A refusal at stage `name`.
+    pub fn by_alias(&self, clearance: &QuestionClearance, target: &HostName) -> Result<(), Refusal> {
+        let mut denied = None;
+        self.app_hosts.matches(target, |pattern| {
+            let rule = self.app_hosts.rule(pattern);
+            let denies = |rule: &AppRule| {
+                rule.action == Action::Deny && rule.sources.include(&clearance.source) && !rule.excepts(target)
+            };
+            if self.apps.get(rule as usize).is_some_and(denies) {
+                denied = Some(Grant::App { rule, pattern });
+            }
+        });
+        let Some(grant) = denied else { return Ok(()) };
+        let mut refusal = self.refusal_by(Reason::RuleDenied, Stage::Name, grant);
+        if let Some(hint) = &mut refusal.hint {
+            hint.nearest = Some(format!("the name leads to {target} (CNAME), which the rule denies"));
+        }
+        Err(refusal)
+    }
+
+    /// Judges the addresses of an answer: all must be where some rule lets the name lead, or in `local`.
+    ///
+    /// # Errors
+    /// A refusal at stage `address`.
+    pub fn by_answer(
+        &self,
+        clearance: &QuestionClearance,
+        addresses: &[IpAddr],
+        local: &[IpNet],
+    ) -> Result<(), Refusal> {
+        let reaches = clearance.grants.iter().filter_map(|grant| match *grant {
+            Grant::App { rule, .. } => Some(&self.apps.get(rule as usize)?.reach),
+            other => Some(&self.nets.get(other.rule() as usize)?.reach),
+        });
+        let public = Reach::default();
+        let fits = |reach: &Reach, ip: IpAddr| guard::judge(ip, reach, self.nat64) == Judgement::Permitted;
+        let is_local = |ip: IpAddr| {
+            let ip = guard::effective(ip, self.nat64);
+            local.iter().any(|net| net.contains(&ip))
+        };
+        let told = |reach: &Reach| addresses.iter().filter(|ip| fits(reach, **ip) || is_local(**ip)).count();
+        let best = reaches.chain(std::iter::once(&public).filter(|_| !local.is_empty())).map(told).max().unwrap_or(0);
+        if best == addresses.len() {
+            return Ok(());
+        }
+        let reason = if best == 0 { Reason::AddressDenied } else { Reason::AddressMixed };
+        let MatchedRule { rule, pattern } = clearance.matched.clone();
+        let nearest = "the answer has addresses that are not public; list their range in dns.local_ranges, or in the rule's addresses";
+        let hint = Hint { rule: Some(rule), pattern, nearest: Some(nearest.to_owned()), ..Hint::default() };
+        Err(Refusal::new(reason, Stage::Address).with(hint))
+    }
+
+    /// Whether some rule of the name uses a port.
+    #[must_use]
+    pub fn opens(&self, clearance: &QuestionClearance, port: u16) -> bool {
+        clearance.grants.iter().any(|grant| match *grant {
+            Grant::App { rule, .. } => {
+                self.apps.get(rule as usize).is_some_and(|rule| rule.protocols.iter().any(|app| app.port == port))
+            }
+            other => {
+                let takes = |transport| {
+                    self.nets.get(other.rule() as usize).is_some_and(|rule| rule.takes(transport, Some(port)))
+                };
+                takes(Transport::Tcp) || takes(Transport::Udp)
+            }
+        })
+    }
+
+    /// What an answer teaches: the name, for each rule that goes by addresses it was answered with, as far as that rule may
+    /// use all of them.
+    #[must_use]
+    pub fn taught(&self, clearance: &QuestionClearance, addresses: &[IpAddr]) -> Vec<Lesson> {
+        let reach = |grant: &Grant| match *grant {
+            Grant::App { rule, .. } => self.apps.get(rule as usize).filter(|rule| rule.verify).map(|rule| &rule.reach),
+            other => self.nets.get(other.rule() as usize).map(|rule| &rule.reach),
+        };
+        let mut answers = None;
+        let mut taught: Vec<Lesson> = Vec::new();
+        for grant in clearance.grants.iter().filter(|_| !addresses.is_empty()) {
+            let Some(reach) = reach(grant) else { continue };
+            let (kept, is_network) = match *grant {
+                Grant::NetName { rule, .. } => (Grant::NetKept { rule }, true),
+                other => (other, false),
+            };
+            let lesson = Lesson { name: LearnedName::new(clearance.name.clone(), reach.clone()), is_network };
+            // Network rules come first.
+            if taught.iter().any(|other| other.name == lesson.name) {
+                continue;
+            }
+            let answers = answers.get_or_insert_with(|| Answers {
+                addresses: addresses.to_vec(),
+                ttl: Duration::ZERO,
+                is_stale: false,
+                from_servers: true,
+            });
+            if self.judge_addresses(&clearance.to_learn(kept), answers, Known::nothing()).is_ok() {
+                taught.push(lesson);
+            }
+        }
+        taught
+    }
+}
+
+/// A pattern without its first label.
+fn parent(text: &str) -> Option<&str> {
+    text.split_once('.').map(|(_, parent)| parent)
+}
+
+impl QuestionClearance {
+    /// As if egret itself would use the name by one rule.
+    fn to_learn(&self, grant: Grant) -> Clearance {
+        Clearance {
+            destination: Destination::Name(self.name.clone()),
+            transport: Transport::Tcp,
+            port: None,
+            prefers_v6: false,
+            dst: None,
+            source: self.source.clone(),
+            grants: vec![grant],
+        }
+    }
+}

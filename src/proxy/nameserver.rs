@@ -1,0 +1,253 @@
+//! Answers DNS clients: what some rule lists for them, and nothing else.
+//!
+//! A question takes the walk of a connection and turns back with an answer: policy by name, servers, policy by alias and
+//! address. What network rules shall know of it they know before the client does.
+
+mod reply;
+pub mod settings;
+mod shape;
+pub mod tcp;
+mod teach;
+pub mod udp;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::rdata::SOA;
+use hickory_proto::rr::{Name as DnsName, RData, Record, RecordType};
+use tokio::time::Instant;
+
+use super::services::Services;
+use crate::budget::Budget;
+use crate::dns::Records;
+use crate::record::QuestionName;
+use egret_core::claim::{ClientAddr, Source};
+use egret_core::name::HostName;
+use egret_core::outcome::{Hint, Reason, Refusal, Stage};
+use egret_core::policy::{Policy, QuestionClearance};
+use egret_core::wire::dns::{DnsQuery, Name};
+use reply::{ExtendedError, MOST_OVER_UDP, Reply};
+use settings::{NameserverSettings, RefusedNames};
+use shape::{Judge, Shaped};
+use teach::Teacher;
+
+/// RFC 1035 §3.2.4, RFC 1035 §3.2.5.
+const CLASS_IN: u16 = 1;
+const CLASS_ANY: u16 = 255;
+
+/// One `dns` listener, but for its sockets.
+#[derive(Debug)]
+pub struct Nameserver {
+    /// Its name in the log, such as `dns:0.0.0.0:53`.
+    pub name: Arc<str>,
+    services: Arc<Services>,
+    settings: NameserverSettings,
+    /// Questions that are being answered: the client that asks most makes room.
+    questions: Arc<Budget>,
+    teacher: Teacher,
+}
+
+/// An answer, and how long ago servers gave it.
+type Answer = (Reply, Duration);
+
+/// Why a question is not answered with records, and how that is said.
+struct Denial {
+    refusal: Refusal,
+    reply: Reply,
+}
+
+impl Nameserver {
+    #[must_use]
+    pub fn new(name: Arc<str>, services: Arc<Services>, settings: NameserverSettings) -> Self {
+        let questions = Budget::new(services.limits.dns_questions);
+        let teacher = Teacher::new(Arc::clone(&services));
+        Self { name, services, settings, questions, teacher }
+    }
+
+    /// Answers a question, whatever it takes.
+    async fn answer(&self, query: &DnsQuery, message: &[u8], client: SocketAddr) -> Answer {
+        let (since, client) = (Instant::now(), ClientAddr(client));
+        let (name, kind) = match subject(query) {
+            Ok(subject) => subject,
+            Err(denial) => return self.deny(query, message, client, since, denial),
+        };
+        match self.resolve(name, kind, client).await {
+            Ok(answer) => answer,
+            Err(denial) => self.deny(query, message, client, since, denial),
+        }
+    }
+
+    /// The same as the bytes of a message of at most `room` bytes.
+    async fn write(&self, query: &DnsQuery, message: &[u8], client: SocketAddr, room: usize) -> Vec<u8> {
+        let (reply, age) = self.answer(query, message, client).await;
+        let mut out = Vec::with_capacity(MOST_OVER_UDP.into());
+        reply.write(query, message, room, age, &mut out);
+        out
+    }
+
+    /// Whose question it is: a client's, or where many ask through one forwarder, that of the name.
+    fn holder(&self, query: &DnsQuery, client: SocketAddr) -> IpAddr {
+        let client = ClientAddr(client).ip();
+        match &query.name {
+            Name::Host(name) if self.settings.is_forwarder(client) => self.teacher.holder_of(name),
+            _ => client,
+        }
+    }
+
+    /// There are too many questions of this client, or of all.
+    fn busy(&self, query: &DnsQuery, message: &[u8], client: SocketAddr) -> Vec<u8> {
+        let denial = unanswered(Refusal::new(Reason::RateLimited, Stage::Limit));
+        let (reply, age) = self.deny(query, message, ClientAddr(client), Instant::now(), denial);
+        let mut out = Vec::new();
+        reply.write(query, message, query.udp_room(MOST_OVER_UDP), age, &mut out);
+        out
+    }
+
+    /// Judges a question and asks servers.
+    async fn resolve(&self, name: &HostName, kind: RecordType, client: ClientAddr) -> Result<Answer, Denial> {
+        let policy = self.services.policy.get();
+        let clearance = match policy.by_question(&self.source(client), name) {
+            Ok(clearance) => clearance,
+            // Resolvers ask for what is above a name on their way to it.
+            Err(Refusal { reason: Reason::NoRule, .. }) if policy.is_above_listed(name) => {
+                return Ok((self.empty(name, ResponseCode::NoError, self.soa(name)), Duration::ZERO));
+            }
+            Err(refusal) => return Err(self.refused(&policy, name, refusal)),
+        };
+        if !self.settings.answers(kind) {
+            let words = format!("{kind} records are not answered; list the kind in dns.types where clients need it");
+            let hint = Hint {
+                rule: Some(Arc::clone(&clearance.matched_rule().rule)),
+                nearest: Some(words),
+                ..Hint::default()
+            };
+            let refusal = Refusal::new(Reason::QtypeDenied, Stage::Name).with(hint);
+            return Err(self.filtered(name, refusal));
+        }
+        let holder = if self.settings.is_forwarder(client.ip()) { self.teacher.holder_of(name) } else { client.ip() };
+        let records = self.services.dns.records(&clearance, kind, holder).await.map_err(unanswered)?;
+        self.tell(&policy, &clearance, kind, &records).await
+    }
+
+    /// Shapes and teaches an answer.
+    async fn tell(
+        &self,
+        policy: &Policy,
+        clearance: &QuestionClearance,
+        kind: RecordType,
+        records: &Records,
+    ) -> Result<Answer, Denial> {
+        let name = clearance.name();
+        let question = absolute(name).ok_or_else(|| unanswered(Refusal::new(Reason::Internal, Stage::Dns)))?;
+        let judge = Judge { policy, clearance, settings: &self.settings };
+        let Shaped { code, answers, soa, addresses } =
+            judge.shape(&question, kind, &records.set).map_err(|refusal| {
+                if refusal.stage == Stage::Dns { unanswered(refusal) } else { self.filtered(name, refusal) }
+            })?;
+        self.teacher.teach(policy, clearance, &addresses).await.map_err(unanswered)?;
+        let is_absent = answers.is_empty();
+        let soa = if is_absent { soa.or_else(|| self.soa(name)) } else { None };
+        let reply = Reply::of(&question, kind, code, answers, soa);
+        let reply = reply.ok_or_else(|| unanswered(Refusal::new(Reason::BadDns, Stage::Dns)))?;
+        let reply = if records.is_stale { reply.stale() } else { reply };
+        Ok((reply, records.answered.elapsed()))
+    }
+
+    /// Whom a question is judged for: a forwarder's, for anybody.
+    fn source(&self, client: ClientAddr) -> Source {
+        let ip = client.ip();
+        if self.settings.is_forwarder(ip) { Source::anybody() } else { Source::at(ip) }
+    }
+
+    /// A name that may not be asked for does not exist, unless names under it do: then it has nothing.
+    fn refused(&self, policy: &Policy, name: &HostName, refusal: Refusal) -> Denial {
+        let code = match self.settings.refused {
+            _ if policy.is_above_listed(name) => ResponseCode::NoError,
+            RefusedNames::NoName => ResponseCode::NXDomain,
+            RefusedNames::Refused => ResponseCode::Refused,
+        };
+        let error = ExtendedError::blocked(refusal.reason);
+        let soa = if code == ResponseCode::Refused { None } else { self.soa(name) };
+        Denial { reply: self.empty(name, code, soa).with(error), refusal }
+    }
+
+    /// A name that may be asked for, and has nothing of the kind.
+    fn filtered(&self, name: &HostName, refusal: Refusal) -> Denial {
+        // What servers and the guard found out is not a client's to know.
+        let reason = if refusal.stage.is_spoken() { refusal.reason } else { Reason::Unreachable };
+        let reply = self.empty(name, ResponseCode::NoError, self.soa(name)).with(ExtendedError::filtered(reason));
+        Denial { reply, refusal }
+    }
+
+    fn empty(&self, name: &HostName, code: ResponseCode, soa: Option<Record>) -> Reply {
+        let reply = absolute(name).and_then(|name| Reply::of(&name, RecordType::A, code, Vec::new(), soa));
+        reply.unwrap_or_else(|| Reply::bare(code, None))
+    }
+
+    /// An SOA record of egret's own: for how long clients may keep that there is nothing (RFC 2308 §5).
+    fn soa(&self, name: &HostName) -> Option<Record> {
+        let ttl = u32::try_from(self.settings.refused_ttl.as_secs()).unwrap_or(u32::MAX);
+        let zone = absolute(name)?.base_name();
+        let [server, mailbox] = ["egret.invalid.", "nobody.invalid."].map(DnsName::from_ascii);
+        let soa = SOA::new(server.ok()?, mailbox.ok()?, 1, 3600, 600, 86_400, ttl);
+        Some(Record::from_rdata(zone, ttl, RData::SOA(soa)))
+    }
+
+    fn deny(&self, query: &DnsQuery, message: &[u8], client: ClientAddr, since: Instant, denial: Denial) -> Answer {
+        let Denial { refusal, reply } = denial;
+        let raw;
+        let name = match &query.name {
+            Name::Host(name) => QuestionName::Name(name),
+            Name::Root => QuestionName::Raw(b"."),
+            Name::Odd(_) => {
+                raw = text_of(message.get(query.question.clone()).unwrap_or_default());
+                QuestionName::Raw(&raw)
+            }
+        };
+        self.services.access_log.dns(&self.name, client, &name, since, &refusal);
+        (reply, Duration::ZERO)
+    }
+}
+
+/// What a question is about, where it can be answered at all.
+fn subject(query: &DnsQuery) -> Result<(&HostName, RecordType), Denial> {
+    let denied = |reason, code| {
+        let refusal = Refusal::new(reason, Stage::Claim);
+        Denial { reply: Reply::bare(code, Some(ExtendedError::blocked(reason))), refusal }
+    };
+    if query.edns.is_some_and(|edns| edns.version > 0) {
+        return Err(denied(Reason::BadRequest, ResponseCode::BADVERS));
+    }
+    if ![CLASS_IN, CLASS_ANY].contains(&query.class) {
+        return Err(denied(Reason::BadRequest, ResponseCode::Refused));
+    }
+    match &query.name {
+        Name::Host(name) => Ok((name, RecordType::from(query.kind))),
+        Name::Root => Err(denied(Reason::NoRule, ResponseCode::NoError)),
+        Name::Odd(_) => Err(denied(Reason::BadHost, ResponseCode::NXDomain)),
+    }
+}
+
+/// There is no answer, for now.
+fn unanswered(refusal: Refusal) -> Denial {
+    Denial { reply: Reply::bare(ResponseCode::ServFail, Some(ExtendedError::unanswered(refusal.reason))), refusal }
+}
+
+fn absolute(name: &HostName) -> Option<DnsName> {
+    DnsName::from_ascii(format!("{name}.")).ok()
+}
+
+/// A question's name as text, without its lengths.
+fn text_of(question: &[u8]) -> Vec<u8> {
+    let mut text = Vec::new();
+    let mut rest = question;
+    while let Some((len, more)) = rest.split_first().filter(|(len, _)| **len > 0) {
+        let Some((label, more)) = more.split_at_checked(usize::from(*len)) else { break };
+        text.extend_from_slice(label);
+        text.push(b'.');
+        rest = more;
+    }
+    text
+}

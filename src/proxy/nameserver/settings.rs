@@ -1,0 +1,58 @@
+//! What a configuration says of answering DNS clients.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use hickory_proto::rr::RecordType;
+use ipnet::IpNet;
+
+/// How DNS clients are answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameserverSettings {
+    /// How refused names are answered.
+    pub refused: RefusedNames,
+    /// How long clients may keep that a name is refused.
+    pub refused_ttl: Duration,
+    /// Clients that ask on behalf of others: judged for all sources, and counted by name.
+    pub forwarders: Vec<IpNet>,
+    /// Private ranges that answers may have.
+    pub local_ranges: Vec<IpNet>,
+    /// Whether aliases are passed on, instead of standing under the question's name.
+    pub keeps_chain: bool,
+    /// Kinds of records that are answered beside the usual ones.
+    pub kinds: Vec<RecordType>,
+}
+
+/// How a name that may not be asked for is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedNames {
+    /// NXDOMAIN: resolvers go on as they do for a name that does not exist.
+    NoName,
+    /// REFUSED: many go to their next server.
+    Refused,
+}
+
+impl NameserverSettings {
+    /// Whether a client asks on behalf of others.
+    #[must_use]
+    pub fn is_forwarder(&self, client: IpAddr) -> bool {
+        self.forwarders.iter().any(|net| net.contains(&client))
+    }
+
+    /// Whether records of a kind are answered.
+    #[must_use]
+    pub fn answers(&self, kind: RecordType) -> bool {
+        const USUAL: [RecordType; 9] = [
+            RecordType::A,
+            RecordType::AAAA,
+            RecordType::CNAME,
+            RecordType::HTTPS,
+            RecordType::SVCB,
+            RecordType::SRV,
+            RecordType::PTR,
+            RecordType::NS,
+            RecordType::SOA,
+        ];
+        USUAL.contains(&kind) || self.kinds.contains(&kind)
+    }
+}

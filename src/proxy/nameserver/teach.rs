@@ -1,0 +1,75 @@
+//! What answers teach, before they leave: names that rules go by, in the store and in the kernel.
+
+use std::hash::BuildHasher;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use foldhash::quality::RandomState;
+use moka::sync::Cache;
+use tokio::time::Instant;
+
+use crate::proxy::services::Services;
+use egret_core::name::HostName;
+use egret_core::outcome::{Hint, Reason, Refusal, Stage};
+use egret_core::policy::{Lesson, Policy, QuestionClearance};
+use egret_core::rule::LearnedName;
+
+/// How long a lesson that the kernel has acknowledged need not be repeated: little beside what it holds for.
+const ACKNOWLEDGED: Duration = Duration::from_secs(30);
+/// Lessons that are known to have been acknowledged.
+const MOST_ACKNOWLEDGED: u64 = 65_536;
+
+/// Teaches the store and the kernel.
+#[derive(Debug)]
+pub(super) struct Teacher {
+    services: Arc<Services>,
+    /// The addresses that the kernel has for a name.
+    acknowledged: Cache<LearnedName, Arc<[IpAddr]>, RandomState>,
+    hasher: RandomState,
+}
+
+impl Teacher {
+    pub(super) fn new(services: Arc<Services>) -> Self {
+        let acknowledged = Cache::builder().max_capacity(MOST_ACKNOWLEDGED).time_to_live(ACKNOWLEDGED);
+        Self {
+            services,
+            acknowledged: acknowledged.build_with_hasher(RandomState::default()),
+            hasher: RandomState::default(),
+        }
+    }
+
+    /// Returns when all that goes by the answer knows it.
+    ///
+    /// # Errors
+    /// A refusal at stage `network`, where the kernel does not take the addresses: then the client must not have them.
+    pub(super) async fn teach(
+        &self,
+        policy: &Policy,
+        clearance: &QuestionClearance,
+        addresses: &[IpAddr],
+    ) -> Result<(), Refusal> {
+        for Lesson { name, is_network } in policy.taught(clearance, addresses) {
+            if self.acknowledged.get(&name).is_some_and(|known| addresses.iter().all(|ip| known.contains(ip))) {
+                continue;
+            }
+            self.services.learned.learn(&name, addresses, Instant::now().into_std());
+            if let Some(table) = self.services.table.as_ref().filter(|_| is_network)
+                && let Err(error) = table.follow(&name).await
+            {
+                tracing::warn!(%error, name = %name.name(), "the kernel does not take the addresses: the answer is kept back");
+                let nearest = format!("the kernel did not take the addresses: {error}");
+                return Err(Refusal::new(Reason::Internal, Stage::Network)
+                    .with(Hint { nearest: Some(nearest), ..Hint::default() }));
+            }
+            self.acknowledged.insert(name, addresses.into());
+        }
+        Ok(())
+    }
+
+    /// Whose look-ups those of a name are, where many ask through one forwarder: one holder for each name.
+    pub(super) fn holder_of(&self, name: &HostName) -> IpAddr {
+        // The upper half: that is what holders are told apart by.
+        IpAddr::V6(Ipv6Addr::from_bits(u128::from(self.hasher.hash_one(name)) << 64))
+    }
+}
