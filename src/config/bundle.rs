@@ -45,7 +45,7 @@ pub(super) fn add(out: &mut Findings<'_>, path: &str, asked: &file::Bundle, tags
 
 /// What is judged here and not carried.
 fn not_carried(out: &mut Findings<'_>, path: &str, rows: &[Outcome]) {
-    let (has_kernel, is_sidecar) = (out.has_kernel, out.is_sidecar);
+    let (has_kernel, is_sidecar, answers_dns) = (out.has_kernel, out.is_sidecar, out.answers_dns);
     let mut note = |why: &str, is_dumb: &dyn Fn(&str) -> bool| {
         let dumb = |row: &&Outcome| row.opening.is_ok() && row.protocols.iter().any(|p| is_dumb(p));
         let names: Vec<&str> = rows.iter().filter(dumb).map(|row| row.id.as_str()).collect();
@@ -58,7 +58,9 @@ fn not_carried(out: &mut Findings<'_>, path: &str, rows: &[Outcome]) {
     } else if !has_kernel {
         note("only the kernel carries udp, and there is no `netfilter`", &|p| p.starts_with("udp:"));
     }
-    note("egret answers no DNS questions in this version", &|p| p == "dns");
+    if !answers_dns {
+        note("egret answers no DNS questions without a `dns` listener", &|p| p == "dns");
+    }
 }
 
 /// What a refusal of a closed row's name says.

@@ -72,6 +72,12 @@ pub(super) fn nameserver(
             let message = "is about what DNS clients are answered, and there is no `dns` listener; add one such as { kind: dns, bind: \"10.224.0.4:53\" }, or remove it";
             out.fault(&format!("dns.{key}"), message);
         }
+        for (key, _) in
+            [("floor", &written.learn.floor), ("grace", &written.learn.grace)].iter().filter(|(_, text)| text.is_some())
+        {
+            let message = "is about what DNS clients are answered, and there is no `dns` listener; remove it";
+            out.fault(&format!("learn.{key}"), message);
+        }
     }
     let refused = match dns.refused {
         Some(file::RefusedNames::Refused) => RefusedNames::Refused,
@@ -86,6 +92,8 @@ pub(super) fn nameserver(
         local_ranges: out.nets("dns.local_ranges", &dns.local_ranges),
         keeps_chain: dns.chain == Some(file::DnsChain::Keep),
         kinds,
+        floor: duration(out, "learn.floor", written.learn.floor.as_deref(), 2 * 3600 + 600, Bounds::Zero),
+        grace: duration(out, "learn.grace", written.learn.grace.as_deref(), 300, Bounds::Zero),
     }
 }
 

@@ -289,6 +289,11 @@ pub(super) struct Learn {
     pub(super) refresh: Option<String>,
     /// How long an address counts after it was answered last. Default `24h`.
     pub(super) remember: Option<String>,
+    /// How long an answer to a DNS client opens a wildcard of a network rule, however short its records live: caches between
+    /// them and egret keep it for longer. Default `2h10m`.
+    pub(super) floor: Option<String>,
+    /// How much longer than that. Default `5m`.
+    pub(super) grace: Option<String>,
     /// Where addresses outlive a restart. Default `/var/lib/egret` with `netfilter`, else nowhere.
     pub(super) state_dir: Option<String>,
 }

@@ -19,6 +19,8 @@ pub(super) struct Findings<'a> {
     pub(super) has_kernel: bool,
     /// Whether its rules are made once, by another process.
     pub(super) is_sidecar: bool,
+    /// Whether egret answers DNS clients.
+    pub(super) answers_dns: bool,
     pub(super) faults: Vec<Fault>,
     /// The first so many are about the shape.
     pub(super) shape_faults: usize,

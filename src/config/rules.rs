@@ -186,8 +186,8 @@ fn network_rule(out: &mut Findings<'_>, path: &str, written: &file::NetworkRule,
     }
     let fqdns = patterns(out, &format!("{path}.fqdns"), &written.fqdns, &action);
     for (at, pattern) in fqdns.iter().enumerate() {
-        if pattern.exact().is_none() {
-            let message = "a wildcard in a network rule needs DNS through egret, which is not available in this version; write exact names";
+        if pattern.exact().is_none() && !out.answers_dns {
+            let message = "a wildcard in a network rule is filled by what DNS clients are answered; add a `dns` listener that they ask, or write exact names";
             out.fault(&format!("{path}.fqdns[{at}]"), message);
         }
     }

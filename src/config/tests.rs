@@ -255,7 +255,6 @@ fn listeners_are_checked() {
     fault("listeners: [{ kind: forward, bind: \"127.0.0.1:0\" }]\n", &[("1:36", "0 is not a port")]);
     fault("listeners: [{ kind: forward, bind: localhost }]\n", &[("1:36", "not an address with a port")]);
     fault("listeners: [{ kind: proxy, bind: \"127.0.0.1:1\" }]\n", &[("1:21", "none of the possible words")]);
-    fault("listeners: [{ kind: dns, bind: \"127.0.0.1:1\" }]\n", &[("1:21", "not available in this version")]);
     fault("listeners: [{ kind: forward, bind: \"127.0.0.1:1\", port: 443 }]\n", &[("1:57", "remove it")]);
     fault(
         "listeners: [{ kind: forward, bind: \"127.0.0.1:1\", protocol: http }]\n",

@@ -10,6 +10,7 @@ use ipnet::Ipv6Net;
 use super::elements::{Addresses, Elements};
 use super::settings::Dnat;
 use egret_core::learned::Known;
+use egret_core::policy::Wild;
 use egret_core::rule::{Action, AppRule, LearnedName, NetRule, guard};
 
 /// Rules that a reload may add before the table must be made anew.
@@ -59,6 +60,8 @@ pub struct RuleSet {
     pub elements: Elements,
     /// Names whose addresses are destinations too.
     pub names: Vec<LearnedName>,
+    /// Wildcards that list others.
+    pub wild: Option<Wild>,
     /// Those addresses, and how long each still counts.
     pub learned: Vec<(IpAddr, Duration)>,
 }
@@ -73,11 +76,26 @@ impl RuleSets {
             rule: Arc::clone(&rule.name),
             elements: Elements::of(rule, nat64),
             names: rule.kept.clone(),
-            learned: learned(&rule.kept, nat64, known),
+            wild: Wild::of(rule),
+            learned: Vec::new(),
         };
+        let set = |rule: &NetRule| set(rule).knowing(nat64, known);
         let of = |action: &Action| nets.iter().filter(|rule| rule.action == *action).map(set).collect();
         Self { captured, allows: of(&Action::Allow), denies: of(&Action::Deny), nat64 }
     }
+}
+
+impl RuleSet {
+    /// The same with what has been learned for its names.
+    pub(super) fn knowing(self, nat64: Option<Ipv6Net>, known: Known<'_>) -> Self {
+        Self { learned: learned(&all_names(&self.names, self.wild.as_ref(), known), nat64, known), ..self }
+    }
+}
+
+/// Names, and those that have been learned and wildcards list.
+pub(super) fn all_names(names: &[LearnedName], wild: Option<&Wild>, known: Known<'_>) -> Vec<LearnedName> {
+    let told = wild.map(|wild| known.others(|name| wild.covers(name)));
+    names.iter().cloned().chain(told.into_iter().flatten()).collect()
 }
 
 /// The addresses that stand for names, and how long each still does. Behind a translator whose prefix the table cannot

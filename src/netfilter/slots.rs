@@ -12,8 +12,9 @@ use tokio::time::Instant;
 use super::batch::{Batch, Element};
 use super::elements::{Addresses, Elements};
 use super::names::set_name;
-use super::plan::{RuleSet, RuleSets, learned};
+use super::plan::{RuleSet, RuleSets, all_names, learned};
 use egret_core::learned::Known;
+use egret_core::policy::Wild;
 use egret_core::rule::LearnedName;
 
 /// Every set that changes while egret runs.
@@ -38,9 +39,14 @@ struct Slot {
     elements: Elements,
     /// Names whose addresses are destinations too.
     names: Vec<LearnedName>,
+    /// Wildcards that list others.
+    wild: Option<Wild>,
     /// What the sets have of those, and until when each counts.
     learned: BTreeMap<IpAddr, Instant>,
 }
+
+/// Learned addresses that one rule's sets hold: names under a wildcard have no end.
+const MOST_LEARNED: usize = 16_384;
 
 /// More rules than slots.
 #[derive(Debug)]
@@ -107,16 +113,14 @@ impl Sets {
 
     /// Writes what has been learned since for some names into the sets of the rules that keep them.
     pub(super) fn follow(&mut self, learned_names: &[LearnedName], known: Known<'_>, batch: &mut Batch) {
-        let nat64 = self.nat64;
-        self.allows.follow(batch, |names| {
-            names.iter().any(|name| learned_names.contains(name)).then(|| learned(names, nat64, known))
-        });
+        self.allows.follow(learned_names, self.nat64, known, batch);
     }
 
     /// Takes in what has been learned, without a word to the kernel.
     pub(super) fn know(&mut self, known: Known<'_>) {
         for slot in self.allows.taken.iter_mut().flatten() {
-            slot.learned = until(&learned(&slot.names, self.nat64, known));
+            let names = all_names(&slot.names, slot.wild.as_ref(), known);
+            slot.learned = until(&learned(&names, self.nat64, known));
         }
     }
 }
@@ -176,14 +180,41 @@ impl Slots {
         self.taken.len()
     }
 
-    /// Learns for every slot what there is for its names: writes it, and takes out what counts no more.
-    fn follow(&mut self, batch: &mut Batch, learned: impl Fn(&[LearnedName]) -> Option<Vec<(IpAddr, Duration)>>) {
+    /// Learns for every slot what there is for its names among these: writes it, and takes out what counts no more.
+    fn follow(&mut self, news: &[LearnedName], nat64: Option<Ipv6Net>, known: Known<'_>, batch: &mut Batch) {
         for number in 0..self.taken.len() {
-            let names = self.taken.get(number).and_then(Option::as_ref).map_or(&[][..], |slot| &slot.names);
-            if let Some(addresses) = learned(names) {
-                self.learn(number, &addresses, batch);
+            let Some(Some(slot)) = self.taken.get(number) else { continue };
+            let is_kept = |name: &LearnedName| slot.names.contains(name);
+            match &slot.wild {
+                None if news.iter().any(is_kept) => self.learn(number, &learned(&slot.names, nat64, known), batch),
+                None => {}
+                Some(wild) => {
+                    let own = news.iter().filter(|name| wild.covers(name) || is_kept(name));
+                    let own: Vec<LearnedName> = own.cloned().collect();
+                    self.learn_more(number, &learned(&own, nat64, known), batch);
+                }
             }
         }
+    }
+
+    /// What is learned for a slot beside what it has: the kernel itself takes out what counts no more. Of more than a set
+    /// may hold, what would go first goes now.
+    fn learn_more(&mut self, number: usize, addresses: &[(IpAddr, Duration)], batch: &mut Batch) {
+        let Some(Some(slot)) = self.taken.get(number).filter(|_| !addresses.is_empty()) else { return };
+        let now = Instant::now();
+        let mut all: BTreeMap<IpAddr, Duration> =
+            slot.learned.iter().map(|(ip, until)| (*ip, until.saturating_duration_since(now))).collect();
+        all.retain(|_, left| !left.is_zero());
+        for (ip, left) in addresses {
+            let longest = all.entry(*ip).or_default();
+            *longest = (*left).max(*longest);
+        }
+        let mut all: Vec<(IpAddr, Duration)> = all.into_iter().collect();
+        if all.len() > MOST_LEARNED {
+            all.sort_by_key(|(_, left)| std::cmp::Reverse(*left));
+            all.truncate(MOST_LEARNED);
+        }
+        self.learn(number, &all, batch);
     }
 
     /// What is learned for a slot, from now on: writes it, and takes out what counts no more.
@@ -330,9 +361,9 @@ impl Slot {
     }
 
     fn of(set: &RuleSet) -> Self {
-        let RuleSet { rule, elements, names, learned } = set;
+        let RuleSet { rule, elements, names, wild, learned } = set;
         let (rule, elements) = (Arc::clone(rule), elements.clone());
-        Self { rule, elements, names: names.clone(), learned: until(learned) }
+        Self { rule, elements, names: names.clone(), wild: wild.clone(), learned: until(learned) }
     }
 
     fn is_empty(&self) -> bool {
@@ -354,6 +385,7 @@ impl Slot {
             rule: Arc::clone(&next.rule),
             // While one policy follows another, nothing is learned.
             names: Vec::new(),
+            wild: None,
             elements: self.elements.common(&next.elements),
             learned: all.map(|(ip, until)| (*ip, *until)).collect(),
         }
@@ -363,7 +395,7 @@ impl Slot {
     fn and(&self, next: &Self) -> Self {
         let learned = self.learned.iter().chain(&next.learned).map(|(ip, until)| (*ip, *until)).collect();
         let (rule, elements) = (Arc::clone(&next.rule), self.elements.clone().and(next.elements.clone()));
-        Self { rule, elements, names: Vec::new(), learned }
+        Self { rule, elements, names: Vec::new(), wild: None, learned }
     }
 
     /// What either holds, where one slot can say just that.
@@ -460,6 +492,7 @@ mod tests {
             rule: rule.into(),
             elements: Elements { destinations, ..Elements::default() },
             names: Vec::new(),
+            wild: None,
             learned: Vec::new(),
         }
     }
@@ -524,7 +557,7 @@ mod tests {
         let ports = bits(ports).map(|port| (TCP, port.into(), port.into())).collect();
         let elements = Elements { sources: all(from, 1), destinations: all(to, 2), ports };
         let learned = bits(learned).map(|host| (at(2)(host).addr(), Duration::from_secs(60))).collect();
-        RuleSet { rule: name.into(), elements, names: Vec::new(), learned }
+        RuleSet { rule: name.into(), elements, names: Vec::new(), wild: None, learned }
     }
 
     proptest! {

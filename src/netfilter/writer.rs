@@ -138,8 +138,15 @@ fn rules(sets: &Sets) -> HashMap<usize, Arc<str>> {
 /// The kernel's.
 pub(super) fn start(plan: &Plan, held: Arc<Held>, learned: Arc<Learned>) -> io::Result<Sender<Job>> {
     let (jobs, queue) = unbounded();
-    let writer =
-        Writer { socket: batch::socket()?, plan: plan.clone(), held, learned, table: None, is_narrowed: false };
+    let writer = Writer {
+        socket: batch::socket()?,
+        plan: plan.clone(),
+        held,
+        learned,
+        table: None,
+        is_narrowed: false,
+        deferred: Vec::new(),
+    };
     std::thread::Builder::new().name("net-writer".to_owned()).spawn(move || writer.run(&queue))?;
     Ok(jobs)
 }
@@ -151,9 +158,13 @@ struct Writer {
     learned: Arc<Learned>,
     /// The table whose sets hold this. Another one, however alike, was filled by another process.
     table: Option<Table>,
-    /// A reload has begun: what is learned meanwhile comes with its end.
+    /// A reload has begun: what is learned meanwhile comes with its end, and who waits for it waits until then.
     is_narrowed: bool,
+    deferred: Vec<Following>,
 }
+
+/// A name that is to be followed, and where the outcome goes.
+type Following = (LearnedName, oneshot::Sender<io::Result<()>>);
 
 /// A table as this process has filled it.
 #[derive(Debug)]
@@ -174,22 +185,26 @@ impl Writer {
             match job {
                 Job::Follow(name, done) => {
                     // What waits already goes into the same transaction.
-                    let (mut names, mut waiting) = (vec![name], vec![done]);
+                    let mut all = vec![(name, done)];
                     while let Ok(job) = queue.try_recv() {
                         let Job::Follow(name, done) = job else {
                             next = Some(job);
                             break;
                         };
-                        names.push(name);
-                        waiting.push(done);
+                        all.push((name, done));
                     }
-                    let outcome = self.follow(&names).map_err(|error| (error.kind(), error.to_string()));
-                    for done in waiting {
-                        let _ = done.send(outcome.clone().map_err(|(kind, why)| io::Error::new(kind, why)));
+                    if self.is_narrowed {
+                        self.deferred.extend(all);
+                    } else {
+                        self.follow_all(all);
                     }
                 }
                 Job::Narrow(rule_sets, done) => drop(done.send(self.narrow(&rule_sets))),
-                Job::Widen(narrowed, done) => drop(done.send(self.widen(narrowed))),
+                Job::Widen(narrowed, done) => {
+                    let _ = done.send(self.widen(narrowed));
+                    let deferred = std::mem::take(&mut self.deferred);
+                    self.follow_all(deferred);
+                }
                 Job::Seen(seen, done) => drop(done.send(self.seen(seen))),
             }
         }
@@ -200,8 +215,16 @@ impl Writer {
         read(Known::at(&self.learned, Instant::now().into_std()))
     }
 
+    fn follow_all(&mut self, all: Vec<Following>) {
+        let (names, waiting): (Vec<LearnedName>, Vec<_>) = all.into_iter().unzip();
+        let outcome = self.follow(&names).map_err(|error| (error.kind(), error.to_string()));
+        for done in waiting {
+            let _ = done.send(outcome.clone().map_err(|(kind, why)| io::Error::new(kind, why)));
+        }
+    }
+
     fn follow(&mut self, names: &[LearnedName]) -> io::Result<()> {
-        if self.is_narrowed {
+        if names.is_empty() {
             return Ok(());
         }
         let table = self.table.as_ref().map(|table| table.name.clone());

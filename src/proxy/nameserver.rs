@@ -62,7 +62,7 @@ impl Nameserver {
     #[must_use]
     pub fn new(name: Arc<str>, services: Arc<Services>, settings: NameserverSettings) -> Self {
         let questions = Budget::new(services.limits.dns_questions);
-        let teacher = Teacher::new(Arc::clone(&services));
+        let teacher = Teacher::new(Arc::clone(&services), settings.clone());
         Self { name, services, settings, questions, teacher }
     }
 
@@ -146,7 +146,7 @@ impl Nameserver {
             judge.shape(&question, kind, &records.set).map_err(|refusal| {
                 if refusal.stage == Stage::Dns { unanswered(refusal) } else { self.filtered(name, refusal) }
             })?;
-        self.teacher.teach(policy, clearance, &addresses).await.map_err(unanswered)?;
+        self.teacher.teach(policy, clearance, &addresses, records.life).await.map_err(unanswered)?;
         let is_absent = answers.is_empty();
         let soa = if is_absent { soa.or_else(|| self.soa(name)) } else { None };
         let reply = Reply::of(&question, kind, code, answers, soa);

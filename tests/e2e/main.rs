@@ -21,6 +21,7 @@ mod limits;
 mod listener;
 #[path = "../missing/mod.rs"]
 mod missing;
+mod nameserver;
 mod reload;
 mod requests;
 mod smuggling;

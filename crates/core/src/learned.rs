@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use foldhash::quality::RandomState;
@@ -20,6 +20,8 @@ pub const MOST_OF_ONE: usize = 1024;
 /// Addresses of all names that no rule keeps. Clients may ask for names without end under a wildcard: the names longest
 /// unseen go. 32 MiB.
 const MOST_OF_OTHERS: usize = 512 << 10;
+/// The same of names that one rule lists by wildcard: no rule's names make room for another's. 2 MiB.
+const MOST_OF_RULE: usize = 32 << 10;
 /// What a name takes beside its addresses, in addresses.
 const NAME: usize = 8;
 /// What was learned a moment ago need not be learned again: connections to one name follow each other fast.
@@ -41,11 +43,21 @@ pub struct Learned {
 #[derive(Debug, Default)]
 struct State {
     names: HashMap<LearnedName, Entry, RandomState>,
-    /// Names that no rule keeps, the longest unseen first, and what each takes.
-    others: BTreeMap<Age, (LearnedName, usize)>,
-    /// What those take together.
-    held: usize,
+    /// Names that no rule keeps.
+    others: HashMap<Group, Others, RandomState>,
     next: u64,
+}
+
+/// Names that make room for each other: those that DNS clients ask for under one rule's wildcards, and, as `None`, all the
+/// others.
+type Group = Option<Arc<str>>;
+
+#[derive(Debug, Default)]
+struct Others {
+    /// The longest unseen first, and what each takes.
+    names: BTreeMap<Age, (LearnedName, usize)>,
+    /// What they take together.
+    held: usize,
 }
 
 /// When a name was answered last, and a number of its own.
@@ -57,7 +69,11 @@ struct Entry {
     addresses: Vec<Seen>,
     is_kept: bool,
     /// Its place among the others.
-    other: Option<Age>,
+    other: Option<(Group, Age)>,
+    /// The rule whose wildcards it is under.
+    group: Group,
+    /// How long its addresses stand for it, where that is shorter than they are remembered.
+    until: Option<Instant>,
 }
 
 impl Learned {
@@ -102,7 +118,6 @@ impl Learned {
         }
         let all: Vec<LearnedName> = state.names.keys().cloned().collect();
         all.iter().for_each(|name| state.settle(name, now));
-        while state.held > MOST_OF_OTHERS && state.forget_one() {}
         self.changes.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -120,6 +135,23 @@ impl Learned {
         self.merge(name, &found.iter().map(|ip| (*ip, now)).collect::<Vec<_>>(), now)
     }
 
+    /// Learns the addresses of an answer that a DNS client was given for a name under a rule's wildcards. They stand for it
+    /// for so long, and so do those of former answers that are remembered: caches hand them out while they ask anew.
+    pub fn learn_for(&self, rule: &Arc<str>, name: &LearnedName, found: &[IpAddr], lasts: Duration, now: Instant) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let entry = state.names.entry(name.clone()).or_default();
+        let until = now + lasts.min(self.remember);
+        if entry.group.is_some() || entry.addresses.is_empty() {
+            entry.group = Some(Arc::clone(rule));
+            entry.until = Some(entry.until.map_or(until, |before| before.max(until)));
+        }
+        let seen: Vec<Seen> = found.iter().map(|ip| (*ip, now)).collect();
+        if entry.merge(&seen, |seen| self.holds(seen, now)) {
+            self.changes.fetch_add(1, Ordering::Relaxed);
+        }
+        state.settle(name, now);
+    }
+
     /// Takes in what is known elsewhere, with its times; whether any of it is new. An address keeps the later of its times.
     pub fn merge(&self, name: &LearnedName, known: &[Seen], now: Instant) -> bool {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
@@ -127,7 +159,6 @@ impl Learned {
         let entry = state.names.entry(name.clone()).or_default();
         let is_new = entry.merge(known, |seen| self.holds(seen, now));
         state.settle(name, now);
-        while state.held > MOST_OF_OTHERS && state.forget_one() {}
         if is_new {
             self.changes.fetch_add(1, Ordering::Relaxed);
         }
@@ -174,8 +205,11 @@ impl State {
     /// Counts a name where it belongs, after a change.
     fn settle(&mut self, name: &LearnedName, now: Instant) {
         let Some(entry) = self.names.get_mut(name) else { return };
-        if let Some((_, before)) = entry.other.take().and_then(|age| self.others.remove(&age)) {
-            self.held -= before;
+        if let Some((group, age)) = entry.other.take()
+            && let Some(others) = self.others.get_mut(&group)
+            && let Some((_, before)) = others.names.remove(&age)
+        {
+            others.held -= before;
         }
         if entry.is_kept {
             return;
@@ -186,17 +220,27 @@ impl State {
         };
         self.next += 1;
         let (age, takes) = ((*seen.min(&now), self.next), NAME + entry.addresses.len());
-        entry.other = Some(age);
-        self.held += takes;
-        self.others.insert(age, (name.clone(), takes));
+        let group = entry.group.clone();
+        entry.other = Some((group.clone(), age));
+        let most = if group.is_some() { MOST_OF_RULE } else { MOST_OF_OTHERS };
+        let others = self.others.entry(group).or_default();
+        others.held += takes;
+        others.names.insert(age, (name.clone(), takes));
+        while others.held > most
+            && let Some((_, (name, takes))) = others.names.pop_first()
+        {
+            others.held -= takes;
+            self.names.remove(&name);
+        }
     }
+}
 
-    /// Makes room; false where there is nothing to forget.
-    fn forget_one(&mut self) -> bool {
-        let Some((_, (name, takes))) = self.others.pop_first() else { return false };
-        self.names.remove(&name);
-        self.held -= takes;
-        true
+impl Entry {
+    /// How long an address that was seen then still stands for the name; zero: no more.
+    fn left(&self, seen: Instant, remember: Duration, now: Instant) -> Duration {
+        let left = remember.saturating_sub(now.saturating_duration_since(seen));
+        let until = self.until.filter(|_| !self.is_kept);
+        until.map_or(left, |until| left.min(until.saturating_duration_since(now)))
     }
 }
 
@@ -219,22 +263,34 @@ impl<'a> Known<'a> {
     /// Whether an address stands for a name.
     #[must_use]
     pub fn has(self, name: &LearnedName, ip: IpAddr) -> bool {
-        self.read(name, |learned, now, known| known.iter().any(|(of, seen)| *of == ip && learned.holds(*seen, now)))
+        self.read(name, |learned, now, entry| {
+            let stands = |seen| !entry.left(seen, learned.remember, now).is_zero();
+            entry.addresses.iter().any(|(of, seen)| *of == ip && stands(*seen))
+        })
     }
 
     /// The addresses that stand for a name, and how long each still does.
     #[must_use]
     pub fn of(self, name: &LearnedName) -> Vec<(IpAddr, Duration)> {
-        self.read(name, |learned, now, known| {
-            let left = |seen| learned.remember.saturating_sub(now.saturating_duration_since(seen));
-            known.iter().map(|(ip, seen)| (*ip, left(*seen))).filter(|(_, left)| !left.is_zero()).collect()
+        self.read(name, |learned, now, entry| {
+            let left = |seen| entry.left(seen, learned.remember, now);
+            entry.addresses.iter().map(|(ip, seen)| (*ip, left(*seen))).filter(|(_, left)| !left.is_zero()).collect()
         })
     }
 
-    fn read<T: Default>(self, name: &LearnedName, read: impl FnOnce(&Learned, Instant, &[Seen]) -> T) -> T {
+    /// The names that no rule keeps, as far as they are wanted.
+    #[must_use]
+    pub fn others(self, wanted: impl Fn(&LearnedName) -> bool) -> Vec<LearnedName> {
+        let Some((learned, _)) = self.0 else { return Vec::new() };
+        let state = learned.state.read().unwrap_or_else(PoisonError::into_inner);
+        let others = state.names.iter().filter(|(_, entry)| !entry.is_kept).map(|(name, _)| name);
+        others.filter(|name| wanted(name)).cloned().collect()
+    }
+
+    fn read<T: Default>(self, name: &LearnedName, read: impl FnOnce(&Learned, Instant, &Entry) -> T) -> T {
         let Some((learned, now)) = self.0 else { return T::default() };
         let state = learned.state.read().unwrap_or_else(PoisonError::into_inner);
-        state.names.get(name).map(|entry| read(learned, now, &entry.addresses)).unwrap_or_default()
+        state.names.get(name).map(|entry| read(learned, now, entry)).unwrap_or_default()
     }
 }
 
@@ -319,7 +375,7 @@ mod tests {
             learned.learn(&name(&format!("n{n}.example")), &addresses, start + Duration::from_millis(n.into()));
         }
         let now = start + Duration::from_secs(3);
-        assert!(learned.state.read().unwrap().held <= MOST_OF_OTHERS);
+        assert!(learned.state.read().unwrap().others[&None].held <= MOST_OF_OTHERS);
         assert_eq!(known(&learned, &name("n0.example"), now), [] as [IpAddr; 0], "longest unseen");
         assert_eq!(known(&learned, &name(&format!("n{}.example", names - 1)), now).len(), 1024);
         assert_eq!(known(&learned, &kept, now), [ip(1)]);
@@ -329,6 +385,44 @@ mod tests {
         assert_eq!(known(&learned, &kept, now), [ip(1)]);
         learned.learn(&name("last.example"), &addresses, now);
         assert_eq!(known(&learned, &kept, now), [] as [IpAddr; 0], "longest unseen by now");
+    }
+
+    #[test]
+    fn an_answer_under_a_wildcard_stands_for_its_time_and_a_question_renews_the_old_ones() {
+        let (learned, a, start) = (Learned::new(DAY), name("x.wild.example"), start());
+        let (rule, minute): (Arc<str>, _) = ("wild".into(), Duration::from_secs(60));
+        learned.learn_for(&rule, &a, &[ip(1)], minute, start);
+        assert_eq!(known(&learned, &a, start + minute - Duration::from_secs(1)), [ip(1)]);
+        assert!(Known::at(&learned, start).has(&a, ip(1)) && !Known::at(&learned, start + minute).has(&a, ip(1)));
+        assert_eq!(known(&learned, &a, start + minute), [] as [IpAddr; 0]);
+        learned.learn_for(&rule, &a, &[ip(2)], minute, start + 10 * minute);
+        let now = start + 11 * minute - Duration::from_secs(1);
+        assert_eq!(known(&learned, &a, now), [ip(1), ip(2)], "both were answered within a day");
+        learned.learn_for(&rule, &a, &[ip(3)], minute, start + DAY + minute);
+        assert_eq!(known(&learned, &a, start + DAY + minute), [ip(2), ip(3)], "and the first is forgotten");
+        let told = |learned: &Learned| Known::at(learned, now).others(|other| *other == a);
+        assert_eq!(told(&learned), [a.clone()]);
+        learned.keep([a.clone()], |_, _| true, now);
+        assert_eq!(told(&learned), []);
+        assert_eq!(known(&learned, &a, start + DAY + 2 * minute), [ip(2), ip(3)], "what a rule keeps stays for a day");
+    }
+
+    #[test]
+    fn names_under_one_wildcard_take_no_room_from_those_of_another() {
+        let (learned, start) = (Learned::new(DAY), start());
+        let [mine, flooded]: [Arc<str>; 2] = ["mine".into(), "flooded".into()];
+        learned.learn_for(&mine, &name("a.mine.example"), &[ip(1)], DAY, start);
+        learned.learn(&name("verified.example"), &[ip(2)], start);
+        for n in 0..100_000 {
+            let at = start + Duration::from_millis(n);
+            learned.learn_for(&flooded, &name(&format!("n{n}.flooded.example")), &[ip(3)], DAY, at);
+        }
+        let now = start + Duration::from_secs(200);
+        assert_eq!(known(&learned, &name("a.mine.example"), now), [ip(1)]);
+        assert_eq!(known(&learned, &name("verified.example"), now), [ip(2)]);
+        assert_eq!(known(&learned, &name("n0.flooded.example"), now), [] as [IpAddr; 0]);
+        assert_eq!(known(&learned, &name("n99999.flooded.example"), now), [ip(3)]);
+        assert!(learned.state.read().unwrap().names.len() < 5000);
     }
 
     proptest! {

@@ -19,6 +19,7 @@ mod nearest;
 mod own_addresses;
 mod permit;
 mod question;
+mod wild;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
@@ -34,7 +35,8 @@ use hosts::HostIndex;
 pub use own_addresses::OwnAddresses;
 use permit::Grant;
 pub use permit::{Clearance, Destination, Expectation, MatchedRule, Passage, Permit};
-pub use question::{Lesson, QuestionClearance};
+pub use question::{Lesson, LessonUse, QuestionClearance};
+pub use wild::Wild;
 
 /// The compiled policy.
 #[derive(Debug)]

@@ -21,6 +21,9 @@ pub struct NameserverSettings {
     pub keeps_chain: bool,
     /// Kinds of records that are answered beside the usual ones.
     pub kinds: Vec<RecordType>,
+    /// How long an answer opens a network rule's wildcard at least, and how much longer than it may be kept.
+    pub floor: Duration,
+    pub grace: Duration,
 }
 
 /// How a name that may not be asked for is answered.
@@ -33,6 +36,12 @@ pub enum RefusedNames {
 }
 
 impl NameserverSettings {
+    /// How long the addresses of an answer stand for a name under a network rule's wildcard.
+    #[must_use]
+    pub fn stands(&self, ttl: Duration) -> Duration {
+        ttl.max(self.floor) + self.grace
+    }
+
     /// Whether a client asks on behalf of others.
     #[must_use]
     pub fn is_forwarder(&self, client: IpAddr) -> bool {

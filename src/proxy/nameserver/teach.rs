@@ -9,10 +9,11 @@ use foldhash::quality::RandomState;
 use moka::sync::Cache;
 use tokio::time::Instant;
 
+use super::settings::NameserverSettings;
 use crate::proxy::services::Services;
 use egret_core::name::HostName;
 use egret_core::outcome::{Hint, Reason, Refusal, Stage};
-use egret_core::policy::{Lesson, Policy, QuestionClearance};
+use egret_core::policy::{Lesson, LessonUse, Policy, QuestionClearance};
 use egret_core::rule::LearnedName;
 
 /// How long a lesson that the kernel has acknowledged need not be repeated: little beside what it holds for.
@@ -24,19 +25,19 @@ const MOST_ACKNOWLEDGED: u64 = 65_536;
 #[derive(Debug)]
 pub(super) struct Teacher {
     services: Arc<Services>,
+    settings: NameserverSettings,
     /// The addresses that the kernel has for a name.
     acknowledged: Cache<LearnedName, Arc<[IpAddr]>, RandomState>,
     hasher: RandomState,
 }
 
 impl Teacher {
-    pub(super) fn new(services: Arc<Services>) -> Self {
-        let acknowledged = Cache::builder().max_capacity(MOST_ACKNOWLEDGED).time_to_live(ACKNOWLEDGED);
-        Self {
-            services,
-            acknowledged: acknowledged.build_with_hasher(RandomState::default()),
-            hasher: RandomState::default(),
-        }
+    pub(super) fn new(services: Arc<Services>, settings: NameserverSettings) -> Self {
+        // Where answers stand for a shorter time, sooner.
+        let lasts = ACKNOWLEDGED.min(settings.stands(Duration::ZERO) / 4);
+        let acknowledged = Cache::builder().max_capacity(MOST_ACKNOWLEDGED).time_to_live(lasts);
+        let acknowledged = acknowledged.build_with_hasher(RandomState::default());
+        Self { services, settings, acknowledged, hasher: RandomState::default() }
     }
 
     /// Returns when all that goes by the answer knows it.
@@ -48,13 +49,18 @@ impl Teacher {
         policy: &Policy,
         clearance: &QuestionClearance,
         addresses: &[IpAddr],
+        ttl: Duration,
     ) -> Result<(), Refusal> {
-        for Lesson { name, is_network } in policy.taught(clearance, addresses) {
+        for Lesson { name, rule, by } in policy.taught(clearance, addresses) {
             if self.acknowledged.get(&name).is_some_and(|known| addresses.iter().all(|ip| known.contains(ip))) {
                 continue;
             }
-            self.services.learned.learn(&name, addresses, Instant::now().into_std());
-            if let Some(table) = self.services.table.as_ref().filter(|_| is_network)
+            let (learned, now) = (&self.services.learned, Instant::now().into_std());
+            match by {
+                LessonUse::Wildcard => learned.learn_for(&rule, &name, addresses, self.settings.stands(ttl), now),
+                LessonUse::Network | LessonUse::Destination => drop(learned.learn(&name, addresses, now)),
+            }
+            if let Some(table) = self.services.table.as_ref().filter(|_| by != LessonUse::Destination)
                 && let Err(error) = table.follow(&name).await
             {
                 tracing::warn!(%error, name = %name.name(), "the kernel does not take the addresses: the answer is kept back");

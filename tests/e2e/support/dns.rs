@@ -33,6 +33,8 @@ pub enum Does {
     TooLong(Vec<IpAddr>),
     /// Another answer each time.
     Rebind(Vec<IpAddr>),
+    /// These, of the kind that was asked for, and every alias.
+    Records(Vec<Record>),
 }
 
 type Book = Arc<Mutex<HashMap<String, Does>>>;
@@ -126,6 +128,10 @@ impl RequestHandler for Answering {
                 answers.push(Record::from_rdata(other, 60, RData::CNAME(CNAME(owner))));
             }
             Does::Stray(ips) => answers = records(&Name::from_ascii("stray.test.").unwrap(), kind, &ips),
+            Does::Records(all) => {
+                let fits = |record: &Record| [kind, RecordType::CNAME].contains(&record.record_type());
+                answers = all.into_iter().filter(fits).collect();
+            }
             Does::Rebind(ips) => answers = records(&owner, kind, &ips[..1]),
             Does::NoSuchName => meta.response_code = ResponseCode::NXDomain,
             Does::Fail => meta.response_code = ResponseCode::ServFail,

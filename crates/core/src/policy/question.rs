@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -24,8 +25,19 @@ use crate::rule::{Action, AppPort, AppProtocol, AppRule, LearnedName, Reach};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lesson {
     pub name: LearnedName,
-    /// A network rule goes by it, which the kernel must know.
-    pub is_network: bool,
+    pub rule: Arc<str>,
+    pub by: LessonUse,
+}
+
+/// What goes by a lesson.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LessonUse {
+    /// A network rule that lists the name: egret keeps it resolved besides.
+    Network,
+    /// A network rule that lists it by wildcard: what DNS clients are told is all there is.
+    Wildcard,
+    /// An application rule that wants the client's own destination to be the name's.
+    Destination,
 }
 
 /// Leave to ask servers about one name on behalf of a DNS client. Made by [`Policy`] alone.
@@ -216,11 +228,15 @@ impl Policy {
         let mut taught: Vec<Lesson> = Vec::new();
         for grant in clearance.grants.iter().filter(|_| !addresses.is_empty()) {
             let Some(reach) = reach(grant) else { continue };
-            let (kept, is_network) = match *grant {
-                Grant::NetName { rule, .. } => (Grant::NetKept { rule }, true),
-                other => (other, false),
+            let (kept, by) = match *grant {
+                Grant::NetName { rule, pattern } if self.net_hosts.text(pattern) == clearance.name.as_str() => {
+                    (Grant::NetKept { rule }, LessonUse::Network)
+                }
+                Grant::NetName { rule, .. } => (Grant::NetKept { rule }, LessonUse::Wildcard),
+                other => (other, LessonUse::Destination),
             };
-            let lesson = Lesson { name: LearnedName::new(clearance.name.clone(), reach.clone()), is_network };
+            let MatchedRule { rule, .. } = self.matched_rule(*grant);
+            let lesson = Lesson { name: LearnedName::new(clearance.name.clone(), reach.clone()), rule, by };
             // Network rules come first.
             if taught.iter().any(|other| other.name == lesson.name) {
                 continue;
