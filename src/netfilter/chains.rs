@@ -4,8 +4,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::elements::{Addresses, ICMP, ICMPV6, TCP};
-use super::marks::{BYPASSED, CAPTURED, FORWARDED, INGRESS, INGRESS_PLAIN, STATE};
+use super::elements::{Addresses, ICMP, ICMPV6, TCP, UDP};
+use super::marks::{ASKING, BYPASSED, CAPTURED, FORWARDED, INGRESS, INGRESS_PLAIN, STATE};
 use super::names::{LOG_GROUP, REASONS, set_name};
 use super::plan::Plan;
 use super::table::{Table, each_action, parts};
@@ -47,6 +47,7 @@ impl Table {
             // What was decided holds in both directions, for as long as the flow is known.
             chain.rule(format_args!("ct mark & {STATE:#x} == {FORWARDED:#x} meta mark set ct mark accept"));
             chain.rule(format_args!("ct mark & {STATE:#x} == {CAPTURED:#x} goto to_egret"));
+            chain.rule(format_args!("ct mark & {STATE:#x} == {ASKING:#x} accept"));
             // Replies to this machine's own traffic come in on the interface that routes to the sender; other interfaces
             // are not trusted for them.
             chain.rule("ct direction reply ct state established fib saddr . iif oif missing goto drop_source_not_allowed");
@@ -139,6 +140,11 @@ impl Table {
                     chain.rule(format_args!("meta l4proto . th dport @{ports} jump {action}{number}"));
                 }
             }
+            for (family, _) in nameservers(plan) {
+                chain.rule(format_args!(
+                    "meta nfproto {family} meta l4proto {{ {TCP}, {UDP} }} th dport 53 goto asking"
+                ));
+            }
             chain.rule(format_args!("tcp dport @captured ct mark set {CAPTURED:#x} goto to_egret"));
             chain.rule("udp dport 443 goto refuse_quic_denied");
             chain.rule("goto refuse_no_rule");
@@ -148,6 +154,10 @@ impl Table {
                 self.slot_chains(action, number);
             }
         }
+        self.chain("asking", None, |chain| {
+            chain.rule("ct state new jump count_flow");
+            chain.rule(format_args!("ct mark set {ASKING:#x} accept"));
+        });
         self.chain("bypassed", None, |chain| {
             chain.rule("ct state new jump count_flow");
             chain.rule(format_args!("ct mark set {BYPASSED:#x} meta mark set ct mark accept"));
@@ -222,6 +232,14 @@ impl Table {
             chain.rule(format_args!("{captured} meta l4proto {TCP} socket transparent 1 accept"));
             chain.rule(format_args!("{captured} meta l4proto {{ {ICMP}, {ICMPV6} }} accept"));
             chain.rule(format_args!("{captured} drop"));
+            let asking = format!("ct mark & {STATE:#x} == {ASKING:#x}");
+            for (family, nameserver) in nameservers(plan) {
+                let port = nameserver.port();
+                chain.rule(format_args!(
+                    "{asking} meta nfproto {family} meta l4proto {{ {TCP}, {UDP} }} th dport {port} accept"
+                ));
+            }
+            chain.rule(format_args!("{asking} drop"));
             // What this machine itself has asked.
             chain.rule("ct direction reply ct state established accept");
             chain.rule("ct state related meta l4proto { icmp, ipv6-icmp } accept");
@@ -257,11 +275,14 @@ impl Table {
             // reply to this machine's own request.
             chain.rule("ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept");
             for door in &plan.doors {
-                chain.rule(format_args!("{} accept", at_door(*door)));
+                chain.rule(format_args!("{} accept", at_door(*door, "tcp")));
+            }
+            for door in &plan.udp_doors {
+                chain.rule(format_args!("{} accept", at_door(*door, "udp")));
             }
             if let Some(health) = plan.health {
-                chain.rule(format_args!("ip saddr @probes4 {} accept", at_door(health)));
-                chain.rule(format_args!("ip6 saddr @probes6 {} accept", at_door(health)));
+                chain.rule(format_args!("ip saddr @probes4 {} accept", at_door(health, "tcp")));
+                chain.rule(format_args!("ip6 saddr @probes6 {} accept", at_door(health, "tcp")));
             }
             chain.rule("fib daddr type { broadcast, multicast } drop");
             chain.rule("goto refuse_no_rule");
@@ -306,13 +327,28 @@ impl Table {
         self.chain("platform", None, |chain| {
             chain.rule("udp sport 67 udp dport 68 accept");
             if let Some(health) = plan.health {
-                chain.rule(format_args!("ip saddr @probes4 {} accept", at_door(health)));
+                chain.rule(format_args!("ip saddr @probes4 {} accept", at_door(health, "tcp")));
             }
             chain.rule("goto drop_source_not_allowed");
         });
     }
 
     pub(super) fn nat(&mut self, plan: &Plan) {
+        if plan.nameservers.iter().any(Option::is_some) {
+            // Whichever server a client asks, egret answers.
+            self.chain("questions", Some("nat hook prerouting priority dstnat; policy accept"), |chain| {
+                for (family, nameserver) in nameservers(plan) {
+                    let ip = if family == "ipv4" { "ip" } else { "ip6" };
+                    let to = match nameserver.ip() {
+                        to if to.is_unspecified() => format!("redirect to :{}", nameserver.port()),
+                        _ => format!("dnat {ip} to {nameserver}"),
+                    };
+                    chain.rule(format_args!(
+                        "ct mark {ASKING:#x} meta nfproto {family} meta l4proto {{ {TCP}, {UDP} }} {to}"
+                    ));
+                }
+            });
+        }
         if !plan.dnat.is_empty() {
             self.chain("ingress", Some("nat hook prerouting priority dstnat; policy accept"), |chain| {
                 for dnat in &plan.dnat {
@@ -388,12 +424,17 @@ const fn family(ip: IpAddr) -> &'static str {
     if ip.is_ipv4() { "ip" } else { "ip6" }
 }
 
-/// TCP to a socket of this machine's.
-fn at_door(door: SocketAddr) -> String {
+/// Traffic to a socket of this machine's.
+fn at_door(door: SocketAddr, transport: &str) -> String {
     match door.ip() {
-        ip if ip.is_unspecified() => format!("tcp dport {}", door.port()),
-        ip => format!("{} daddr {ip} tcp dport {}", family(ip), door.port()),
+        ip if ip.is_unspecified() => format!("{transport} dport {}", door.port()),
+        ip => format!("{} daddr {ip} {transport} dport {}", family(ip), door.port()),
     }
+}
+
+/// Where questions go, by family.
+fn nameservers(plan: &Plan) -> impl Iterator<Item = (&'static str, SocketAddr)> {
+    ["ipv4", "ipv6"].into_iter().zip(plan.nameservers).filter_map(|(family, to)| Some((family, to?)))
 }
 
 /// `ip saddr { … } ` for some networks; nothing for everyone.

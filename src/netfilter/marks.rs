@@ -6,6 +6,9 @@ pub const STATE: u32 = 0xff00_0000;
 /// The flow comes to egret's transparent listener.
 pub const CAPTURED: u32 = 0xe900_0000;
 
+/// The flow's questions come to egret's `dns` listener.
+pub const ASKING: u32 = 0xe800_0000;
+
 /// The flow is let through by address.
 pub const FORWARDED: u32 = 0xea00_0000;
 

@@ -28,6 +28,10 @@ pub struct Plan {
     pub listeners: [Option<SocketAddr>; 2],
     /// Where on this machine clients may come to.
     pub doors: BTreeSet<SocketAddr>,
+    /// Where clients' questions to other DNS servers go, IPv4 and IPv6.
+    pub nameservers: [Option<SocketAddr>; 2],
+    /// Where on this machine clients may ask over UDP.
+    pub udp_doors: BTreeSet<SocketAddr>,
     /// Where probes ask for health, and those of them that are clients.
     pub health: Option<SocketAddr>,
     pub probes: Addresses,

@@ -14,6 +14,7 @@ mod hop;
 mod leak;
 #[path = "../missing/mod.rs"]
 mod missing;
+mod nameserver;
 mod netlog;
 mod pod;
 mod rights;

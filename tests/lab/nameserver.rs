@@ -1,0 +1,221 @@
+//! DNS through the hop: what clients are answered is open before they know it, and no other server is asked.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+
+use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::rr::{Name, RData, RecordType};
+
+use crate::hop::{RESET, hop, tcp, udp};
+use crate::support::dns::Does;
+use crate::support::{ADMIN, Egret, Server, eventually, pause};
+use crate::world::{HOP1, OUTSIDER, Through, World, ip};
+
+/// Many servers, so that a fixed address proves nothing.
+const SERVERS: u8 = 16;
+const PORT: u16 = 9001;
+/// Where a forwarder of the fabric's own asks egret.
+const FORWARDER: &str = "10.224.0.1:5353";
+
+const POLICY: &str = "
+  network_rules:
+    - { name: tunnel, fqdns: [\"*.tun.example\"], protocols: [\"tcp:9001\", \"udp:9001\"] }
+    - { name: other, fqdns: [\"*.other.example\"], protocols: [\"tcp:9001\"] }
+    - { name: exact, fqdns: [exact.example], protocols: [\"udp:9001\"] }
+";
+
+fn config(policy: &str, learn: &str) -> String {
+    format!(
+        "listeners:\n  - {{ kind: transparent, bind: \"[::]:3129\", capture: tproxy }}\n  - {{ kind: dns, bind: \"[::]:53\" }}\n\
+         dns: {{ upstreams: [\"20.50.1.1\"], min_ttl: 0s, max_ttl: 1s, forwarders: [\"10.225.1.1\"] }}\n\
+         admin: {{ bind: \"127.0.0.1:{ADMIN}\" }}\nhealth: {{ bind: \"[::]:9902\" }}\n\
+         netfilter: {{ clients: [10.224.0.0/16, \"fd00:224::/64\"], interfaces: [lan] }}\n\
+         learn: {{ state_dir: state, {learn} }}\npolicy:{policy}"
+    )
+}
+
+/// A world with servers that say back what they hear, and a name for any of them.
+fn world() -> Option<World> {
+    let world = World::build(Through::One)?;
+    let servers: Vec<IpAddr> = (1..=SERVERS).map(|n| IpAddr::from([20, 60, 4, n])).collect();
+    world.at("internet", || {
+        ip(&["route", "add", "local", "20.60.4.0/24", "dev", "lo"]);
+        for server in servers.clone() {
+            let listener = TcpListener::bind((server, PORT)).unwrap();
+            std::thread::spawn(move || {
+                for mut stream in listener.incoming().flatten() {
+                    std::thread::spawn(move || {
+                        let mut buffer = [0; 100];
+                        while let Ok(len @ 1..) = stream.read(&mut buffer) {
+                            let _ = stream.write_all(&buffer[..len]);
+                        }
+                    });
+                }
+            });
+            let socket = UdpSocket::bind((server, PORT)).unwrap();
+            std::thread::spawn(move || {
+                let mut buffer = [0; 100];
+                while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+                    let _ = socket.send_to(&buffer[..len], from);
+                }
+            });
+        }
+    });
+    world.dns.set("*", Does::Rebind(servers));
+    Some(world)
+}
+
+/// Asks one server for an address over UDP, as the client.
+fn resolve(server: &str, name: &str) -> Result<Ipv4Addr, ResponseCode> {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(8))).unwrap();
+    socket.connect(server).unwrap();
+    let mut message = Message::query();
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
+    socket.send(&message.to_vec().unwrap()).unwrap();
+    let mut buffer = [0; 1500];
+    let len = socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{name} from {server}: {error}"));
+    let answer = Message::from_vec(&buffer[..len]).unwrap();
+    let address = answer.answers.iter().find_map(|record| match &record.data {
+        RData::A(ip) => Some(ip.0),
+        _ => None,
+    });
+    address.ok_or(answer.response_code)
+}
+
+/// Resolves and connects at once, again and again; how often it was refused.
+fn rounds(
+    server: &str,
+    names: impl Iterator<Item = String>,
+    over: fn(&str, u16) -> Result<(), std::io::ErrorKind>,
+) -> usize {
+    let refused = |name: &String| {
+        let address = resolve(server, name).unwrap_or_else(|code| panic!("{name}: {code}"));
+        over(&address.to_string(), PORT).is_err()
+    };
+    names.filter(refused).count()
+}
+
+fn forwarder(world: &World) -> Server {
+    world.at("fabric", || {
+        let mut command = Command::new("dnsmasq");
+        command.args(["--no-daemon", "--no-resolv", "--no-hosts", "--cache-size=1000", "--pid-file=", "--port=5353"]);
+        command.args([
+            "--server=10.225.1.4",
+            "--listen-address=10.224.0.1",
+            "--bind-interfaces",
+            "--use-stale-cache=5",
+        ]);
+        Server::start(&mut command, FORWARDER.parse().unwrap())
+    })
+}
+
+#[test]
+fn an_answer_is_open_before_its_client_has_it() {
+    let Some(world) = world() else { return };
+    let _egret = hop(&world, &config(POLICY, "floor: 10s, grace: 5s"));
+    let _forwarder = forwarder(&world);
+    let direct = format!("{HOP1}:53");
+    world.at("client", || {
+        for (way, server) in [("direct", direct.as_str()), ("forwarded", FORWARDER)] {
+            let fresh = |n: usize| format!("n{n}.{way}.tun.example.");
+            assert_eq!(rounds(server, (0..300).map(fresh), tcp), 0, "{way}, TCP");
+            assert_eq!(rounds(server, (300..600).map(fresh), udp), 0, "{way}, UDP");
+            // The same names again, at other addresses when they are asked for anew.
+            assert_eq!(rounds(server, (0..900).map(|n| fresh(n % 7)), udp), 0, "{way}, in turns");
+        }
+        assert_eq!(rounds(&direct, (0..50).map(|_| "exact.example.".to_owned()), udp), 0, "an exact name");
+    });
+}
+
+#[test]
+fn what_is_not_asked_for_any_more_closes_and_what_is_open_goes_on() {
+    let Some(world) = world() else { return };
+    let egret = hop(&world, &config(POLICY, "floor: 1s, grace: 2s"));
+    let server = format!("{HOP1}:53");
+    world.at("client", || {
+        let address = resolve(&server, "a.tun.example.").unwrap().to_string();
+        let mut stream = TcpStream::connect((address.as_str(), PORT)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        eventually("a new flow is refused", || {
+            pause();
+            tcp(&address, PORT) == RESET
+        });
+        stream.write_all(b"still").unwrap();
+        let mut back = [0; 5];
+        stream.read_exact(&mut back).unwrap();
+        assert_eq!(&back, b"still");
+        assert!(tcp("20.60.4.99", PORT).is_err(), "what was never answered");
+        // Until it is asked for again.
+        let again = resolve(&server, "a.tun.example.").unwrap().to_string();
+        assert_eq!(tcp(&again, PORT), Ok(()));
+    });
+    egret.record("the refused flow", |record| record["event"] == "net" && record["port"] == PORT);
+}
+
+#[test]
+fn answers_wait_for_a_reload_and_a_policy_that_gains_a_wildcard_knows_what_was_answered() {
+    let Some(world) = world() else { return };
+    let mut egret = hop(&world, &config(POLICY, "floor: 60s, grace: 5s"));
+    let server = format!("{HOP1}:53");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            world.at("client", || {
+                let mut n = 0;
+                let mut refused = 0;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) && n < 20_000 {
+                    n += 1;
+                    refused += rounds(&server, std::iter::once(format!("r{n}.tun.example.")), tcp);
+                }
+                (n, refused)
+            })
+        });
+        for n in 0..20 {
+            let policy = format!(
+                "{POLICY}    - {{ name: more{n}, destinations: [20.60.9.{n}/32], protocols: [\"tcp:7000\"] }}\n"
+            );
+            reload(&mut egret, &config(&policy, "floor: 60s, grace: 5s"), n + 1);
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let (asked, refused) = asking.join().unwrap();
+        assert!(asked > 20 && refused == 0, "{refused} of {asked}");
+    });
+}
+
+fn reload(egret: &mut Egret, config: &str, count: usize) {
+    std::fs::write(egret.folder().join("egret.yaml"), config).unwrap();
+    egret.signal("HUP");
+    eventually("the reload", || egret.errors().matches("the new policy is in force").count() >= count);
+}
+
+#[test]
+fn whichever_server_is_asked_egret_answers() {
+    let Some(world) = world() else { return };
+    let egret = hop(&world, &config(POLICY, "floor: 60s"));
+    world.at("client", || {
+        let stranger = format!("{OUTSIDER}:53");
+        let address = resolve(&stranger, "x.tun.example.").unwrap();
+        assert_eq!(address.octets()[..3], [20, 60, 4]);
+        assert_eq!(resolve(&stranger, "not.listed."), Err(ResponseCode::NXDomain));
+        let mut stream = TcpStream::connect(&*stranger).unwrap();
+        let mut message = Message::query();
+        message.add_query(Query::query(Name::from_ascii("not.listed.").unwrap(), RecordType::A));
+        let bytes = message.to_vec().unwrap();
+        stream.write_all(&[&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], &bytes].concat()).unwrap();
+        let mut head = [0; 6];
+        stream.read_exact(&mut head).unwrap();
+        assert_eq!(head[5] & 15, 3, "over TCP, too");
+        let to = SocketAddr::new(OUTSIDER.parse().unwrap(), 853);
+        assert!(TcpStream::connect_timeout(&to, Duration::from_secs(5)).is_err(), "and nothing encrypted gets out");
+    });
+    assert_eq!(world.dns.asked("not.listed"), 0);
+    egret.record("the refused question", |record| {
+        record["event"] == "dns"
+            && record["name"] == "not.listed"
+            && record["client"].as_str().unwrap().starts_with("10.224.0.10:")
+    });
+}
