@@ -90,6 +90,10 @@ pub enum StartError {
     },
     #[error("cannot listen to what the kernel refuses: {0}; does another egret run in this network namespace?")]
     Told(#[source] io::Error),
+    #[error(
+        "egret would ask itself: a DNS server of `dns.upstreams`, `dns.zones` or /etc/resolv.conf is its own listener {0}; write other servers"
+    )]
+    AsksItself(SocketAddr),
     #[error("upstream.sources: {0} is not an address of this machine's interfaces; add it to one, or remove it")]
     Source(IpAddr),
     #[error("cannot start the runtime: {0}")]
@@ -209,6 +213,13 @@ impl App {
         let policy = Policy::of(std::mem::take(&mut settings.rules), Arc::clone(&own));
         let dns_limits = DnsLimits { deadline: limits.dns, lookups: room.lookups, cache: limits.dns_cache };
         let dns = Resolver::new(settings.dns.clone(), dns_limits, Arc::clone(&metrics))?;
+        let asked = settings.listeners.iter().filter(|listener| listener.kind == ListenerKind::Dns).map(|l| l.bind);
+        let asks_itself = |bind: &SocketAddr| {
+            let is_own =
+                |ip: IpAddr| bind.ip() == ip || (bind.ip().is_unspecified() && (ip.is_loopback() || own.is_local(ip)));
+            dns.asks(|server| server.port() == bind.port() && is_own(server.ip()))
+        };
+        asked.into_iter().find(asks_itself).map_or(Ok(()), |bind| Err(StartError::AsksItself(bind)))?;
         let (sender, writer) = LogSender::start(&settings.log, Arc::clone(&metrics))
             .map_err(|source| StartError::Log { output: settings.log.output.to_string(), source })?;
         let probes = match &settings.health_from {

@@ -15,7 +15,7 @@ mod trouble;
 mod udp;
 mod upstreams;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -137,6 +137,11 @@ impl Resolver {
     #[must_use]
     pub fn described(&self) -> String {
         self.context.upstreams.described()
+    }
+
+    /// Whether some server that is asked in the clear is at this place.
+    pub fn asks(&self, is_there: impl Fn(SocketAddr) -> bool) -> bool {
+        self.context.upstreams.are_at(is_there)
     }
 
     /// The addresses behind a clearance: a literal stands for itself, a name is looked up.

@@ -37,6 +37,7 @@ pub struct Metrics {
     bytes_up: ShardedCounter,
     bytes_down: ShardedCounter,
     lookups: Family<Words<1>, Counter>,
+    questions: Family<Words<1>, Counter>,
     lost_lines: Family<Words<1>, Counter>,
     reloads: Family<Words<1>, Counter>,
     faults: Family<Words<1>, Gauge>,
@@ -140,6 +141,8 @@ impl Default for Metrics {
         registry.register("connections_empty", "Client connections that were closed without a byte", empty.clone());
         registry.register("refusals", "Refused connections by reason and stage", Family::clone(&refusals));
         registry.register("bytes", "Bytes relayed, as they go; up is towards the upstream", bytes);
+        let questions = Family::default();
+        registry.register("dns_questions", "Questions of DNS clients by outcome", Family::clone(&questions));
         registry.register("dns_lookups", "Name look-ups by outcome", Family::clone(&lookups));
         registry.register("log_lines_lost", "Access lines that could not be written", Family::clone(&lost_lines));
         registry.register("reloads", "Reloads of the policy by outcome", Family::clone(&reloads));
@@ -160,6 +163,7 @@ impl Default for Metrics {
             bytes_up,
             bytes_down,
             lookups,
+            questions,
             lost_lines,
             reloads,
             faults,
@@ -209,6 +213,12 @@ impl Metrics {
     pub(crate) fn refused(&self, reason: Reason, stage: Stage) {
         self.verdicts.get_or_create(&Words([("verdict", "deny")])).inc();
         self.refusals.get_or_create(&Words([("reason", reason.as_str()), ("stage", stage.as_str())])).inc();
+    }
+
+    /// A DNS client has been answered.
+    pub(crate) fn dns_question(&self, is_answered: bool) {
+        let outcome = if is_answered { "answered" } else { "refused" };
+        self.questions.get_or_create(&Words([("outcome", outcome)])).inc();
     }
 
     pub(crate) fn dns_cached(&self) {
@@ -276,6 +286,7 @@ mod tests {
         metrics.moved(true, 7);
         metrics.closed(Ending::Refused);
         metrics.dns_cached();
+        metrics.dns_question(true);
         metrics.fault(Fault::Kernel, true);
         metrics.net_refused(Reason::NoRule, 1);
         metrics.net_flows(&"rule".into(), 1);

@@ -148,6 +148,7 @@ impl AccessLog {
         refusal: &Refusal,
     ) {
         self.metrics.refused(refusal.reason, refusal.stage);
+        self.metrics.dns_question(false);
         if !self.sender.writes() {
             return;
         }

@@ -51,6 +51,7 @@ impl Explain {
         let policy = Policy::of(settings.rules, own);
         let names: Vec<Box<str>> = self.client.iter().map(|name| name.as_str().into()).collect();
         let identity = (!names.is_empty()).then(|| Identity::new(names));
+        let nameserver = settings.nameserver;
         let source = Source { ip: self.from.map(|ip| ip.to_canonical()), identity };
         let mut code = 0;
         for (at, target) in self.asked()?.iter().enumerate() {
@@ -67,7 +68,11 @@ impl Explain {
                 }
             };
             let alpn = self.alpn.iter().map(|p| p.as_bytes().into()).collect();
-            let question = Question { subject, source: source.clone(), dst: self.dst, alpn };
+            // Questions of a forwarder are those of any client.
+            let is_forwarded = matches!(subject, Subject::Dns { .. })
+                && source.ip.is_some_and(|client| nameserver.is_forwarder(client));
+            let source = if is_forwarded { Source::anybody() } else { source.clone() };
+            let question = Question { subject, source, dst: self.dst, alpn };
             let verdict = policy.explain(&question);
             code = code.max(u8::from(verdict.is_err()));
             let clients = verdict.as_ref().ok().and_then(|matched| policy.clients_of(&matched.rule));

@@ -79,6 +79,24 @@ pub(super) fn nameserver(
             out.fault(&format!("learn.{key}"), message);
         }
     }
+    let binds: Vec<SocketAddr> = listeners
+        .iter()
+        .filter(|(listener, _)| listener.kind == ListenerKind::Dns)
+        .map(|(listener, _)| listener.bind)
+        .collect();
+    let zones = dns.zones.iter().map(|(zone, texts)| (format!("dns.zones.{zone}"), texts));
+    for (path, texts) in zones.chain([("dns.upstreams".to_owned(), &dns.upstreams)]) {
+        for (at, server) in texts.iter().enumerate().filter_map(|(at, text)| Some((at, upstream(text).ok()?))) {
+            let is_own = |bind: &SocketAddr| {
+                bind.port() == server.port
+                    && (bind.ip() == server.ip || (bind.ip().is_unspecified() && server.ip.is_loopback()))
+            };
+            if server.transport == DnsTransport::Plain && binds.iter().any(is_own) {
+                let message = "is egret's own `dns` listener, so it would ask itself; write another server";
+                out.fault(&format!("{path}[{at}]"), message);
+            }
+        }
+    }
     let refused = match dns.refused {
         Some(file::RefusedNames::Refused) => RefusedNames::Refused,
         Some(file::RefusedNames::Nxdomain) | None => RefusedNames::NoName,

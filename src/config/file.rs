@@ -575,6 +575,10 @@ pub(super) struct Limits {
     /// Questions of DNS clients that are answered at once. Default 4096.
     #[schemars(range(min = 16, max = 65_535))]
     pub(super) dns_questions: Option<u16>,
+    /// What one client may say in names that are new under a wildcard, in characters a minute: data can be sent by such names.
+    /// Default 1200.
+    #[schemars(range(min = 64))]
+    pub(super) dns_new_names: Option<u32>,
     /// Addresses of one name that are tried in turn. Default 16.
     #[schemars(range(min = 1, max = 256))]
     pub(super) dial_addresses: Option<u16>,

@@ -74,6 +74,7 @@ pub(super) fn limits(out: &mut Findings<'_>, written: &file::Limits) -> Option<L
         lookups: lookups?,
         dns_cache: dns_cache?,
         dns_questions,
+        dns_new_names: written.dns_new_names.unwrap_or(1200),
         dial_addresses,
     })
 }

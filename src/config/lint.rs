@@ -373,7 +373,7 @@ fn not_of_clients(out: &mut Findings<'_>, rules: &Rules, listeners: &[ListenerSe
 /// from this machine, or from `netfilter.clients`.
 fn anybody_asks(out: &mut Findings<'_>, apps: &[AppPlace<'_>], listeners: &[ListenerSettings]) {
     let is_open = |listener: &&ListenerSettings| {
-        let captures = matches!(listener.kind, ListenerKind::Transparent { .. });
+        let captures = matches!(listener.kind, ListenerKind::Transparent { .. } | ListenerKind::Dns);
         !listener.bind.ip().is_loopback() && !listener.identifies() && !captures
     };
     let Some(open) = listeners.iter().find(is_open) else { return };

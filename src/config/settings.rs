@@ -67,7 +67,7 @@ impl Settings {
     pub fn differs(&self, other: &Self) -> Vec<&'static str> {
         let all = [
             ("listeners", self.listeners != other.listeners),
-            ("dns", self.dns != other.dns),
+            ("dns", self.dns != other.dns || self.nameserver != other.nameserver),
             ("own_addresses", self.own_addresses != other.own_addresses),
             ("netfilter", self.netfilter != other.netfilter),
             ("upstream", self.sources != other.sources),

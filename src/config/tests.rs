@@ -242,6 +242,24 @@ fn the_text_itself_can_be_wrong() {
 }
 
 #[test]
+fn answering_dns_clients_takes_a_listener_and_servers_other_than_itself() {
+    let forward = "listeners: [{ kind: forward, bind: \"127.0.0.1:1\" }]\n";
+    fault(&format!("{forward}dns: {{ local_ranges: [10.0.0.0/8] }}\n"), &[("2:22", "there is no `dns` listener")]);
+    fault(&format!("{forward}learn: {{ floor: 1h }}\n"), &[("2:17", "there is no `dns` listener")]);
+    let wild = "policy: { network_rules: [{ fqdns: [\"*.a.example\"], protocols: [\"tcp:9000\"] }] }\n";
+    fault(&format!("{forward}{wild}"), &[("2:37", "add a `dns` listener that they ask")]);
+    let dns = "listeners: [{ kind: dns, bind: \"127.0.0.1:53\" }]\n";
+    assert!(Settings::parse(&format!("{dns}{wild}"), "t", Path::new("/")).is_ok());
+    fault(&format!("{dns}dns: {{ upstreams: [10.0.0.1, 127.0.0.1] }}\n"), &[("2:30", "it would ask itself")]);
+    let all = "listeners: [{ kind: dns, bind: \"[::]:53\" }]\n";
+    fault(&format!("{all}dns: {{ zones: {{ a.example: [\"::1\"] }} }}\n"), &[("2:29", "it would ask itself")]);
+    fault(
+        &format!("{dns}dns: {{ types: [txt, ANY] }}\n"),
+        &[("2:15", "in capitals"), ("2:20", "not for records of one kind")],
+    );
+}
+
+#[test]
 fn listeners_are_checked() {
     fault(
         "listeners: [{ kind: , bind: \"127.0.0.1:1\" }]\n",
@@ -256,6 +274,11 @@ fn listeners_are_checked() {
     fault("listeners: [{ kind: forward, bind: localhost }]\n", &[("1:36", "not an address with a port")]);
     fault("listeners: [{ kind: proxy, bind: \"127.0.0.1:1\" }]\n", &[("1:21", "none of the possible words")]);
     fault("listeners: [{ kind: forward, bind: \"127.0.0.1:1\", port: 443 }]\n", &[("1:57", "remove it")]);
+    fault("listeners: [{ kind: dns, bind: \"127.0.0.1:1\", port: 443 }]\n", &[("1:53", "DNS has no port of its own")]);
+    fault(
+        "listeners: [{ kind: dns, bind: \"127.0.0.1:1\", add_headers: [via] }]\n",
+        &[("1:60", "DNS clients send none, and read none")],
+    );
     fault(
         "listeners: [{ kind: forward, bind: \"127.0.0.1:1\", protocol: http }]\n",
         &[("1:61", "learns the protocol from its clients; remove it")],
@@ -416,7 +439,7 @@ fn rules_are_checked() {
     fault(&net("{ destinations: [10.0.0.0/8], protocols: [\"https:443\"] }"), &[("4:49", "application rule")]);
     fault(&net("{ fqdns: [ntp.example], protocols: [\"tcp:443\"] }"), &[("4:43", "port 443 is judged by name")]);
     fault(&net("{ fqdns: [ntp.example], protocols: [\"udp:400-500\"] }"), &[("4:43", "port 443 is judged by name")]);
-    fault(&net("{ fqdns: [\"*.ntp.example\"], protocols: [\"udp:123\"] }"), &[("4:17", "needs DNS through egret")]);
+    fault(&net("{ fqdns: [\"*.ntp.example\"], protocols: [\"udp:123\"] }"), &[("4:17", "add a `dns` listener")]);
     fault(&net("{ protocols: [\"udp:9-1\"] }"), &[("4:7", "no destination"), ("4:21", "runs backwards; write 1-9")]);
     fault(&format!("{BASE}policy: {{ mode: audit }}\n"), &[("2:17", "`audit` is not available")]);
     fault(

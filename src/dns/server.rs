@@ -76,6 +76,11 @@ impl Server {
         })
     }
 
+    /// Where it is asked over UDP; `None`: it is not.
+    pub(super) const fn address(&self) -> Option<SocketAddr> {
+        self.udp
+    }
+
     pub(super) fn name(&self) -> &str {
         &self.name
     }

@@ -189,6 +189,14 @@ impl Upstreams {
         self.described.clone()
     }
 
+    /// Whether some server is at this place in the clear.
+    pub(super) fn are_at(&self, is_there: impl Fn(SocketAddr) -> bool) -> bool {
+        let groups = self.zones.iter().map(|(_, group)| Arc::clone(group));
+        let default = Arc::clone(&self.default.read().unwrap_or_else(PoisonError::into_inner));
+        let mut groups = groups.chain([default]);
+        groups.any(|group| group.servers.iter().any(|server| server.address().is_some_and(&is_there)))
+    }
+
     /// Asks other servers from now on where the system's have changed.
     pub(super) fn refresh(&self) {
         let Some(system) = &self.system else { return };

@@ -26,6 +26,8 @@ pub struct Limits {
     pub dns_cache: usize,
     /// Questions of DNS clients that are answered at once.
     pub dns_questions: usize,
+    /// What one client may say in new names under a wildcard, in characters a minute.
+    pub dns_new_names: u32,
     /// Addresses of a name that are tried.
     pub dial_addresses: usize,
 }

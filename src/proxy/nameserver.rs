@@ -3,6 +3,7 @@
 //! A question takes the walk of a connection and turns back with an answer: policy by name, servers, policy by alias and
 //! address. What network rules shall know of it they know before the client does.
 
+mod novelty;
 mod reply;
 pub mod settings;
 mod shape;
@@ -23,11 +24,12 @@ use super::services::Services;
 use crate::budget::Budget;
 use crate::dns::Records;
 use crate::record::QuestionName;
-use egret_core::claim::{ClientAddr, Source};
+use egret_core::claim::{ClientAddr, Source, network_of};
 use egret_core::name::HostName;
 use egret_core::outcome::{Hint, Reason, Refusal, Stage};
-use egret_core::policy::{Policy, QuestionClearance};
+use egret_core::policy::{MatchedRule, Policy, QuestionClearance};
 use egret_core::wire::dns::{DnsQuery, Name};
+use novelty::Novelty;
 use reply::{ExtendedError, MOST_OVER_UDP, Reply};
 use settings::{NameserverSettings, RefusedNames};
 use shape::{Judge, Shaped};
@@ -46,6 +48,7 @@ pub struct Nameserver {
     settings: NameserverSettings,
     /// Questions that are being answered: the client that asks most makes room.
     questions: Arc<Budget>,
+    novelty: Novelty,
     teacher: Teacher,
 }
 
@@ -63,7 +66,8 @@ impl Nameserver {
     pub fn new(name: Arc<str>, services: Arc<Services>, settings: NameserverSettings) -> Self {
         let questions = Budget::new(services.limits.dns_questions);
         let teacher = Teacher::new(Arc::clone(&services), settings.clone());
-        Self { name, services, settings, questions, teacher }
+        let novelty = Novelty::new(services.limits.dns_new_names);
+        Self { name, services, settings, questions, novelty, teacher }
     }
 
     /// Answers a question, whatever it takes.
@@ -74,7 +78,10 @@ impl Nameserver {
             Err(denial) => return self.deny(query, message, client, since, denial),
         };
         match self.resolve(name, kind, client).await {
-            Ok(answer) => answer,
+            Ok(answer) => {
+                self.services.access_log.metrics().dns_question(true);
+                answer
+            }
             Err(denial) => self.deny(query, message, client, since, denial),
         }
     }
@@ -91,7 +98,7 @@ impl Nameserver {
     fn holder(&self, query: &DnsQuery, client: SocketAddr) -> IpAddr {
         let client = ClientAddr(client).ip();
         match &query.name {
-            Name::Host(name) if self.settings.is_forwarder(client) => self.teacher.holder_of(name),
+            Name::Host(name) if self.settings.is_forwarder(client) => self.teacher.holder_of(name.as_str()),
             _ => client,
         }
     }
@@ -126,8 +133,19 @@ impl Nameserver {
             let refusal = Refusal::new(Reason::QtypeDenied, Stage::Name).with(hint);
             return Err(self.filtered(name, refusal));
         }
-        let holder = if self.settings.is_forwarder(client.ip()) { self.teacher.holder_of(name) } else { client.ip() };
+        // With `filter: off` names are no secret way out: every name is one.
+        let wildcard = clearance.wildcard().filter(|wildcard| *wildcard != "*");
+        if let Some(wildcard) = wildcard
+            && !self.novelty.permits(name, wildcard, self.speaker(name, client), Instant::now())
+        {
+            return Err(unanswered(too_many_new(&clearance)));
+        }
+        let holder =
+            if self.settings.is_forwarder(client.ip()) { self.teacher.holder_of(name.as_str()) } else { client.ip() };
         let records = self.services.dns.records(&clearance, kind, holder).await.map_err(unanswered)?;
+        if wildcard.is_some() && records.set.code == ResponseCode::NoError {
+            self.novelty.know(name);
+        }
         self.tell(&policy, &clearance, kind, &records).await
     }
 
@@ -153,6 +171,12 @@ impl Nameserver {
         let reply = reply.ok_or_else(|| unanswered(Refusal::new(Reason::BadDns, Stage::Dns)))?;
         let reply = if records.is_stale { reply.stale() } else { reply };
         Ok((reply, records.answered.elapsed()))
+    }
+
+    /// Who says something by a name: a client, or where many ask through one forwarder, all that ask below the same name.
+    fn speaker(&self, name: &HostName, client: ClientAddr) -> IpAddr {
+        let parent = name.as_str().split_once('.').map_or("", |(_, parent)| parent);
+        if self.settings.is_forwarder(client.ip()) { self.teacher.holder_of(parent) } else { network_of(client.ip()) }
     }
 
     /// Whom a question is judged for: a forwarder's, for anybody.
@@ -228,6 +252,14 @@ fn subject(query: &DnsQuery) -> Result<(&HostName, RecordType), Denial> {
         Name::Root => Err(denied(Reason::NoRule, ResponseCode::NoError)),
         Name::Odd(_) => Err(denied(Reason::BadHost, ResponseCode::NXDomain)),
     }
+}
+
+/// More is said in new names than an allowance of `limits.dns_new_names` covers.
+fn too_many_new(clearance: &QuestionClearance) -> Refusal {
+    let MatchedRule { rule, pattern } = clearance.matched_rule().clone();
+    let nearest = "the client asks for more new names under the wildcard than limits.dns_new_names allows; data can be sent by such names";
+    let hint = Hint { rule: Some(rule), pattern, nearest: Some(nearest.to_owned()), ..Hint::default() };
+    Refusal::new(Reason::RateLimited, Stage::Limit).with(hint)
 }
 
 /// There is no answer, for now.

@@ -54,7 +54,8 @@ fn question(name: &str, kind: RecordType) -> Message {
 }
 
 fn over_udp(egret: &Egret, message: &[u8]) -> Option<Vec<u8>> {
-    let socket = UdpSocket::bind((own_ip(), 0)).unwrap();
+    // One client for all.
+    let socket = UdpSocket::bind((egret.ip, 0)).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     socket.connect((egret.ip, PORT)).unwrap();
     socket.send(message).unwrap();
@@ -379,6 +380,22 @@ fn a_silent_server_leaves_old_answers_and_they_say_so() {
     crate::support::eventually("the new answer", || {
         shown(&ask(&egret, "a.web.test.", RecordType::A)) == ["a.web.test. 20.0.0.2"]
     });
+}
+
+#[test]
+fn data_in_new_names_is_bounded_and_known_names_go_on() {
+    let dns = Dns::start();
+    dns.set("*", Does::Answer(vec![ip(1)]));
+    let egret = nameserver(&dns, "limits: { dns_new_names: 600 }");
+    let tunnel = |n: usize| ask(&egret, &format!("{n:050}.web.test."), RecordType::A);
+    assert_eq!(ask(&egret, "known.web.test.", RecordType::A).answers.len(), 1);
+    let refused = (0..40).filter(|n| tunnel(*n).response_code == ResponseCode::ServFail).count();
+    assert!((27..=30).contains(&refused), "{refused} of 40 with 51 characters each");
+    let line = egret.record("the tunnel", |record| record["reason"] == "rate_limited");
+    assert_eq!((&line["stage"], &line["pattern"]), (&"limit".into(), &"*.web.test".into()), "{line:#}");
+    assert_eq!(ask(&egret, "known.web.test.", RecordType::A).answers.len(), 1, "a name that was answered");
+    assert_eq!(ask(&egret, "alias.test.", RecordType::A).answers.len(), 1, "a name that a rule lists");
+    assert!(egret.metrics().contains("egret_dns_questions_total{outcome=\"refused\"}"));
 }
 
 #[test]

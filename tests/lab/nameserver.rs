@@ -33,6 +33,7 @@ fn config(policy: &str, learn: &str) -> String {
          dns: {{ upstreams: [\"20.50.1.1\"], min_ttl: 0s, max_ttl: 1s, forwarders: [\"10.225.1.1\"] }}\n\
          admin: {{ bind: \"127.0.0.1:{ADMIN}\" }}\nhealth: {{ bind: \"[::]:9902\" }}\n\
          netfilter: {{ clients: [10.224.0.0/16, \"fd00:224::/64\"], interfaces: [lan] }}\n\
+         limits: {{ dns_new_names: 1000000 }}\n\
          learn: {{ state_dir: state, {learn} }}\npolicy:{policy}"
     )
 }

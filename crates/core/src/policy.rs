@@ -34,8 +34,9 @@ use crate::wire::Expected;
 use hosts::HostIndex;
 pub use own_addresses::OwnAddresses;
 use permit::Grant;
-pub use permit::{Clearance, Destination, Expectation, MatchedRule, Passage, Permit};
-pub use question::{Lesson, LessonUse, QuestionClearance};
+pub use permit::{
+    Clearance, Destination, Expectation, Lesson, LessonUse, MatchedRule, Passage, Permit, QuestionClearance,
+};
 pub use wild::Wild;
 
 /// The compiled policy.
@@ -175,6 +176,15 @@ impl Policy {
         Refusal::new(reason, stage).with(Hint { rule: Some(rule), pattern, ..Hint::default() })
     }
 
+    /// The pattern by which a rule lists a name.
+    fn text_of(&self, grant: Grant) -> Option<&str> {
+        match grant {
+            Grant::App { pattern, .. } => Some(self.app_hosts.text(pattern)),
+            Grant::NetName { pattern, .. } => Some(self.net_hosts.text(pattern)),
+            Grant::NetAddress { .. } | Grant::NetKept { .. } => None,
+        }
+    }
+
     fn matched_rule(&self, grant: Grant) -> MatchedRule {
         let rule = match grant {
             Grant::App { rule, .. } => self.apps.get(rule as usize).map(|r| &r.name),
@@ -182,11 +192,7 @@ impl Policy {
                 self.nets.get(rule as usize).map(|r| &r.name)
             }
         };
-        let pattern = match grant {
-            Grant::App { pattern, .. } => Some(self.app_hosts.text(pattern).to_owned()),
-            Grant::NetName { pattern, .. } => Some(self.net_hosts.text(pattern).to_owned()),
-            Grant::NetAddress { .. } | Grant::NetKept { .. } => None,
-        };
+        let pattern = self.text_of(grant).map(str::to_owned);
         MatchedRule { rule: rule.map_or_else(|| Arc::from("?"), Arc::clone), pattern }
     }
 }

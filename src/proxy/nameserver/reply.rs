@@ -194,7 +194,7 @@ mod tests {
 
     fn question(edns: bool) -> (DnsQuery, Vec<u8>) {
         let mut message = Message::query();
-        message.metadata.id = 7;
+        (message.metadata.id, message.metadata.recursion_desired) = (7, true);
         message.add_query(Query::query(Name::from_ascii("A.eXample.").unwrap(), RecordType::A));
         if edns {
             let mut edns = Edns::new();
@@ -258,6 +258,6 @@ mod tests {
         let (message, _) = written(&refused, true, 45, 0);
         assert!(message.edns.unwrap().option(EdnsCode::Unknown(15)).is_none(), "without its text");
         let version = Reply::bare(ResponseCode::BADVERS, None);
-        assert_eq!(written(&version, true, 512, 0).0.response_code, ResponseCode::BADVERS);
+        assert_eq!(u16::from(written(&version, true, 512, 0).0.response_code), 16);
     }
 }

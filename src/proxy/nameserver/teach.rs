@@ -14,7 +14,7 @@ use crate::proxy::services::Services;
 use egret_core::name::HostName;
 use egret_core::outcome::{Hint, Reason, Refusal, Stage};
 use egret_core::policy::{Lesson, LessonUse, Policy, QuestionClearance};
-use egret_core::rule::LearnedName;
+use egret_core::rule::{LearnedName, Reach};
 
 /// How long a lesson that the kernel has acknowledged need not be repeated: little beside what it holds for.
 const ACKNOWLEDGED: Duration = Duration::from_secs(30);
@@ -29,6 +29,8 @@ pub(super) struct Teacher {
     /// The addresses that the kernel has for a name.
     acknowledged: Cache<LearnedName, Arc<[IpAddr]>, RandomState>,
     hasher: RandomState,
+    /// What stands for the rule of names that no network rule lists yet: rules have names.
+    spare: Arc<str>,
 }
 
 impl Teacher {
@@ -37,7 +39,7 @@ impl Teacher {
         let lasts = ACKNOWLEDGED.min(settings.stands(Duration::ZERO) / 4);
         let acknowledged = Cache::builder().max_capacity(MOST_ACKNOWLEDGED).time_to_live(lasts);
         let acknowledged = acknowledged.build_with_hasher(RandomState::default());
-        Self { services, settings, acknowledged, hasher: RandomState::default() }
+        Self { services, settings, acknowledged, hasher: RandomState::default(), spare: "".into() }
     }
 
     /// Returns when all that goes by the answer knows it.
@@ -51,7 +53,14 @@ impl Teacher {
         addresses: &[IpAddr],
         ttl: Duration,
     ) -> Result<(), Refusal> {
-        for Lesson { name, rule, by } in policy.taught(clearance, addresses) {
+        let mut lessons = policy.taught(clearance, addresses);
+        if self.services.table.is_some()
+            && !addresses.is_empty()
+            && lessons.iter().all(|lesson| lesson.by == LessonUse::Destination)
+        {
+            lessons.push(self.spare(clearance.name()));
+        }
+        for Lesson { name, rule, by } in lessons {
             if self.acknowledged.get(&name).is_some_and(|known| addresses.iter().all(|ip| known.contains(ip))) {
                 continue;
             }
@@ -60,7 +69,8 @@ impl Teacher {
                 LessonUse::Wildcard => learned.learn_for(&rule, &name, addresses, self.settings.stands(ttl), now),
                 LessonUse::Network | LessonUse::Destination => drop(learned.learn(&name, addresses, now)),
             }
-            if let Some(table) = self.services.table.as_ref().filter(|_| by != LessonUse::Destination)
+            if let Some(table) =
+                self.services.table.as_ref().filter(|_| by != LessonUse::Destination && *rule != *self.spare)
                 && let Err(error) = table.follow(&name).await
             {
                 tracing::warn!(%error, name = %name.name(), "the kernel does not take the addresses: the answer is kept back");
@@ -73,8 +83,14 @@ impl Teacher {
         Ok(())
     }
 
+    /// For a policy to come: a rule that lists the name then knows what its clients have been answered before.
+    fn spare(&self, name: &HostName) -> Lesson {
+        let name = LearnedName::new(name.clone(), Reach::default());
+        Lesson { name, rule: Arc::clone(&self.spare), by: LessonUse::Wildcard }
+    }
+
     /// Whose look-ups those of a name are, where many ask through one forwarder: one holder for each name.
-    pub(super) fn holder_of(&self, name: &HostName) -> IpAddr {
+    pub(super) fn holder_of(&self, name: &str) -> IpAddr {
         // The upper half: that is what holders are told apart by.
         IpAddr::V6(Ipv6Addr::from_bits(u128::from(self.hasher.hash_one(name)) << 64))
     }

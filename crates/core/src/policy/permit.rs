@@ -7,6 +7,7 @@ use super::hosts::PatternId;
 use crate::claim::{Source, Transport};
 use crate::name::HostName;
 use crate::outcome::{Reason, Refusal, Stage};
+use crate::rule::LearnedName;
 use crate::wire::{Expected, Sighting};
 
 /// What the claim leaves to be shown by the bytes.
@@ -103,6 +104,61 @@ impl Clearance {
     #[must_use]
     pub const fn client(&self) -> Option<IpAddr> {
         self.source.ip
+    }
+}
+
+/// What an answer teaches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lesson {
+    pub name: LearnedName,
+    pub rule: Arc<str>,
+    pub by: LessonUse,
+}
+
+/// What goes by a lesson.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LessonUse {
+    /// A network rule that lists the name: egret keeps it resolved besides.
+    Network,
+    /// A network rule that lists it by wildcard: what DNS clients are told is all there is.
+    Wildcard,
+    /// An application rule that wants the client's own destination to be the name's.
+    Destination,
+}
+
+/// Leave to ask servers about one name on behalf of a DNS client. Made by [`Policy`] alone.
+#[derive(Clone, Debug)]
+pub struct QuestionClearance {
+    pub(super) name: HostName,
+    pub(super) source: Source,
+    pub(super) matched: MatchedRule,
+    /// Every rule that could use the name, network rules first; never empty.
+    pub(super) grants: Vec<Grant>,
+    /// Whether only wildcards list the name.
+    pub(super) is_wild: bool,
+}
+
+impl QuestionClearance {
+    #[must_use]
+    pub const fn name(&self) -> &HostName {
+        &self.name
+    }
+
+    #[must_use]
+    pub const fn matched_rule(&self) -> &MatchedRule {
+        &self.matched
+    }
+
+    /// The wildcard that lists the name, where no rule lists the name itself.
+    #[must_use]
+    pub fn wildcard(&self) -> Option<&str> {
+        self.matched.pattern.as_deref().filter(|_| self.is_wild)
+    }
+
+    /// Whom it is for.
+    #[must_use]
+    pub const fn source(&self) -> &Source {
+        &self.source
     }
 }
 

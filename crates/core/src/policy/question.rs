@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -11,7 +10,7 @@ use super::Policy;
 use super::evidence::Evidence;
 use super::hosts::{HostIndex, PatternId};
 use super::judge::{Votes, further};
-use super::permit::{Clearance, Destination, Grant, MatchedRule};
+use super::permit::{Clearance, Destination, Grant, Lesson, LessonUse, MatchedRule, QuestionClearance};
 use crate::answers::Answers;
 use crate::claim::{Source, Transport};
 use crate::learned::Known;
@@ -20,53 +19,6 @@ use crate::outcome::{Hint, Reason, Refusal, Stage};
 use crate::rule::guard::{self, Judgement};
 use crate::rule::pattern::Pattern;
 use crate::rule::{Action, AppPort, AppProtocol, AppRule, LearnedName, Reach};
-
-/// What an answer teaches.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lesson {
-    pub name: LearnedName,
-    pub rule: Arc<str>,
-    pub by: LessonUse,
-}
-
-/// What goes by a lesson.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LessonUse {
-    /// A network rule that lists the name: egret keeps it resolved besides.
-    Network,
-    /// A network rule that lists it by wildcard: what DNS clients are told is all there is.
-    Wildcard,
-    /// An application rule that wants the client's own destination to be the name's.
-    Destination,
-}
-
-/// Leave to ask servers about one name on behalf of a DNS client. Made by [`Policy`] alone.
-#[derive(Clone, Debug)]
-pub struct QuestionClearance {
-    name: HostName,
-    source: Source,
-    matched: MatchedRule,
-    /// Every rule that could use the name, network rules first; never empty.
-    grants: Vec<Grant>,
-}
-
-impl QuestionClearance {
-    #[must_use]
-    pub const fn name(&self) -> &HostName {
-        &self.name
-    }
-
-    #[must_use]
-    pub const fn matched_rule(&self) -> &MatchedRule {
-        &self.matched
-    }
-
-    /// Whom it is for.
-    #[must_use]
-    pub const fn source(&self) -> &Source {
-        &self.source
-    }
-}
 
 impl Policy {
     /// Judges a question for a name: it may be asked where some rule lists the name for this client, on whatever port.
@@ -78,6 +30,7 @@ impl Policy {
         let refusal = self.app_grants(source, name, &mut grants).err();
         match grants.first() {
             Some(first) => Ok(QuestionClearance {
+                is_wild: !grants.iter().any(|grant| self.text_of(*grant) == Some(name.as_str())),
                 name: name.clone(),
                 source: source.clone(),
                 matched: self.matched_rule(*first),

@@ -21,7 +21,7 @@ impl Wild {
         for pattern in rule.fqdns.iter().filter(|pattern| pattern.exact().is_none()) {
             index.add(pattern, 0);
         }
-        (index.len() > 0).then(|| Self { index: Arc::new(index), reach: rule.reach.clone() })
+        (!index.is_empty()).then(|| Self { index: Arc::new(index), reach: rule.reach.clone() })
     }
 
     /// Whether addresses that were learned for a name are the rule's.
