@@ -255,7 +255,7 @@ fn answering_dns_clients_takes_a_listener_and_servers_other_than_itself() {
     fault(&format!("{all}dns: {{ zones: {{ a.example: [\"::1\"] }} }}\n"), &[("2:29", "it would ask itself")]);
     fault(
         &format!("{dns}dns: {{ types: [txt, ANY] }}\n"),
-        &[("2:15", "in capitals"), ("2:20", "not for records of one kind")],
+        &[("2:16", "in capitals"), ("2:21", "not for records of one kind")],
     );
 }
 
