@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, UdpSocket, UnixListener};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -145,7 +145,7 @@ impl Bound {
 pub struct App {
     services: Arc<Services>,
     listeners: Vec<(TcpListener, Arc<Listener>)>,
-    questions: Vec<UdpSocket>,
+    questions: Vec<std::net::UdpSocket>,
     admin: Option<TcpListener>,
     health: Option<TcpListener>,
     control: Option<UnixListener>,
@@ -187,8 +187,7 @@ impl App {
         let listeners = bound.listeners.into_iter().zip(&settings.listeners);
         let listeners = listeners.map(|(socket, settings)| Ok((listen(socket)?, of(settings))));
         let listeners = listeners.collect::<Result<Vec<_>, StartError>>()?;
-        let questions = bound.questions.into_iter().map(UdpSocket::from_std).collect::<io::Result<Vec<_>>>();
-        let questions = questions.map_err(StartError::Runtime)?;
+        let questions = bound.questions;
         let control = bound.control.map(UnixListener::from_std).transpose().map_err(StartError::Runtime)?;
         let (admin, health) = (bound.admin.map(listen).transpose()?, bound.health.map(listen).transpose()?);
         let binds = settings.listeners.iter().map(|l| l.bind).chain(settings.admin).chain(settings.health).collect();
@@ -310,7 +309,7 @@ impl App {
                 let settings = self.source.began.nameserver.clone();
                 let nameserver = Arc::new(Nameserver::new(Arc::clone(&listener.name), services, settings));
                 if let Some(questions) = questions.next() {
-                    tokio::spawn(udp::serve(questions, Arc::clone(&nameserver), drain.guard()));
+                    udp::start(questions, &nameserver, drain.guard())?;
                 }
                 let handle = move |stream, peer, slot, guard| {
                     tokio::spawn(tcp::serve(stream, peer, slot, Arc::clone(&nameserver), guard));

@@ -123,8 +123,8 @@ impl Resolver {
     /// [`UpstreamError`] where the system has no resolver to offer, or an authority file holds no certificate.
     pub fn new(settings: DnsSettings, limits: DnsLimits, metrics: Arc<Metrics>) -> Result<Self, UpstreamError> {
         let upstreams = Upstreams::build(&settings, limits.deadline)?;
-        // Addresses to dial take little of it.
-        let cache = Arc::new(Cache::new(limits.cache / 2, settings.stale));
+        // The last quarter is for answers in the form that clients read.
+        let cache = Arc::new(Cache::new(limits.cache / 4, settings.stale));
         let record_cache = Arc::new(Cache::new(limits.cache / 2, settings.stale));
         let budget = Budget::new(limits.lookups);
         let names = Lookups::new(Arc::clone(&cache), Arc::clone(&budget), Arc::clone(&metrics), limits.deadline);

@@ -148,7 +148,7 @@ impl AccessLog {
         refusal: &Refusal,
     ) {
         self.metrics.refused(refusal.reason, refusal.stage);
-        self.metrics.dns_question(false);
+        self.metrics.dns_refused();
         if !self.sender.writes() {
             return;
         }

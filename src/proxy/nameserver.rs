@@ -13,11 +13,12 @@ pub mod udp;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
+use foldhash::quality::RandomState;
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::SOA;
 use hickory_proto::rr::{Name as DnsName, RData, Record, RecordType};
+use moka::sync::Cache;
 use tokio::time::Instant;
 
 use super::services::Services;
@@ -35,6 +36,9 @@ use settings::{NameserverSettings, RefusedNames};
 use shape::{Judge, Shaped};
 use teach::Teacher;
 
+/// What an entry takes beside its name and its records, in bytes.
+const READY: usize = 400;
+
 /// RFC 1035 §3.2.4, RFC 1035 §3.2.5.
 const CLASS_IN: u16 = 1;
 const CLASS_ANY: u16 = 255;
@@ -50,15 +54,67 @@ pub struct Nameserver {
     questions: Arc<Budget>,
     novelty: Novelty,
     teacher: Teacher,
+    /// What clients have been answered, bounded in bytes.
+    ready: Cache<ReadyKey, Ready, RandomState>,
 }
 
-/// An answer, and how long ago servers gave it.
-type Answer = (Reply, Duration);
+/// An answer, and when servers gave it.
+#[derive(Clone, Debug)]
+struct Answer {
+    reply: Arc<Reply>,
+    answered: Option<Instant>,
+}
+
+impl Answer {
+    fn of(reply: Reply) -> Self {
+        Self { reply: Arc::new(reply), answered: None }
+    }
+
+    /// A message of at most `room` bytes to a client's.
+    fn write(&self, query: &DnsQuery, message: &[u8], room: usize) -> Vec<u8> {
+        let age = self.answered.map(|answered| answered.elapsed()).unwrap_or_default();
+        let mut out = Vec::with_capacity(message.len() + self.reply.len());
+        self.reply.write(query, message, room, age, &mut out);
+        out
+    }
+}
 
 /// Why a question is not answered with records, and how that is said.
 struct Denial {
     refusal: Refusal,
     reply: Reply,
+}
+
+/// What can be said of a question without asking servers.
+enum Prompt {
+    Answer(Answer),
+    Ask(Box<Judged>),
+}
+
+/// A question that may be asked of servers.
+struct Judged {
+    policy: Arc<Policy>,
+    clearance: QuestionClearance,
+    kind: RecordType,
+    /// What its answer is kept as; `None`: it is not.
+    key: Option<ReadyKey>,
+    since: Instant,
+}
+
+/// A question as clients of one class ask it under one policy: they are all answered alike.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct ReadyKey {
+    name: HostName,
+    kind: RecordType,
+    class: u64,
+    policy: u64,
+}
+
+/// An answer that was judged and taught.
+#[derive(Clone, Debug)]
+struct Ready {
+    answer: Answer,
+    until: Instant,
 }
 
 impl Nameserver {
@@ -67,31 +123,31 @@ impl Nameserver {
         let questions = Budget::new(services.limits.dns_questions);
         let teacher = Teacher::new(Arc::clone(&services), settings.clone());
         let novelty = Novelty::new(services.limits.dns_new_names);
-        Self { name, services, settings, questions, novelty, teacher }
+        let weight = |key: &ReadyKey, ready: &Ready| {
+            u32::try_from(READY + key.name.as_str().len() + ready.answer.reply.len()).unwrap_or(u32::MAX)
+        };
+        let ready = Cache::builder().max_capacity(services.limits.dns_cache as u64 / 4).weigher(weight);
+        let ready = ready.build_with_hasher(RandomState::default());
+        Self { name, services, settings, questions, novelty, teacher, ready }
     }
 
-    /// Answers a question, whatever it takes.
-    async fn answer(&self, query: &DnsQuery, message: &[u8], client: SocketAddr) -> Answer {
+    /// What can be said of a question without asking servers.
+    fn at_once(&self, query: &DnsQuery, message: &[u8], client: SocketAddr) -> Prompt {
         let (since, client) = (Instant::now(), ClientAddr(client));
-        let (name, kind) = match subject(query) {
-            Ok(subject) => subject,
-            Err(denial) => return self.deny(query, message, client, since, denial),
-        };
-        match self.resolve(name, kind, client).await {
+        let judged = subject(query).and_then(|(name, kind)| self.judge(name, kind, client, since));
+        judged.unwrap_or_else(|denial| Prompt::Answer(self.deny(query, message, client, since, denial)))
+    }
+
+    /// Asks servers.
+    async fn ask(&self, judged: &Judged, query: &DnsQuery, message: &[u8], client: SocketAddr) -> Answer {
+        let client = ClientAddr(client);
+        match self.resolve(judged, client).await {
             Ok(answer) => {
-                self.services.access_log.metrics().dns_question(true);
+                self.services.access_log.metrics().dns_answered();
                 answer
             }
-            Err(denial) => self.deny(query, message, client, since, denial),
+            Err(denial) => self.deny(query, message, client, judged.since, denial),
         }
-    }
-
-    /// The same as the bytes of a message of at most `room` bytes.
-    async fn write(&self, query: &DnsQuery, message: &[u8], client: SocketAddr, room: usize) -> Vec<u8> {
-        let (reply, age) = self.answer(query, message, client).await;
-        let mut out = Vec::with_capacity(MOST_OVER_UDP.into());
-        reply.write(query, message, room, age, &mut out);
-        out
     }
 
     /// Whose question it is: a client's, or where many ask through one forwarder, that of the name.
@@ -106,47 +162,58 @@ impl Nameserver {
     /// There are too many questions of this client, or of all.
     fn busy(&self, query: &DnsQuery, message: &[u8], client: SocketAddr) -> Vec<u8> {
         let denial = unanswered(Refusal::new(Reason::RateLimited, Stage::Limit));
-        let (reply, age) = self.deny(query, message, ClientAddr(client), Instant::now(), denial);
-        let mut out = Vec::new();
-        reply.write(query, message, query.udp_room(MOST_OVER_UDP), age, &mut out);
-        out
+        let answer = self.deny(query, message, ClientAddr(client), Instant::now(), denial);
+        answer.write(query, message, query.udp_room(MOST_OVER_UDP))
     }
 
-    /// Judges a question and asks servers.
-    async fn resolve(&self, name: &HostName, kind: RecordType, client: ClientAddr) -> Result<Answer, Denial> {
-        let policy = self.services.policy.get();
-        let clearance = match policy.by_question(&self.source(client), name) {
+    /// Judges a question, or finds the answer that clients of its class have been given.
+    fn judge(&self, name: &HostName, kind: RecordType, client: ClientAddr, since: Instant) -> Result<Prompt, Denial> {
+        let (policy, number) = self.services.policy.numbered();
+        let source = self.source(client);
+        let key = policy.class_of(&source).map(|class| ReadyKey { name: name.clone(), kind, class, policy: number });
+        if let Some(ready) = key.as_ref().and_then(|key| self.ready.get(key)).filter(|ready| since < ready.until) {
+            self.services.access_log.metrics().dns_answered();
+            return Ok(Prompt::Answer(ready.answer));
+        }
+        let clearance = match policy.by_question(&source, name) {
             Ok(clearance) => clearance,
             // Resolvers ask for what is above a name on their way to it.
             Err(Refusal { reason: Reason::NoRule, .. }) if policy.is_above_listed(name) => {
-                return Ok((self.empty(name, ResponseCode::NoError, self.soa(name)), Duration::ZERO));
+                self.services.access_log.metrics().dns_answered();
+                return Ok(Prompt::Answer(Answer::of(self.empty(name, ResponseCode::NoError, self.soa(name)))));
             }
             Err(refusal) => return Err(self.refused(&policy, name, refusal)),
         };
         if !self.settings.answers(kind) {
             let words = format!("{kind} records are not answered; list the kind in dns.types where clients need it");
-            let hint = Hint {
-                rule: Some(Arc::clone(&clearance.matched_rule().rule)),
-                nearest: Some(words),
-                ..Hint::default()
-            };
-            let refusal = Refusal::new(Reason::QtypeDenied, Stage::Name).with(hint);
-            return Err(self.filtered(name, refusal));
+            let rule = Some(Arc::clone(&clearance.matched_rule().rule));
+            let hint = Hint { rule, nearest: Some(words), ..Hint::default() };
+            return Err(self.filtered(name, Refusal::new(Reason::QtypeDenied, Stage::Name).with(hint)));
         }
-        // With `filter: off` names are no secret way out: every name is one.
-        let wildcard = clearance.wildcard().filter(|wildcard| *wildcard != "*");
-        if let Some(wildcard) = wildcard
-            && !self.novelty.permits(name, wildcard, self.speaker(name, client), Instant::now())
+        if let Some(wildcard) = may_be_told(&clearance)
+            && !self.novelty.permits(name, wildcard, self.speaker(name, client), since)
         {
             return Err(unanswered(too_many_new(&clearance)));
         }
+        Ok(Prompt::Ask(Box::new(Judged { policy, clearance, kind, key, since })))
+    }
+
+    /// Asks servers, and keeps the answer for clients of the same class.
+    async fn resolve(&self, judged: &Judged, client: ClientAddr) -> Result<Answer, Denial> {
+        let Judged { policy, clearance, kind, key, .. } = judged;
+        let name = clearance.name();
         let holder =
             if self.settings.is_forwarder(client.ip()) { self.teacher.holder_of(name.as_str()) } else { client.ip() };
-        let records = self.services.dns.records(&clearance, kind, holder).await.map_err(unanswered)?;
-        if wildcard.is_some() && records.set.code == ResponseCode::NoError {
+        let records = self.services.dns.records(clearance, *kind, holder).await.map_err(unanswered)?;
+        if may_be_told(clearance).is_some() && records.set.code == ResponseCode::NoError {
             self.novelty.know(name);
         }
-        self.tell(&policy, &clearance, kind, &records).await
+        let answer = self.tell(policy, clearance, *kind, &records).await?;
+        if let Some(key) = key.as_ref().filter(|_| !records.is_stale) {
+            let until = (records.answered + records.life).min(Instant::now() + self.teacher.acknowledged());
+            self.ready.insert(key.clone(), Ready { answer: answer.clone(), until });
+        }
+        Ok(answer)
     }
 
     /// Shapes and teaches an answer.
@@ -170,7 +237,7 @@ impl Nameserver {
         let reply = Reply::of(&question, kind, code, answers, soa);
         let reply = reply.ok_or_else(|| unanswered(Refusal::new(Reason::BadDns, Stage::Dns)))?;
         let reply = if records.is_stale { reply.stale() } else { reply };
-        Ok((reply, records.answered.elapsed()))
+        Ok(Answer { reply: Arc::new(reply), answered: Some(records.answered) })
     }
 
     /// Who says something by a name: a client, or where many ask through one forwarder, all that ask below the same name.
@@ -231,8 +298,13 @@ impl Nameserver {
             }
         };
         self.services.access_log.dns(&self.name, client, &name, since, &refusal);
-        (reply, Duration::ZERO)
+        Answer::of(reply)
     }
+}
+
+/// The wildcard by whose names a client might tell something. With `filter: off` every name would be one.
+fn may_be_told(clearance: &QuestionClearance) -> Option<&str> {
+    clearance.wildcard().filter(|wildcard| *wildcard != "*")
 }
 
 /// What a question is about, where it can be answered at all.

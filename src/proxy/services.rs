@@ -54,22 +54,30 @@ impl Services {
 
 /// The policy of the moment.
 #[derive(Debug)]
-pub struct Current(RwLock<Arc<Policy>>);
+pub struct Current(RwLock<(Arc<Policy>, u64)>);
 
 impl Current {
     #[must_use]
     pub fn new(policy: Policy) -> Self {
-        Self(RwLock::new(Arc::new(policy)))
+        Self(RwLock::new((Arc::new(policy), 0)))
     }
 
     /// What a connection or request is judged by, from its first question to its last.
     #[must_use]
     pub fn get(&self) -> Arc<Policy> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        self.numbered().0
+    }
+
+    /// The same, and how many there were before it.
+    #[must_use]
+    pub fn numbered(&self) -> (Arc<Policy>, u64) {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Puts another one in its place, and returns the old one.
     pub fn replace(&self, policy: Arc<Policy>) -> Arc<Policy> {
-        std::mem::replace(&mut self.0.write().unwrap_or_else(PoisonError::into_inner), policy)
+        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        current.1 += 1;
+        std::mem::replace(&mut current.0, policy)
     }
 }

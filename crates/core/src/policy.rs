@@ -29,7 +29,7 @@ use ipnet::Ipv6Net;
 use crate::claim::{Source, Transport};
 use crate::outcome::{Hint, Reason, Refusal, Stage};
 use crate::rule::rules::Rules;
-use crate::rule::{Action, AppProtocol, AppRule, LearnedName, NetRule};
+use crate::rule::{Action, AppProtocol, AppRule, LearnedName, NetRule, Sources};
 use crate::wire::Expected;
 use hosts::HostIndex;
 pub use own_addresses::OwnAddresses;
@@ -50,6 +50,8 @@ pub struct Policy {
     ports: HashMap<u16, Expected>,
     nat64: Option<Ipv6Net>,
     own: Arc<OwnAddresses>,
+    /// The clients that rules tell apart; `None`: too many for a class each.
+    sources: Option<Vec<Sources>>,
     /// Names above those that patterns list, once a DNS client has asked.
     above: OnceLock<HostIndex>,
 }
@@ -87,7 +89,16 @@ impl Policy {
                 net_hosts.add(pattern, id);
             }
         }
-        Self { apps, app_hosts, nets, net_hosts, ports, nat64, own, above: OnceLock::new() }
+        let sources = distinct(apps.iter().map(|rule| &rule.sources).chain(nets.iter().map(|rule| &rule.sources)));
+        Self { apps, app_hosts, nets, net_hosts, ports, nat64, own, sources, above: OnceLock::new() }
+    }
+
+    /// Which of the clients that rules tell apart include this one, a bit each: clients of one class are judged alike. `None`
+    /// where there are too many.
+    #[must_use]
+    pub fn class_of(&self, source: &Source) -> Option<u64> {
+        let all = self.sources.as_ref()?;
+        Some(all.iter().enumerate().fold(0, |class, (bit, sources)| class | u64::from(sources.include(source)) << bit))
     }
 
     /// Rules and patterns, for the start-up screen.
@@ -195,4 +206,18 @@ impl Policy {
         let pattern = self.text_of(grant).map(str::to_owned);
         MatchedRule { rule: rule.map_or_else(|| Arc::from("?"), Arc::clone), pattern }
     }
+}
+
+/// Every set of clients once, but the one of all; `None` where there are more than bits.
+fn distinct<'a>(all: impl Iterator<Item = &'a Sources>) -> Option<Vec<Sources>> {
+    let mut distinct: Vec<Sources> = Vec::new();
+    for sources in all.filter(|sources| !sources.is_everyone()) {
+        if !distinct.contains(sources) {
+            distinct.push(sources.clone());
+        }
+        if distinct.len() > 64 {
+            return None;
+        }
+    }
+    Some(distinct)
 }

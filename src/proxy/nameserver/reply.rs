@@ -109,6 +109,11 @@ impl Reply {
         Some(Self { code, records, counts: [answers.ok()?, authorities.ok()?], lives, error: None, is_stale: false })
     }
 
+    /// What it takes behind a question, in bytes, about.
+    pub(super) fn len(&self) -> usize {
+        self.records.len() + self.lives.len() * size_of::<usize>() + 64
+    }
+
     /// The same with an extended error for clients that know what it is.
     pub(super) fn with(self, error: ExtendedError) -> Self {
         Self { error: Some(error), ..self }

@@ -11,7 +11,7 @@ use tokio::net::tcp::OwnedReadHalf;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::Nameserver;
+use super::{Nameserver, Prompt};
 use crate::drain::DrainGuard;
 use crate::proxy::listen::ConnectionSlot;
 use egret_core::wire::dns::DnsQuery;
@@ -79,21 +79,27 @@ pub async fn serve(
 async fn answer(nameserver: &Arc<Nameserver>, message: &[u8], client: SocketAddr) -> Vec<u8> {
     let reply = match DnsQuery::read(message) {
         Err(unreadable) => unreadable.reply().map(|reply| reply.to_vec()),
-        Ok(query) => {
-            let mut share = nameserver.questions.share(nameserver.holder(&query, client));
-            let eviction = share.eviction();
-            Some(match share.grow(1) {
-                Err(_) => nameserver.busy(&query, message, client),
-                Ok(()) => tokio::select! {
-                    reply = nameserver.write(&query, message, client, u16::MAX.into()) => reply,
-                    () = eviction.evicted() => nameserver.busy(&query, message, client),
-                },
-            })
-        }
+        Ok(query) => Some(reply_to(nameserver, &query, message, client).await),
     };
     let Some(reply) = reply else { return Vec::new() };
     let Ok(len) = u16::try_from(reply.len()) else { return Vec::new() };
     [&len.to_be_bytes()[..], &reply].concat()
+}
+
+async fn reply_to(nameserver: &Nameserver, query: &DnsQuery, message: &[u8], client: SocketAddr) -> Vec<u8> {
+    let judged = match nameserver.at_once(query, message, client) {
+        Prompt::Answer(answer) => return answer.write(query, message, u16::MAX.into()),
+        Prompt::Ask(judged) => judged,
+    };
+    let mut share = nameserver.questions.share(nameserver.holder(query, client));
+    let eviction = share.eviction();
+    if share.grow(1).is_err() {
+        return nameserver.busy(query, message, client);
+    }
+    tokio::select! {
+        answer = nameserver.ask(&judged, query, message, client) => answer.write(query, message, u16::MAX.into()),
+        () = eviction.evicted() => nameserver.busy(query, message, client),
+    }
 }
 
 /// Messages as they come in. Safe to cancel: what was read stays.

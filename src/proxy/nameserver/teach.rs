@@ -35,8 +35,7 @@ pub(super) struct Teacher {
 
 impl Teacher {
     pub(super) fn new(services: Arc<Services>, settings: NameserverSettings) -> Self {
-        // Where answers stand for a shorter time, sooner.
-        let lasts = ACKNOWLEDGED.min(settings.stands(Duration::ZERO) / 4);
+        let lasts = acknowledged(&settings);
         let acknowledged = Cache::builder().max_capacity(MOST_ACKNOWLEDGED).time_to_live(lasts);
         let acknowledged = acknowledged.build_with_hasher(RandomState::default());
         Self { services, settings, acknowledged, hasher: RandomState::default(), spare: "".into() }
@@ -83,6 +82,11 @@ impl Teacher {
         Ok(())
     }
 
+    /// How long a lesson need not be repeated.
+    pub(super) fn acknowledged(&self) -> Duration {
+        acknowledged(&self.settings)
+    }
+
     /// For a policy to come: a rule that lists the name then knows what its clients have been answered before.
     fn spare(&self, name: &HostName) -> Lesson {
         let name = LearnedName::new(name.clone(), Reach::default());
@@ -94,4 +98,9 @@ impl Teacher {
         // The upper half: that is what holders are told apart by.
         IpAddr::V6(Ipv6Addr::from_bits(u128::from(self.hasher.hash_one(name)) << 64))
     }
+}
+
+/// Where answers stand for a short time, sooner than usual.
+fn acknowledged(settings: &NameserverSettings) -> Duration {
+    ACKNOWLEDGED.min(settings.stands(Duration::ZERO) / 4)
 }
