@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -338,7 +338,8 @@ impl App {
         let policies = watch::Sender::new(self.services.policy.get());
         let Services { dns, learned, table: live_table, .. } = &*self.services;
         let (dns, learned, table_to_follow) = (Arc::clone(dns), Arc::clone(learned), live_table.clone());
-        let refresh = Refresh { dns, learned, table: table_to_follow, settings: learn };
+        let turns = Semaphore::new(refresh::AT_ONCE);
+        let refresh = Refresh { dns, learned, table: table_to_follow, settings: learn, turns };
         tokio::spawn(refresh::run(refresh, policies.subscribe()));
         let services = Arc::downgrade(&self.services);
         let reloads =

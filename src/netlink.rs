@@ -194,6 +194,11 @@ impl Socket {
         Ok(buffer.get(..n).unwrap_or_default())
     }
 
+    /// Forgets what an earlier question left behind, which is not an answer to the next one.
+    fn drain(&self, buffer: &mut [u8]) {
+        while self.receive(buffer, MsgFlags::MSG_DONTWAIT).is_ok() {}
+    }
+
     /// Sends messages of which some ask for an acknowledgement, and gathers what the kernel says. Done is only what it
     /// has acknowledged.
     ///
@@ -201,8 +206,7 @@ impl Socket {
     /// The first of the kernel's.
     pub fn ask(&self, messages: &Messages) -> io::Result<()> {
         let mut buffer = vec![0; 8 << 10];
-        // What an earlier question left behind is not an answer to this one.
-        while self.receive(&mut buffer, MsgFlags::MSG_DONTWAIT).is_ok() {}
+        self.drain(&mut buffer);
         self.send(messages)?;
         let (mut acknowledged, mut outcome) = (0, Ok(()));
         loop {
@@ -232,8 +236,9 @@ impl Socket {
     /// # Errors
     /// The kernel's.
     pub fn one<T>(&self, messages: &Messages, read: impl Fn(Received<'_>) -> Option<T>) -> io::Result<T> {
-        self.send(messages)?;
         let mut buffer = vec![0; 8 << 10];
+        self.drain(&mut buffer);
+        self.send(messages)?;
         let answer = received(self.receive(&mut buffer, MsgFlags::empty())?).next();
         match answer {
             Some(message) if message.kind == ERROR => {
@@ -248,8 +253,9 @@ impl Socket {
     /// # Errors
     /// The kernel's.
     pub fn dump(&self, messages: &Messages, mut each: impl FnMut(Received<'_>)) -> io::Result<()> {
-        self.send(messages)?;
         let mut buffer = vec![0; 64 << 10];
+        self.drain(&mut buffer);
+        self.send(messages)?;
         loop {
             let bytes = self.receive(&mut buffer, MsgFlags::empty())?;
             for message in received(bytes) {

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -22,6 +22,8 @@ use egret_core::rule::{LearnedName, NetPort, NetRule};
 
 /// However long an answer lasts, what is behind a name may change before that.
 const AT_LEAST_EVERY: Duration = Duration::from_secs(300);
+/// Names that are looked up at once.
+pub const AT_ONCE: usize = 32;
 /// After a look-up that brought nothing.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -33,6 +35,8 @@ pub struct Refresh {
     /// On a next hop.
     pub table: Option<Arc<LiveTable>>,
     pub settings: LearnSettings,
+    /// For look-ups at once: each takes sockets that nothing is counted for.
+    pub turns: Semaphore,
 }
 
 /// Looks up every name that the newest policy keeps, at once and then again and again, until there is no policy any more.
@@ -68,6 +72,8 @@ impl Refresh {
         name: &LearnedName,
     ) -> Option<Result<(Vec<IpAddr>, Duration), Refusal>> {
         let clearance = policy.clearance_to_keep(name)?;
+        // It never closes.
+        let _turn = self.turns.acquire().await;
         let answers = match self.dns.resolve_anew(&clearance).await {
             Ok(answers) => answers,
             Err(refusal) => return Some(Err(refusal)),

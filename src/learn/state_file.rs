@@ -76,8 +76,8 @@ pub fn open(settings: &LearnSettings, rules: &Rules) -> (Learned, Option<String>
     let learned = Learned::new(settings.remember);
     let names: Vec<LearnedName> = rules.nets.iter().flat_map(|rule| &rule.kept).cloned().collect();
     let leads = |name: &LearnedName, ip| guard::judge(ip, name.reach(), rules.nat64) == Judgement::Permitted;
+    learned.keep(names.iter().cloned(), leads, Instant::now().into_std());
     let restored = settings.state_dir.as_ref().map_or(Ok(()), |dir| restore(dir, &learned, &names, leads));
-    learned.keep(names, leads, Instant::now().into_std());
     (learned, restored.err())
 }
 

@@ -207,9 +207,13 @@ pub fn cut(mut is_wanted: impl FnMut(&Flow) -> bool) -> io::Result<usize> {
         let flow = (message.kind == NEW).then(|| read(message.payload)).flatten();
         gone.extend(flow.filter(|flow| !is_wanted(flow)));
     })?;
-    let mut count = 0;
+    let (mut count, mut failed) = (0, None);
     for flow in gone {
-        count += usize::from(delete(&socket, flow.family, &flow.tuple)?);
+        match delete(&socket, flow.family, &flow.tuple) {
+            Ok(is_ended) => count += usize::from(is_ended),
+            // The others end all the same.
+            Err(error) => failed = failed.or(Some(error)),
+        }
     }
-    Ok(count)
+    failed.map_or(Ok(count), Err)
 }

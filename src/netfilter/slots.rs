@@ -48,6 +48,9 @@ struct Slot {
 /// Learned addresses that one rule's sets hold: names under a wildcard have no end.
 const MOST_LEARNED: usize = 16_384;
 
+/// What has about as long as before is left alone: most of a long list.
+const TOLERABLE: Duration = Duration::from_secs(1);
+
 /// More rules than slots.
 #[derive(Debug)]
 pub(super) struct NoSlot(pub(super) usize, pub(super) &'static str);
@@ -66,6 +69,11 @@ impl Sets {
     pub(super) fn next(&self, filter: &RuleSets) -> Result<Self, NoSlot> {
         let (allows, denies) = (self.allows.next(&filter.allows)?, self.denies.next(&filter.denies)?);
         Ok(Self { captured: filter.captured.clone(), nat64: filter.nat64, allows, denies })
+    }
+
+    /// How many slots there are.
+    pub(super) const fn counts(&self) -> [usize; 2] {
+        [self.allows.len(), self.denies.len()]
     }
 
     /// The same for a table with so many slots.
@@ -175,7 +183,6 @@ impl Slots {
         self.taken.iter().enumerate().filter_map(|(number, taken)| Some((number, &taken.as_ref()?.rule)))
     }
 
-    #[cfg(test)]
     const fn len(&self) -> usize {
         self.taken.len()
     }
@@ -219,8 +226,6 @@ impl Slots {
 
     /// What is learned for a slot, from now on: writes it, and takes out what counts no more.
     fn learn(&mut self, number: usize, addresses: &[(IpAddr, Duration)], batch: &mut Batch) {
-        /// What has about as long as before is left alone: most of a long list.
-        const TOLERABLE: Duration = Duration::from_secs(1);
         let Some(Some(slot)) = self.taken.get_mut(number) else { return };
         let before = std::mem::replace(&mut slot.learned, until(addresses));
         let mut due: Vec<(IpAddr, Duration)> = Vec::new();
@@ -337,6 +342,14 @@ impl Slots {
                 forget(batch, &set(family), only(&old.learned, &new.learned, is_v4));
                 let fresh = only(&new.learned, &old.learned, is_v4).filter(|(_, left)| !left.is_zero());
                 batch.add(&set(family), &fresh.map(element).collect::<Vec<_>>());
+                // The kernel's own time for what stays is the one it was put in with.
+                let now = Instant::now();
+                let stays = new.learned.iter().filter(|(ip, until)| {
+                    let was = old.learned.get(ip).filter(|_| ip.is_ipv4() == is_v4);
+                    was.is_some_and(|was| *was > **until + TOLERABLE || **until > *was + TOLERABLE)
+                });
+                let stays = stays.map(|(ip, until)| element((*ip, until.saturating_duration_since(now))));
+                batch.renew(&set(family), &stays.collect::<Vec<_>>());
             }
         }
     }
@@ -482,6 +495,7 @@ fn forget(batch: &mut Batch, set: &str, gone: impl Iterator<Item = (IpAddr, Dura
 mod tests {
     use super::*;
     use crate::netfilter::elements::TCP;
+    use egret_core::rule::NetRule;
     use ipnet::IpNet;
     use proptest::prelude::*;
     use std::net::Ipv4Addr;
@@ -547,6 +561,55 @@ mod tests {
         nothing.change(&slots, &mut batch);
         assert!(batch.names([1, 1, 1, 1].into()) && !batch.names(both));
         assert!(!slots.taken[0].as_ref().unwrap().leads_to(both.into()));
+    }
+
+    #[test]
+    fn an_address_that_stays_has_the_time_of_the_rule_that_has_it_now() {
+        let (ip, minute) = (Ipv4Addr::from([2, 2, 2, 2]), Duration::from_secs(60));
+        let of =
+            |lasts| Slots::of("allow", &[RuleSet { learned: vec![(ip.into(), lasts)], ..set("a", "1.1.1.1/32") }], 1);
+        let changes = |to: Duration| {
+            let mut batch = Batch::of("t");
+            of(minute).change(&of(to), &mut batch);
+            batch.names(ip)
+        };
+        assert!(changes(minute / 2) && changes(2 * minute) && !changes(minute));
+    }
+
+    #[test]
+    fn what_is_answered_under_a_wildcard_comes_to_what_was_and_is_bounded() {
+        let rule = NetRule {
+            name: "w".into(),
+            action: egret_core::rule::Action::Allow,
+            sources: egret_core::rule::Sources::default(),
+            destinations: std::iter::empty().collect(),
+            kept: Vec::new(),
+            fqdns: vec![egret_core::rule::pattern::Pattern::parse("*.w.example").unwrap()],
+            ports: Vec::new(),
+            reach: egret_core::rule::Reach::default(),
+        };
+        let wild = Wild::of(&rule);
+        let mut slots = Slots::of("allow", &[RuleSet { wild, ..set("w", "1.1.1.1/32") }], 1);
+        let learned = egret_core::learned::Learned::new(Duration::from_secs(86_400));
+        let now = Instant::now().into_std();
+        let mut follow = |name: &str, ip: [u8; 4]| {
+            let name = egret_core::name::HostName::from_wire(name.as_bytes()).unwrap();
+            let name = LearnedName::new(name, egret_core::rule::Reach::default());
+            learned.learn_for(&"w".into(), &name, &[ip.into()], Duration::from_secs(60), now);
+            let mut batch = Batch::of("t");
+            slots.follow(&[name], None, Known::at(&learned, now), &mut batch);
+            (batch.names(ip.into()), slots.taken[0].as_ref().unwrap().learned.len())
+        };
+        assert_eq!(follow("a.w.example", [20, 0, 0, 1]), (true, 1));
+        assert_eq!(follow("b.w.example", [20, 0, 0, 2]), (true, 2));
+        assert_eq!(follow("a.other.example", [20, 0, 0, 3]), (false, 2), "another name");
+        for n in 0..40u8 {
+            let all: Vec<IpAddr> =
+                (0..=u16::MAX).step_by(128).map(|at| IpAddr::from([30, n, (at >> 8) as u8, at as u8])).collect();
+            let many: Vec<(IpAddr, Duration)> = all.into_iter().map(|ip| (ip, Duration::from_secs(90))).collect();
+            slots.learn_more(0, &many, &mut Batch::of("t"));
+        }
+        assert_eq!(slots.taken[0].as_ref().unwrap().learned.len(), MOST_LEARNED);
     }
 
     /// Some of four addresses, or ports, by the bits of a number; two sources, destinations, addresses learned, ports.

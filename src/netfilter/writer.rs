@@ -247,12 +247,16 @@ impl Writer {
     }
 
     fn widen(&mut self, narrowed: Narrowed) -> Result<(), ReloadError> {
-        let Narrowed { mut before, mut after } = narrowed;
         self.is_narrowed = false;
+        // Meanwhile another table may have been put in the place of the one that it began with.
+        let slots = self.held.read(|contents| contents.sets.counts());
+        let (mut before, mut after) = (narrowed.before.resized(slots)?, narrowed.after.resized(slots)?);
         self.known(|known| [&mut before, &mut after].into_iter().for_each(|sets| sets.know(known)));
         let Err(error) = self.turn_into(after) else { return Ok(()) };
-        if let Err(second) = self.turn_into(before) {
-            tracing::error!(error = %second, "the kernel does not take the old rules back either: what both policies let out is let out");
+        if let Err(second) = self.turn_into(before.clone()) {
+            tracing::error!(error = %second, "the kernel does not take the old rules back either: what both policies let out is let out until its table is seen again");
+            self.held.change(|held| *held = before);
+            self.table = None;
         }
         Err(error)
     }

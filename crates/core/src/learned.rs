@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use foldhash::quality::RandomState;
 
+use crate::name::HostName;
 use crate::rule::LearnedName;
 
 /// Addresses of one name; of more, the longest unseen go.
@@ -100,16 +101,21 @@ impl Learned {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let state = &mut *state;
         let names: HashSet<LearnedName> = names.into_iter().collect();
-        let is_new = |name: &&LearnedName| !state.names.contains_key(*name);
-        let inherited: Vec<(LearnedName, Vec<Seen>)> = names
-            .iter()
-            .filter(is_new)
-            .map(|name| {
-                let others = state.names.iter().filter(|(other, _)| other.name() == name.name());
-                let known = others.flat_map(|(_, entry)| &entry.addresses).filter(|(ip, _)| leads(name, *ip));
-                (name.clone(), known.copied().collect())
-            })
-            .collect();
+        let mut new: HashMap<HostName, Vec<LearnedName>> = HashMap::new();
+        for name in names.iter().filter(|name| !state.names.contains_key(*name)) {
+            new.entry(name.name().clone()).or_default().push(name.clone());
+        }
+        // One pass, however many there are: connections wait for it.
+        let mut inherited: Vec<(LearnedName, Vec<Seen>)> = Vec::new();
+        for (other, entry) in &state.names {
+            for name in new.get(other.name()).into_iter().flatten() {
+                let known = entry.addresses.iter().filter(|(ip, _)| leads(name, *ip));
+                inherited.push((name.clone(), known.copied().collect()));
+            }
+        }
+        for name in new.into_values().flatten() {
+            state.names.insert(name, Entry::default());
+        }
         for (name, known) in inherited {
             state.names.entry(name).or_default().merge(&known, |seen| self.holds(seen, now));
         }
@@ -297,7 +303,6 @@ impl<'a> Known<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::name::HostName;
     use crate::rule::Reach;
     use proptest::prelude::*;
 

@@ -106,10 +106,11 @@ impl Policy {
                 let rule = self.nets.get(rule as usize)?;
                 let literal = answers.addresses.first().map(|ip| guard::effective(*ip, self.nat64));
                 let is_learned = literal.is_some_and(|ip| rule.kept.iter().any(|name| known.has(name, ip)));
-                match literal.and_then(|ip| rule.destinations.longest(ip)) {
-                    None if is_learned => Some(Cow::Borrowed(&rule.reach)),
-                    prefix => Some(Cow::Owned(Reach { public: false, prefixes: prefix.into_iter().collect() })),
-                }
+                let prefix = literal.and_then(|ip| rule.destinations.longest(ip));
+                let learned = rule.reach.clone();
+                let learned = if is_learned { learned } else { Reach { public: false, prefixes: Vec::new() } };
+                let prefixes = learned.prefixes.into_iter().chain(prefix).collect();
+                Some(Cow::Owned(Reach { prefixes, ..learned }))
             }
         }
     }
