@@ -4,9 +4,11 @@
 //! line. Lines go through bounded lanes to a thread of their own: an open connection never waits for a disk.
 //! What does not fit is counted, or new ones wait. Decides nothing.
 
+mod events;
 mod line;
 mod meter;
 pub mod settings;
+mod text;
 mod writer;
 
 use std::net::{IpAddr, SocketAddr};
@@ -19,15 +21,18 @@ use tokio::time::Instant;
 use crate::metrics::Metrics;
 use egret_core::answers::Answers;
 use egret_core::claim::{Claim, ClientAddr, Identity, Target, Via};
-use egret_core::name::{Host, HostName};
+use egret_core::name::Host;
 use egret_core::outcome::{Ending, Reason, Refusal, Stage, Totals};
 use egret_core::policy::MatchedRule;
 use egret_core::wire::Sighting;
 use egret_core::wire::client_hello::{ClientHello, Sni};
 use egret_core::wire::http::{HostField, RequestHead};
+pub use events::{NetVerdict, QuestionName};
 pub use line::Line;
 use line::{Id, Stamp};
 pub use meter::{Lasting, Meter, Way};
+pub use text::escape;
+use text::without_userinfo;
 pub use writer::{LogSender, LogState, LogThread};
 
 /// Entries of a list in one line; a peer chooses how many there are.
@@ -119,7 +124,7 @@ impl AccessLog {
         line.protocol = protocol;
         match verdict {
             NetVerdict::Refused(refusal) => {
-                deny(&mut line, &refusal);
+                line.deny(&refusal);
                 line.ending = Some(Ending::Refused.as_str());
                 if refusal.reason == Reason::QuicDenied {
                     line.protocol = Some("quic");
@@ -172,7 +177,7 @@ impl AccessLog {
             }
             QuestionName::Raw(raw) => line.name_raw = Some(escape(raw).into()),
         }
-        deny(&mut line, refusal);
+        line.deny(refusal);
         self.sender.write_if_room(line);
     }
 
@@ -180,7 +185,7 @@ impl AccessLog {
     pub fn net_left_out(&self, reason: Reason, count: u64) {
         if self.sender.writes() {
             let mut line = self.net_line();
-            deny(&mut line, &Refusal::new(reason, Stage::Network));
+            line.deny(&Refusal::new(reason, Stage::Network));
             line.left_out = Some(count);
             self.sender.write_if_room(line);
         }
@@ -190,42 +195,6 @@ impl AccessLog {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (id, listener) = (Id { run: self.run, number }, Arc::from(KERNEL));
         Box::new(Line { ts: Stamp(SystemTime::now()), event: "net", id, listener, ..Line::default() })
-    }
-}
-
-/// What a question was about.
-#[derive(Debug)]
-pub enum QuestionName<'a> {
-    Name(&'a HostName),
-    /// A name that is none, as it came.
-    Raw(&'a [u8]),
-}
-
-/// What the kernel decided.
-#[derive(Debug)]
-pub enum NetVerdict {
-    Refused(Refusal),
-    /// A flow was let through by a rule, and has ended.
-    Ended {
-        rule: Arc<str>,
-        upstream: SocketAddr,
-        totals: Totals,
-        duration: Duration,
-        ending: Ending,
-    },
-}
-
-fn deny(line: &mut Line, refusal: &Refusal) {
-    line.verdict = Some("deny");
-    line.reason = Some(refusal.reason.as_str());
-    line.stage = Some(refusal.stage.as_str());
-    if let Some(hint) = &refusal.hint {
-        if let Some(rule) = &hint.rule {
-            line.rule = Some(Arc::clone(rule));
-            line.pattern = hint.pattern.as_deref().map(Into::into);
-        }
-        line.nearest = hint.nearest.as_deref().map(Into::into);
-        line.fix = hint.fix.as_deref().map(Into::into);
     }
 }
 
@@ -428,7 +397,7 @@ impl Record {
     }
 
     fn denied(&mut self, refusal: &Refusal) {
-        self.note(|line| deny(line, refusal));
+        self.note(|line| line.deny(refusal));
         self.access_log.metrics.refused(refusal.reason, refusal.stage);
     }
 
@@ -504,28 +473,5 @@ const fn source(via: Via) -> &'static str {
         Via::Socks => "socks",
         Via::Absolute => "host",
         Via::Intercepted => "sni",
-    }
-}
-
-/// What is not a name and stands where one belongs: before an `@` it may be a password.
-fn without_userinfo(raw: &[u8]) -> &[u8] {
-    raw.rsplit(|b| *b == b'@').next().unwrap_or_default()
-}
-
-/// Bytes from the wire as printable ASCII, cut at 255 characters.
-#[must_use]
-pub fn escape(bytes: &[u8]) -> String {
-    bytes.escape_ascii().map(char::from).take(255).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn wire_bytes_cannot_break_a_line() {
-        assert_eq!(escape(b"a\r\n\"\\\xff\x1b[2J"), r#"a\r\n\"\\\xff\x1b[2J"#);
-        assert_eq!(escape(&[0xff; 1000]).len(), 255);
-        assert_eq!(without_userinfo(b"bob:hunter2@x@a.test:80"), b"a.test:80");
     }
 }

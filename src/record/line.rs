@@ -7,6 +7,8 @@ use std::time::SystemTime;
 
 use serde::{Serialize, Serializer};
 
+use egret_core::outcome::Refusal;
+
 /// One access record. Absent when unknown; every text from the wire has been escaped.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Line {
@@ -75,6 +77,23 @@ pub struct Line {
     /// Refusals like this one that have no line of their own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub left_out: Option<u64>,
+}
+
+impl Line {
+    /// Fills in a refusal.
+    pub(super) fn deny(&mut self, refusal: &Refusal) {
+        self.verdict = Some("deny");
+        self.reason = Some(refusal.reason.as_str());
+        self.stage = Some(refusal.stage.as_str());
+        if let Some(hint) = &refusal.hint {
+            if let Some(rule) = &hint.rule {
+                self.rule = Some(Arc::clone(rule));
+                self.pattern = hint.pattern.as_deref().map(Into::into);
+            }
+            self.nearest = hint.nearest.as_deref().map(Into::into);
+            self.fix = hint.fix.as_deref().map(Into::into);
+        }
+    }
 }
 
 /// When a connection began; written as RFC 3339 with microseconds.
