@@ -30,7 +30,7 @@ pub struct Chain<'a> {
 /// Walks from a question along its aliases.
 ///
 /// # Errors
-/// [`Reason::CnameLoop`] past [`MAX_ALIASES`].
+/// [`Reason::CnameLoop`] past sixteen aliases.
 pub fn walk<'a>(question: &'a Name, kind: RecordType, records: &'a [Record]) -> Result<Chain<'a>, Reason> {
     let mut chain = Chain { targets: Vec::new(), records: Vec::new(), ttl: u32::MAX };
     let mut owner = question;

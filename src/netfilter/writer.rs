@@ -201,7 +201,7 @@ impl Writer {
                 }
                 Job::Narrow(rule_sets, done) => drop(done.send(self.narrow(&rule_sets))),
                 Job::Widen(narrowed, done) => {
-                    let _ = done.send(self.widen(narrowed));
+                    let _ = done.send(self.widen(&narrowed));
                     let deferred = std::mem::take(&mut self.deferred);
                     self.follow_all(deferred);
                 }
@@ -246,7 +246,7 @@ impl Writer {
         Ok(Narrowed { before, after })
     }
 
-    fn widen(&mut self, narrowed: Narrowed) -> Result<(), ReloadError> {
+    fn widen(&mut self, narrowed: &Narrowed) -> Result<(), ReloadError> {
         self.is_narrowed = false;
         // Meanwhile another table may have been put in the place of the one that it began with.
         let slots = self.held.read(|contents| contents.sets.counts());

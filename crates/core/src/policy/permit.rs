@@ -126,7 +126,7 @@ pub enum LessonUse {
     Destination,
 }
 
-/// Leave to ask servers about one name on behalf of a DNS client. Made by [`Policy`] alone.
+/// Leave to ask servers about one name on behalf of a DNS client. Made by [`Policy`](super::Policy) alone.
 #[derive(Clone, Debug)]
 pub struct QuestionClearance {
     pub(super) name: HostName,
