@@ -239,6 +239,7 @@ impl Table {
                     "{asking} meta nfproto {family} meta l4proto {{ {TCP}, {UDP} }} th dport {port} accept"
                 ));
             }
+            chain.rule(format_args!("{asking} meta l4proto {{ {ICMP}, {ICMPV6} }} accept"));
             chain.rule(format_args!("{asking} drop"));
             // What this machine itself has asked.
             chain.rule("ct direction reply ct state established accept");

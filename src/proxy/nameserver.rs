@@ -191,7 +191,7 @@ impl Nameserver {
             return Err(self.filtered(name, Refusal::new(Reason::QtypeDenied, Stage::Name).with(hint)));
         }
         if let Some(wildcard) = may_be_told(&clearance)
-            && !self.novelty.permits(name, wildcard, self.speaker(name, client), since)
+            && !self.novelty.permits(name, wildcard, network_of(client.ip()), since)
         {
             return Err(unanswered(too_many_new(&clearance)));
         }
@@ -238,12 +238,6 @@ impl Nameserver {
         let reply = reply.ok_or_else(|| unanswered(Refusal::new(Reason::BadDns, Stage::Dns)))?;
         let reply = if records.is_stale { reply.stale() } else { reply };
         Ok(Answer { reply: Arc::new(reply), answered: Some(records.answered) })
-    }
-
-    /// Who says something by a name: a client, or where many ask through one forwarder, all that ask below the same name.
-    fn speaker(&self, name: &HostName, client: ClientAddr) -> IpAddr {
-        let parent = name.as_str().split_once('.').map_or("", |(_, parent)| parent);
-        if self.settings.is_forwarder(client.ip()) { self.teacher.holder_of(parent) } else { network_of(client.ip()) }
     }
 
     /// Whom a question is judged for: a forwarder's, for anybody.
