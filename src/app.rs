@@ -389,7 +389,18 @@ fn bind_error(address: SocketAddr, listener: &str, is_tproxy: bool, source: io::
         io::ErrorKind::PermissionDenied => {
             "ports below 1024 need a right; run as root, add CAP_NET_BIND_SERVICE, or use a higher port".to_owned()
         }
-        io::ErrorKind::AddrInUse => "another process has it; stop that one, or use another port".to_owned(),
+        io::ErrorKind::AddrInUse => {
+            let holder = socket::holder(address);
+            let is_stub = holder.as_ref().is_some_and(|holder| holder.starts_with("systemd-resolve"));
+            let holder = holder.unwrap_or_else(|| "another process".to_owned());
+            if is_stub {
+                format!(
+                    "{holder} has it; write `DNSStubListener=no` in /etc/systemd/resolved.conf, or bind an address of an interface instead of all"
+                )
+            } else {
+                format!("{holder} has it; stop that one, or use another port")
+            }
+        }
         io::ErrorKind::AddrNotAvailable => {
             "no interface of this machine has the address; use one of its own".to_owned()
         }

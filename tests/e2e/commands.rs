@@ -73,7 +73,11 @@ fn run_refuses_what_check_refuses() {
     }
     let taken = std::net::TcpListener::bind((ip, 3128)).unwrap();
     let (_folder, path) = config(&GOOD.replace("127.0.0.1", &ip.to_string()));
-    exits(&["run", "--config", &path], 1, &["cannot listen on", "another process has it"]);
+    exits(
+        &["run", "--config", &path],
+        1,
+        &["cannot listen on", &format!("(process {}) has it; stop that one", std::process::id())],
+    );
     drop(taken);
     let (_folder, path) = config(&GOOD.replace("127.0.0.1", "192.0.2.1"));
     exits(&["run", "--config", &path], 1, &["no interface of this machine has the address"]);
