@@ -210,6 +210,9 @@ impl App {
         let screen_parts = Screen::of(&settings, config, room.connections, connections.per_client());
         let watches = settings.rules.watches;
         let policy = Policy::of(std::mem::take(&mut settings.rules), Arc::clone(&own));
+        if settings.answers_dns() {
+            policy.prepare_for_questions();
+        }
         let dns_limits = DnsLimits { deadline: limits.dns, lookups: room.lookups, cache: limits.dns_cache };
         let dns = Resolver::new(settings.dns.clone(), dns_limits, Arc::clone(&metrics))?;
         let asked = settings.listeners.iter().filter(|listener| listener.kind == ListenerKind::Dns).map(|l| l.bind);

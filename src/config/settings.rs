@@ -12,7 +12,7 @@ use crate::files::StampedFile;
 use crate::learn::settings::LearnSettings;
 use crate::netfilter::settings::NetfilterSettings;
 use crate::proxy::limits::Limits;
-use crate::proxy::listen::settings::{Capture, ListenerSettings};
+use crate::proxy::listen::settings::{Capture, ListenerKind, ListenerSettings};
 use crate::proxy::nameserver::settings::NameserverSettings;
 use crate::record::settings::LogSettings;
 use egret_core::rule::rules::Rules;
@@ -48,6 +48,12 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Whether some listener answers DNS clients.
+    #[must_use]
+    pub fn answers_dns(&self) -> bool {
+        self.listeners.iter().any(|listener| listener.kind == ListenerKind::Dns)
+    }
+
     /// The kernel's part, where others' traffic is routed here.
     #[must_use]
     pub fn next_hop(&self) -> Option<&NetfilterSettings> {

@@ -78,7 +78,18 @@ impl Policy {
     /// Whether some pattern lists names under this one, so that it exists, however little there is at it.
     #[must_use]
     pub fn is_above_listed(&self, name: &HostName) -> bool {
-        let above = self.above.get_or_init(|| {
+        let mut is_above = false;
+        self.above().matches(name, |_| is_above = true);
+        is_above
+    }
+
+    /// Does now what the first question would have to wait for.
+    pub fn prepare_for_questions(&self) {
+        let _ = self.above();
+    }
+
+    fn above(&self) -> &HostIndex {
+        self.above.get_or_init(|| {
             let texts = self.app_hosts.ids().map(|pattern| self.app_hosts.text(pattern));
             let texts = texts.chain(self.net_hosts.ids().map(|pattern| self.net_hosts.text(pattern)));
             let (mut seen, mut above): (HashSet<&str>, HostIndex) = (HashSet::new(), HostIndex::default());
@@ -92,10 +103,7 @@ impl Policy {
                 }
             }
             above
-        });
-        let mut is_above = false;
-        above.matches(name, |_| is_above = true);
-        is_above
+        })
     }
 
     /// Judges the names that an answer leads through: one that a rule denies spoils the answer.
