@@ -7,6 +7,7 @@
     reason = "a test's input is its own"
 )]
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use egret_core::learned::{Known, Learned};
 use egret_core::name::{Host, HostName};
 use egret_core::outcome::{Reason, Refusal};
 use egret_core::policy::explain::{Question, Subject};
-use egret_core::policy::{Destination, MatchedRule, OwnAddresses, Passage, Policy};
+use egret_core::policy::{Destination, LessonUse, MatchedRule, OwnAddresses, Passage, Policy};
 use egret_core::rule::LearnedName;
 use egret_core::wire::Sighting;
 use egret_core::wire::client_hello::{ClientHello, Sni};
@@ -612,6 +613,35 @@ fn a_question_is_answered_where_some_rule_lists_the_name_for_the_client() {
         let explained = policy.explain(&question).map(|matched| matched.rule.to_string()).map_err(|r| r.reason);
         assert_eq!(explained, got, "{name} for {from}");
     }
+}
+
+#[test]
+fn an_answer_teaches_the_rules_that_go_by_addresses_as_far_as_they_may_use_it() {
+    let text = "listeners: [{ kind: dns, bind: \"127.0.0.1:53\" }]\npolicy:\n  application_rules:\n    \
+                - { name: checked, fqdns: [x.a.example], protocols: [\"https:443\"], destination: verify }\n    \
+                - { name: plain, fqdns: [\"*.a.example\"], protocols: [\"https:443\"] }\n  network_rules:\n    \
+                - { name: wild, sources: [10.1.0.0/16], fqdns: [\"*.a.example\"], protocols: [\"tcp:9000\"] }\n    \
+                - { name: inside, fqdns: [x.a.example], protocols: [\"tcp:9001\"], addresses: [10.9.0.0/16] }\n";
+    let settings = Settings::parse(text, "t", Path::new(".")).unwrap();
+    let policy = Policy::of(settings.rules, Arc::default());
+    let name = HostName::from_wire(b"x.a.example").unwrap();
+    let taught = |from: &str, addresses: &[&str]| {
+        let clearance = policy.by_question(&Source::at(from.parse().unwrap()), &name).unwrap();
+        let addresses: Vec<IpAddr> = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
+        let lessons = policy.taught(&clearance, &addresses);
+        lessons.iter().map(|lesson| (lesson.rule.to_string(), lesson.by)).collect::<Vec<_>>()
+    };
+    let (wild, inside) = (("wild".into(), LessonUse::Wildcard), ("inside".into(), LessonUse::Network));
+    let checked = ("checked".into(), LessonUse::Destination);
+    // What a name leads to is known once for all rules that let it lead to the same.
+    assert_eq!(taught("10.1.0.1", &["20.0.0.1"]), [wild]);
+    assert_eq!(taught("10.2.0.1", &["20.0.0.1"]), [checked], "another client's rule");
+    assert_eq!(taught("10.1.0.1", &["10.9.0.1"]), [inside]);
+    assert_eq!(taught("10.1.0.1", &["20.0.0.1", "10.9.0.1"]), [], "a mixed answer");
+    assert_eq!(taught("10.1.0.1", &[]), []);
+    let classes = ["10.1.0.1", "10.1.9.9", "10.2.0.1"].map(|ip| policy.class_of(&Source::at(ip.parse().unwrap())));
+    assert!(classes[0].is_some() && classes[0] == classes[1] && classes[1] != classes[2]);
+    assert_eq!(policy.class_of(&Source::anybody()), classes[0], "judged as a client of every rule");
 }
 
 #[test]
