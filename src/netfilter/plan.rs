@@ -98,8 +98,8 @@ impl RuleSet {
 
 /// Names, and those that have been learned and wildcards list.
 pub(super) fn all_names(names: &[LearnedName], wild: Option<&Wild>, known: Known<'_>) -> Vec<LearnedName> {
-    let told = wild.map(|wild| known.others(|name| wild.covers(name)));
-    names.iter().cloned().chain(told.into_iter().flatten()).collect()
+    let listed = wild.map(|wild| known.others(|name| wild.covers(name)));
+    names.iter().cloned().chain(listed.into_iter().flatten()).collect()
 }
 
 /// The addresses that stand for names, and how long each still does. Behind a translator whose prefix the table cannot

@@ -158,7 +158,7 @@ struct Writer {
     learned: Arc<Learned>,
     /// The table whose sets hold this. Another one, however alike, was filled by another process.
     table: Option<Table>,
-    /// A reload has begun: what is learned meanwhile comes with its end, and who waits for it waits until then.
+    /// A reload has begun: what is learned meanwhile is written, and acknowledged, at its end.
     is_narrowed: bool,
     deferred: Vec<Following>,
 }

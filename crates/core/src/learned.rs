@@ -405,10 +405,10 @@ mod tests {
         assert_eq!(known(&learned, &a, now), [ip(1), ip(2)], "both were answered within a day");
         learned.learn_for(&rule, &a, &[ip(3)], minute, start + DAY + minute);
         assert_eq!(known(&learned, &a, start + DAY + minute), [ip(2), ip(3)], "and the first is forgotten");
-        let told = |learned: &Learned| Known::at(learned, now).others(|other| *other == a);
-        assert_eq!(told(&learned), std::slice::from_ref(&a));
+        let others = |learned: &Learned| Known::at(learned, now).others(|other| *other == a);
+        assert_eq!(others(&learned), std::slice::from_ref(&a));
         learned.keep([a.clone()], |_, _| true, now);
-        assert_eq!(told(&learned), []);
+        assert_eq!(others(&learned), []);
         assert_eq!(known(&learned, &a, start + DAY + 2 * minute), [ip(2), ip(3)], "what a rule keeps stays for a day");
     }
 

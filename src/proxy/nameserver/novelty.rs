@@ -1,4 +1,4 @@
-//! How much a client may say in names: who looks up new names under a wildcard without end sends data by them.
+//! How much a client may say in names: new names under a wildcard carry data to the servers that are asked for them.
 
 use std::net::IpAddr;
 use std::sync::Arc;

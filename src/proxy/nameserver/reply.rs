@@ -1,4 +1,4 @@
-//! What is said to a question, and its bytes for whoever asks: with the client's own number, letters and manner.
+//! What is said to a question, and its bytes for each client: with the client's own number, letters and manner.
 
 use std::time::Duration;
 

@@ -95,7 +95,7 @@ impl Teacher {
 
     /// Whose look-ups those of a name are, where many ask through one forwarder: one holder for each name.
     pub(super) fn holder_of(&self, name: &str) -> IpAddr {
-        // The upper half: that is what holders are told apart by.
+        // The upper half, by which holders are distinguished.
         IpAddr::V6(Ipv6Addr::from_bits(u128::from(self.hasher.hash_one(name)) << 64))
     }
 }

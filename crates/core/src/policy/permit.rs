@@ -120,7 +120,7 @@ pub struct Lesson {
 pub enum LessonUse {
     /// A network rule that lists the name: egret keeps it resolved besides.
     Network,
-    /// A network rule that lists it by wildcard: what DNS clients are told is all there is.
+    /// A network rule that lists it by wildcard: what DNS clients are answered is all there is.
     Wildcard,
     /// An application rule that wants the client's own destination to be the name's.
     Destination,

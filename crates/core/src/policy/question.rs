@@ -149,8 +149,9 @@ impl Policy {
             let ip = guard::effective(ip, self.nat64);
             local.iter().any(|net| net.contains(&ip))
         };
-        let told = |reach: &Reach| addresses.iter().filter(|ip| fits(reach, **ip) || is_local(**ip)).count();
-        let best = reaches.chain(std::iter::once(&public).filter(|_| !local.is_empty())).map(told).max().unwrap_or(0);
+        let fitting = |reach: &Reach| addresses.iter().filter(|ip| fits(reach, **ip) || is_local(**ip)).count();
+        let best =
+            reaches.chain(std::iter::once(&public).filter(|_| !local.is_empty())).map(fitting).max().unwrap_or(0);
         if best == addresses.len() {
             return Ok(());
         }
