@@ -33,7 +33,7 @@ use crate::netfilter::LiveTable;
 use crate::netfilter::sidecar::{self, PodTable, TableFault};
 use crate::netlog::{self, Counted};
 use crate::privileges::Kept;
-use crate::proxy::listen::settings::{Capture, ListenerKind};
+use crate::proxy::listen::settings::{Capture, ListenerKind, ListenerSettings};
 use crate::proxy::listen::{self, ConnectionLimit, Listener};
 use crate::proxy::nameserver::{Nameserver, tcp, udp};
 use crate::proxy::services::{Current, Services};
@@ -122,8 +122,7 @@ impl Bound {
             bind_to(listener.bind, keepalive, &listener.name(), listener.kind.captures(Capture::Tproxy))
         });
         let listeners = listeners.collect::<Result<_, _>>()?;
-        let questions = settings.listeners.iter().filter(|listener| listener.kind == ListenerKind::Dns);
-        let questions = questions.map(|listener| {
+        let questions = settings.nameservers().map(|listener| {
             udp::bind(listener.bind).map_err(|source| bind_error(listener.bind, &listener.name(), false, source))
         });
         Ok(Self {
@@ -187,7 +186,6 @@ impl App {
         let listeners = bound.listeners.into_iter().zip(&settings.listeners);
         let listeners = listeners.map(|(socket, settings)| Ok((listen(socket)?, of(settings))));
         let listeners = listeners.collect::<Result<Vec<_>, StartError>>()?;
-        let questions = bound.questions;
         let control = bound.control.map(UnixListener::from_std).transpose().map_err(StartError::Runtime)?;
         let (admin, health) = (bound.admin.map(listen).transpose()?, bound.health.map(listen).transpose()?);
         let binds = settings.listeners.iter().map(|l| l.bind).chain(settings.admin).chain(settings.health).collect();
@@ -210,18 +208,15 @@ impl App {
         let screen_parts = Screen::of(&settings, config, room.connections, connections.per_client());
         let watches = settings.rules.watches;
         let policy = Policy::of(std::mem::take(&mut settings.rules), Arc::clone(&own));
-        if settings.answers_dns() {
+        if settings.nameservers().next().is_some() {
             policy.prepare_for_questions();
         }
         let dns_limits = DnsLimits { deadline: limits.dns, lookups: room.lookups, cache: limits.dns_cache };
         let dns = Resolver::new(settings.dns.clone(), dns_limits, Arc::clone(&metrics))?;
-        let asked = settings.listeners.iter().filter(|listener| listener.kind == ListenerKind::Dns).map(|l| l.bind);
-        let asks_itself = |bind: &SocketAddr| {
-            let is_own =
-                |ip: IpAddr| bind.ip() == ip || (bind.ip().is_unspecified() && (ip.is_loopback() || own.is_local(ip)));
-            dns.asks(|server| server.port() == bind.port() && is_own(server.ip()))
-        };
-        asked.into_iter().find(asks_itself).map_or(Ok(()), |bind| Err(StartError::AsksItself(bind)))?;
+        let is_local = |ip: IpAddr| ip.is_loopback() || own.is_local(ip);
+        let asks_itself = |listener: &&ListenerSettings| dns.asks(|server| listener.answers_at(server, is_local));
+        let own_server = settings.nameservers().find(asks_itself);
+        own_server.map_or(Ok(()), |listener| Err(StartError::AsksItself(listener.bind)))?;
         let (sender, writer) = LogSender::start(&settings.log, Arc::clone(&metrics))
             .map_err(|source| StartError::Log { output: settings.log.output.to_string(), source })?;
         let probes = match &settings.health_from {
@@ -252,7 +247,7 @@ impl App {
         Ok(Self {
             services,
             listeners,
-            questions,
+            questions: bound.questions,
             admin,
             health,
             control,

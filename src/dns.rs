@@ -33,7 +33,8 @@ use egret_core::policy::{Clearance, Destination, QuestionClearance};
 pub use hosts_file::HostsFile;
 use lookups::{AtOnce, Lookups};
 use no_answer::NoAnswer;
-pub use records::{RecordQuestion, RecordSet, Records};
+use records::RecordQuestion;
+pub use records::{RecordSet, Records, absolute};
 use settings::DnsSettings;
 use trouble::{Absence, Trouble};
 pub use upstreams::UpstreamError;
@@ -159,15 +160,11 @@ impl Resolver {
         }
         let old = match self.names.at_once(name, || self.context.is_failing(name)) {
             AtOnce::Settled(known) => return Ok(known?),
-            AtOnce::Old(old) => Some(old),
-            AtOnce::Nothing => None,
+            AtOnce::Open(old) => old,
         };
-        match (clearance.client(), old) {
-            (None, _) => self.resolve_anew(clearance).await,
-            (Some(client), None) => Box::pin(self.look_up(name, client)).await,
-            (Some(client), Some(old)) => {
-                Box::pin(self.names.look_up_or(name, client, old, || self.look_up_of(name))).await
-            }
+        match clearance.client() {
+            None => self.resolve_anew(clearance).await,
+            Some(client) => Box::pin(self.names.look_up_or(name, client, old, || self.look_up_of(name))).await,
         }
     }
 
@@ -182,26 +179,18 @@ impl Resolver {
         client: IpAddr,
     ) -> Result<Records, Refusal> {
         let question = RecordQuestion { name: clearance.name().clone(), kind };
-        let old = match self.known_records(&question) {
+        if let Some(records) = self.context.records_of_hosts_file(&question) {
+            return Ok(records);
+        }
+        let old = match self.records.at_once(&question, || self.context.is_failing(&question.name)) {
             AtOnce::Settled(known) => return Ok(known?),
-            AtOnce::Old(old) => Some(old),
-            AtOnce::Nothing => None,
+            AtOnce::Open(old) => old,
         };
         let ask = || {
             let (context, question) = (Arc::clone(&self.context), question.clone());
             async move { context.look_up_records(&question).await }
         };
-        match old {
-            None => self.records.look_up(&question, client, ask).await,
-            Some(old) => self.records.look_up_or(&question, client, old, ask).await,
-        }
-    }
-
-    fn known_records(&self, question: &RecordQuestion) -> AtOnce<Records> {
-        if let Some(records) = self.context.records_of_hosts_file(question) {
-            return AtOnce::Settled(Ok(records));
-        }
-        self.records.at_once(question, || self.context.is_failing(&question.name))
+        self.records.look_up_or(&question, client, old, ask).await
     }
 
     /// The same, from the upstreams, whatever is known; but not of a name that was answered a moment ago, however many
@@ -263,7 +252,7 @@ impl LookupContext {
     /// The same of a DNS client's question.
     fn records_of_hosts_file(&self, question: &RecordQuestion) -> Option<Records> {
         let Answers { addresses, ttl, .. } = self.of_hosts_file(&question.name)?;
-        let name = records::absolute(&question.name).ok()?;
+        let name = absolute(&question.name).ok()?;
         let of_kind = addresses.into_iter().filter_map(|ip| match (ip, question.kind) {
             (IpAddr::V4(ip), RecordType::A) => Some(RData::A(ip.into())),
             (IpAddr::V6(ip), RecordType::AAAA) => Some(RData::AAAA(ip.into())),
@@ -307,10 +296,13 @@ impl LookupContext {
 
     /// An absence is an answer here, with its own time.
     async fn ask_records(&self, question: &RecordQuestion) -> Result<(RecordSet, Duration), Failure> {
-        let name = records::absolute(&question.name).map_err(|error| Failure::of(Reason::BadDns, &error))?;
+        let name = absolute(&question.name).map_err(|error| Failure::of(Reason::BadDns, &error))?;
         let group = self.upstreams.group_for(&question.name);
         let query = Query::query(name, question.kind);
-        let negative = |absence: &Absence| self.negative_life(absence.ttl);
+        let absent = |code, absence: Absence| {
+            let life = self.negative_life(absence.ttl);
+            (RecordSet::absent(code, absence), life)
+        };
         match group.lookup(query, Instant::now() + self.limits.deadline).await {
             Ok(response) => {
                 let DnsSettings { min_ttl, max_ttl, .. } = self.settings;
@@ -319,14 +311,8 @@ impl LookupContext {
                 let life = set.shortest().unwrap_or(min_ttl);
                 Ok((set, life))
             }
-            Err(Unanswered { trouble: Trouble::NoName(absence), .. }) => {
-                let life = negative(&absence);
-                Ok((RecordSet::absent(ResponseCode::NXDomain, absence), life))
-            }
-            Err(Unanswered { trouble: Trouble::NoRecord(absence), .. }) => {
-                let life = negative(&absence);
-                Ok((RecordSet::absent(ResponseCode::NoError, absence), life))
-            }
+            Err(Unanswered { trouble: Trouble::NoName(absence), .. }) => Ok(absent(ResponseCode::NXDomain, absence)),
+            Err(Unanswered { trouble: Trouble::NoRecord(absence), .. }) => Ok(absent(ResponseCode::NoError, absence)),
             Err(unanswered) => Err(unanswered.into()),
         }
     }
@@ -358,7 +344,7 @@ impl LookupContext {
     async fn ask(&self, name: &HostName) -> Result<Answers, Failure> {
         let group = &self.upstreams.group_for(name);
         let deadline = self.limits.deadline;
-        let question = records::absolute(name).map_err(|error| Failure::of(Reason::BadDns, &error))?;
+        let question = absolute(name).map_err(|error| Failure::of(Reason::BadDns, &error))?;
         let v4 = one_family(group, &question, RecordType::A, deadline);
         let v6 = one_family(group, &question, RecordType::AAAA, deadline);
         tokio::pin!(v4, v6);

@@ -84,7 +84,7 @@ impl Source {
         let waits = self.began.differs(&settings);
         let (cuts, watches) = (settings.rules.cuts, settings.rules.watches);
         let policy = Policy::of(std::mem::take(&mut settings.rules), Arc::clone(&self.own));
-        if self.began.answers_dns() {
+        if self.began.nameservers().next().is_some() {
             policy.prepare_for_questions();
         }
         (files, Ok(Fresh { cuts, watches, policy, waits, warnings: settings.warnings.len() }))

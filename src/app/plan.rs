@@ -24,8 +24,8 @@ pub fn next_hop(settings: &Settings, known: Known<'_>) -> Option<Plan> {
     let tproxy: Vec<(SocketAddr, bool)> = tproxy.collect();
     let takes_v4 = |bind: &SocketAddr| bind.is_ipv4() || bind.ip().is_unspecified();
     let binds = || tproxy.iter().map(|(bind, _)| *bind);
-    let asked = || settings.listeners.iter().filter(|l| l.kind == ListenerKind::Dns).map(|l| l.bind);
     let reachable = |bind: &SocketAddr| !bind.ip().is_loopback();
+    let asked = || settings.nameservers().map(|listener| listener.bind).filter(reachable);
     let doors = settings.listeners.iter().map(|listener| listener.bind);
     Some(Plan {
         clients: Addresses::of(&part.clients),
@@ -34,8 +34,8 @@ pub fn next_hop(settings: &Settings, known: Known<'_>) -> Option<Plan> {
         own: Addresses::of(&settings.own_addresses).spelled(rules.nat64),
         listeners: [binds().find(takes_v4), binds().find(SocketAddr::is_ipv6)],
         doors: doors.filter(reachable).collect(),
-        nameservers: [asked().filter(reachable).find(takes_v4), asked().filter(reachable).find(SocketAddr::is_ipv6)],
-        udp_doors: asked().filter(reachable).collect(),
+        nameservers: [asked().find(takes_v4), asked().find(SocketAddr::is_ipv6)],
+        udp_doors: asked().collect(),
         health: settings.health.filter(|bind| !bind.ip().is_loopback()),
         probes: Addresses::of(settings.health_from.iter().flatten()),
         flows_per_client: part.flows_per_client,

@@ -42,7 +42,7 @@ impl Screen {
                 let only = protocol.map_or_else(String::new, |protocol| format!(", {} only", protocol.as_str()));
                 format!("sni          {}  (to port {port}{only}{})", l.bind, behind(l))
             }
-            ListenerKind::Dns => format!("dns          {}  (UDP and TCP)", l.bind),
+            ListenerKind::Dns => format!("dns          {}  (answers clients, UDP and TCP)", l.bind),
             ListenerKind::Transparent { capture, .. } => {
                 let how = match capture {
                     Capture::Tproxy => "routed traffic, by TPROXY",

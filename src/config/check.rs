@@ -68,7 +68,8 @@ pub(super) fn settings(
     let admin = file::present(written.admin.as_ref());
     let admin = admin.and_then(|part| out.keep("admin.bind", socket(&part.bind)));
     let (health, health_from) = health(out, written.health.as_ref(), has_clients);
-    let (dns, nameserver) = (dns(out, &written.dns), nameserver(out, &written, &listeners));
+    let dns = dns(out, &written.dns);
+    let nameserver = nameserver(out, &written, &listeners, dns.negative_ttl);
     let rules = rules::rules(out, &written.policy, &written.dns);
     let own_addresses = out.nets("own_addresses", &written.own_addresses);
     let binds = one_socket_each(out, &listeners, admin, health);

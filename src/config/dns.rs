@@ -1,6 +1,7 @@
 //! The servers that names are asked of, and how DNS clients are answered.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use hickory_proto::rr::RecordType;
 
@@ -56,6 +57,7 @@ pub(super) fn nameserver(
     out: &mut Findings<'_>,
     written: &file::File,
     listeners: &[(ListenerSettings, String)],
+    refused_ttl: Duration,
 ) -> NameserverSettings {
     let dns = &written.dns;
     let only_there = [
@@ -79,19 +81,13 @@ pub(super) fn nameserver(
             out.fault(&format!("learn.{key}"), message);
         }
     }
-    let binds: Vec<SocketAddr> = listeners
-        .iter()
-        .filter(|(listener, _)| listener.kind == ListenerKind::Dns)
-        .map(|(listener, _)| listener.bind)
-        .collect();
     let zones = dns.zones.iter().map(|(zone, texts)| (format!("dns.zones.{zone}"), texts));
     for (path, texts) in zones.chain([("dns.upstreams".to_owned(), &dns.upstreams)]) {
         for (at, server) in texts.iter().enumerate().filter_map(|(at, text)| Some((at, upstream(text).ok()?))) {
-            let is_own = |bind: &SocketAddr| {
-                bind.port() == server.port
-                    && (bind.ip() == server.ip || (bind.ip().is_unspecified() && server.ip.is_loopback()))
-            };
-            if server.transport == DnsTransport::Plain && binds.iter().any(is_own) {
+            // Which other addresses are this machine's is known at start.
+            let place = SocketAddr::new(server.ip, server.port);
+            let is_own = |(listener, _): &(ListenerSettings, String)| listener.answers_at(place, |ip| ip.is_loopback());
+            if server.transport == DnsTransport::Plain && listeners.iter().any(is_own) {
                 let message = "is egret's own `dns` listener, so it would ask itself; write another server";
                 out.fault(&format!("{path}[{at}]"), message);
             }
@@ -105,7 +101,7 @@ pub(super) fn nameserver(
     let kinds = kinds.filter_map(|(at, text)| out.keep(&format!("dns.types[{at}]"), kind(text))).collect();
     NameserverSettings {
         refused,
-        refused_ttl: duration(out, "dns.negative_ttl", dns.negative_ttl.as_deref(), 10, Bounds::Zero),
+        refused_ttl,
         forwarders: out.nets("dns.forwarders", &dns.forwarders),
         local_ranges: out.nets("dns.local_ranges", &dns.local_ranges),
         keeps_chain: dns.chain == Some(file::DnsChain::Keep),

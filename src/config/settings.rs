@@ -48,10 +48,9 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Whether some listener answers DNS clients.
-    #[must_use]
-    pub fn answers_dns(&self) -> bool {
-        self.listeners.iter().any(|listener| listener.kind == ListenerKind::Dns)
+    /// The listeners that answer DNS clients.
+    pub fn nameservers(&self) -> impl Iterator<Item = &ListenerSettings> {
+        self.listeners.iter().filter(|listener| listener.kind == ListenerKind::Dns)
     }
 
     /// The kernel's part, where others' traffic is routed here.

@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_millis(1800);
 /// Questions of one kind.
 #[derive(Debug)]
 pub(super) struct Lookups<K, V> {
-    pub(super) cache: Arc<Cache<K, V>>,
+    cache: Arc<Cache<K, V>>,
     pending: PendingLookups<K, V>,
     /// How many look-ups there may be (`limits.lookups`): each takes sockets that no connection is counted for.
     budget: Arc<Budget>,
@@ -48,9 +48,8 @@ pub(super) struct Lookups<K, V> {
 #[derive(Debug)]
 pub(super) enum AtOnce<V> {
     Settled(Result<V, NoAnswer>),
-    /// For want of a new answer only.
-    Old(V),
-    Nothing,
+    /// Servers must be asked. What is old will do for want of a new answer.
+    Open(Option<V>),
 }
 
 impl<K: Question, V: Keepable> Lookups<K, V> {
@@ -73,12 +72,12 @@ impl<K: Question, V: Keepable> Lookups<K, V> {
                 self.metrics.dns_stale();
                 AtOnce::Settled(Ok(answer))
             }
-            Known::Stale(answer, _) => AtOnce::Old(answer),
-            Known::Nothing => AtOnce::Nothing,
+            Known::Stale(answer, _) => AtOnce::Open(Some(answer)),
+            Known::Nothing => AtOnce::Open(None),
         }
     }
 
-    /// A new answer, or the old one where none is to be had in time. An absence is as good as a new answer.
+    /// A new answer, or an old one where there is one and no new one is to be had in time. An absence is as good as a new answer.
     ///
     /// # Errors
     /// As [`Lookups::look_up`].
@@ -86,12 +85,13 @@ impl<K: Question, V: Keepable> Lookups<K, V> {
         &self,
         question: &K,
         client: IpAddr,
-        old: V,
+        old: Option<V>,
         ask: impl Fn() -> F,
     ) -> Result<V, Refusal>
     where
         F: Future<Output = Result<V, NoAnswer>> + Send + 'static,
     {
+        let Some(old) = old else { return self.look_up(question, client, ask).await };
         let refusal = match timeout(PATIENCE, self.look_up(question, client, ask)).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(refusal)) => Some(refusal),

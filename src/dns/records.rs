@@ -13,9 +13,9 @@ use egret_core::name::HostName;
 
 /// One question, as servers are asked it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct RecordQuestion {
-    pub name: HostName,
-    pub kind: RecordType,
+pub(super) struct RecordQuestion {
+    pub(super) name: HostName,
+    pub(super) kind: RecordType,
 }
 
 impl Question for RecordQuestion {
@@ -84,6 +84,9 @@ impl RecordSet {
 }
 
 /// A name as servers are asked for it: with a final dot, so that no search list ever applies.
-pub(super) fn absolute(name: &HostName) -> Result<Name, String> {
+///
+/// # Errors
+/// What is wrong with it, which no host's name comes to.
+pub fn absolute(name: &HostName) -> Result<Name, String> {
     Name::from_ascii(format!("{name}.")).map_err(|error| error.to_string())
 }

@@ -96,7 +96,7 @@ impl Client {
                 let dst = self.original_dst.ok_or_else(|| Refusal::new(Reason::NoOriginalDst, Stage::Claim))?;
                 Ok(self.claimed(Target::Address(dst), dst.0.port(), Via::Intercepted, None))
             }
-            // Questions are no connections.
+            // A question is not a connection: it does not come here.
             (None, ListenerKind::Dns) => Err(Refusal::new(Reason::Internal, Stage::Claim)),
             (None, ListenerKind::Forward) => match self.first_byte(limits.until).await? {
                 socks5::VERSION => self.claim_socks(limits).await,

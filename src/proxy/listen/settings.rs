@@ -1,6 +1,6 @@
 //! What a configuration says of listeners.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -34,6 +34,15 @@ impl ListenerSettings {
     #[must_use]
     pub fn name(&self) -> String {
         format!("{}:{}", self.kind.as_str(), self.bind)
+    }
+
+    /// Whether a question sent to this place comes to it.
+    #[must_use]
+    pub fn answers_at(&self, place: SocketAddr, is_local: impl Fn(IpAddr) -> bool) -> bool {
+        let takes_all = self.bind.ip().is_unspecified();
+        self.kind == ListenerKind::Dns
+            && self.bind.port() == place.port()
+            && (self.bind.ip() == place.ip() || (takes_all && is_local(place.ip())))
     }
 
     /// Whether clients must identify themselves.

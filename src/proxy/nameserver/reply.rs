@@ -6,7 +6,10 @@ use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, Record, RecordType};
 
 use egret_core::outcome::Reason;
-use egret_core::wire::dns::{DnsQuery, HEADER, lives};
+use egret_core::wire::dns::{
+    CHECKING_DISABLED, DNSSEC_OK, DnsQuery, HEADER, IS_RESPONSE, OPT, RECURSION_AVAILABLE, RECURSION_DESIRED,
+    TRUNCATED, lives,
+};
 
 /// The largest answer that is sent over UDP (DNS flag day 2020): a larger one would travel in fragments.
 pub(super) const MOST_OVER_UDP: u16 = 1232;
@@ -15,15 +18,6 @@ const LONGEST_TEXT: usize = 160;
 /// How long a stale answer may be used, in seconds (RFC 8767 §4).
 const STALE_LIFE: u32 = 30;
 
-/// In the header's second word (RFC 1035 §4.1.1, RFC 4035 §3.2).
-const IS_RESPONSE: u16 = 0x8000;
-const TRUNCATED: u16 = 0x0200;
-const RECURSION_DESIRED: u16 = 0x0100;
-const RECURSION_AVAILABLE: u16 = 0x0080;
-const CHECKING_DISABLED: u16 = 0x0010;
-/// RFC 6891 §6.1.2, and RFC 3225 §3 in its last sixteen bits.
-const OPT: u16 = 41;
-const DNSSEC_OK: u16 = 0x8000;
 /// RFC 8914 §2: the number of the option.
 const EXTENDED_ERROR: u16 = 15;
 

@@ -107,10 +107,10 @@ impl Policy {
                 let literal = answers.addresses.first().map(|ip| guard::effective(*ip, self.nat64));
                 let is_learned = literal.is_some_and(|ip| rule.kept.iter().any(|name| known.has(name, ip)));
                 let prefix = literal.and_then(|ip| rule.destinations.longest(ip));
-                let learned = rule.reach.clone();
-                let learned = if is_learned { learned } else { Reach { public: false, prefixes: Vec::new() } };
-                let prefixes = learned.prefixes.into_iter().chain(prefix).collect();
-                Some(Cow::Owned(Reach { prefixes, ..learned }))
+                let nowhere = Reach { public: false, prefixes: Vec::new() };
+                let mut reach = if is_learned { rule.reach.clone() } else { nowhere };
+                reach.prefixes.extend(prefix);
+                Some(Cow::Owned(reach))
             }
         }
     }

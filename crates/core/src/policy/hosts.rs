@@ -145,6 +145,14 @@ impl HostIndex {
         id
     }
 
+    /// Whether some pattern matches.
+    #[must_use]
+    pub fn lists(&self, name: &HostName) -> bool {
+        let mut is_listed = false;
+        self.matches(name, |_| is_listed = true);
+        is_listed
+    }
+
     /// Number of patterns.
     #[must_use]
     pub const fn len(&self) -> usize {

@@ -78,9 +78,7 @@ impl Policy {
     /// Whether some pattern lists names under this one, so that it exists, however little there is at it.
     #[must_use]
     pub fn is_above_listed(&self, name: &HostName) -> bool {
-        let mut is_above = false;
-        self.above().matches(name, |_| is_above = true);
-        is_above
+        self.above().lists(name)
     }
 
     /// Does now what the first question would have to wait for.

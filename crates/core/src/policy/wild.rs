@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use super::hosts::HostIndex;
-use crate::name::HostName;
 use crate::rule::{LearnedName, NetRule, Reach};
 
 /// The wildcards of one network rule, and where its names may lead.
@@ -27,13 +26,7 @@ impl Wild {
     /// Whether addresses that were learned for a name are the rule's.
     #[must_use]
     pub fn covers(&self, name: &LearnedName) -> bool {
-        *name.reach() == self.reach && self.lists(name.name())
-    }
-
-    fn lists(&self, name: &HostName) -> bool {
-        let mut is_listed = false;
-        self.index.matches(name, |_| is_listed = true);
-        is_listed
+        *name.reach() == self.reach && self.index.lists(name.name())
     }
 
     fn texts(&self) -> impl Iterator<Item = &str> {

@@ -13,25 +13,24 @@ pub const HEADER: usize = 12;
 /// RFC 1035 §2.3.4: the octets of a name on the wire.
 const LONGEST_NAME: usize = 255;
 /// RFC 6891 §6.1.1.
-const OPT: u16 = 41;
+pub const OPT: u16 = 41;
 /// RFC 6891 §6.2.3: the least that a client with EDNS takes.
 const LEAST_PAYLOAD: u16 = 512;
 
 /// In the header's second word (RFC 1035 §4.1.1, RFC 4035 §3.2).
-const IS_RESPONSE: u16 = 0x8000;
-const RECURSION_DESIRED: u16 = 0x0100;
-const AUTHENTIC: u16 = 0x0020;
-const CHECKING_DISABLED: u16 = 0x0010;
+pub const IS_RESPONSE: u16 = 0x8000;
+pub const TRUNCATED: u16 = 0x0200;
+pub const RECURSION_DESIRED: u16 = 0x0100;
+pub const RECURSION_AVAILABLE: u16 = 0x0080;
+pub const CHECKING_DISABLED: u16 = 0x0010;
 /// In an OPT record's last sixteen bits (RFC 3225 §3).
-const DNSSEC_OK: u16 = 0x8000;
+pub const DNSSEC_OK: u16 = 0x8000;
 
 /// One question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DnsQuery {
     pub id: u16,
     pub recursion_desired: bool,
-    /// The client understands AD in the answer (RFC 6840 §5.7).
-    pub authentic_data: bool,
     pub checking_disabled: bool,
     pub name: Name,
     pub kind: u16,
@@ -115,7 +114,6 @@ impl DnsQuery {
         Ok(Self {
             id,
             recursion_desired: flags & RECURSION_DESIRED != 0,
-            authentic_data: flags & AUTHENTIC != 0,
             checking_disabled: flags & CHECKING_DISABLED != 0,
             name,
             kind,
@@ -129,11 +127,6 @@ impl DnsQuery {
     #[must_use]
     pub fn udp_room(&self, most: u16) -> usize {
         usize::from(self.edns.map_or(LEAST_PAYLOAD, |edns| edns.payload.min(most)))
-    }
-
-    #[must_use]
-    pub fn dnssec_ok(&self) -> bool {
-        self.edns.is_some_and(|edns| edns.dnssec_ok)
     }
 }
 
@@ -239,7 +232,7 @@ mod tests {
         let query = DnsQuery::read(&bytes).unwrap();
         assert_eq!(query.name, Name::Host(HostName::from_wire(b"a.example").unwrap()));
         assert_eq!((query.id, query.kind, query.class), (0xabcd, 28, 1));
-        assert!(query.recursion_desired && query.authentic_data && query.checking_disabled && query.dnssec_ok());
+        assert!(query.recursion_desired && query.checking_disabled && query.edns.unwrap().dnssec_ok);
         assert_eq!(&bytes[query.question.clone()], QUESTION, "with the client's own letters");
         assert_eq!((query.udp_room(4096), query.udp_room(1000)), (1232, 1000));
         let plain = DnsQuery::read(&message(0, [1, 0, 0, 0], &[QUESTION])).unwrap();
