@@ -143,12 +143,12 @@ impl AccessLog {
         self.sender.write_if_room(line);
     }
 
-    /// Writes down a refused question. No client waits for such a line: it is written where there is room.
+    /// Writes down a refused question, or with no name a message or connection without one. No client waits for such a line: it is written where there is room.
     pub fn dns(
         &self,
         listener: &Arc<str>,
         client: ClientAddr,
-        name: &QuestionName<'_>,
+        name: Option<&QuestionName<'_>>,
         since: Instant,
         refusal: &Refusal,
     ) {
@@ -171,11 +171,12 @@ impl AccessLog {
             ..Line::default()
         });
         match name {
-            QuestionName::Name(name) => {
+            Some(QuestionName::Name(name)) => {
                 line.name = Some(name.as_str().into());
                 line.name_source = Some("dns");
             }
-            QuestionName::Raw(raw) => line.name_raw = Some(escape(raw).into()),
+            Some(QuestionName::Raw(raw)) => line.name_raw = Some(escape(raw).into()),
+            None => {}
         }
         line.deny(refusal);
         self.sender.write_if_room(line);

@@ -22,14 +22,14 @@ use moka::sync::Cache;
 use tokio::time::Instant;
 
 use super::services::Services;
-use crate::budget::Budget;
+use crate::budget::{Budget, Share};
 use crate::dns::Records;
 use crate::record::QuestionName;
 use egret_core::claim::{ClientAddr, Source, network_of};
 use egret_core::name::HostName;
 use egret_core::outcome::{Hint, Reason, Refusal, Stage};
 use egret_core::policy::{MatchedRule, Policy, QuestionClearance};
-use egret_core::wire::dns::{DnsQuery, Name};
+use egret_core::wire::dns::{DnsQuery, Name, Unreadable};
 use novelty::Novelty;
 use reply::{ExtendedError, MOST_OVER_UDP, Reply};
 use settings::{NameserverSettings, RefusedNames};
@@ -96,6 +96,8 @@ struct Judged {
     policy: Arc<Policy>,
     clearance: QuestionClearance,
     kind: RecordType,
+    /// Whose question it is: a client's, or where many ask through one forwarder, that of the name.
+    holder: IpAddr,
     /// What its answer is kept as; `None`: it is not.
     key: Option<ReadyKey>,
     since: Instant,
@@ -141,7 +143,7 @@ impl Nameserver {
     /// Asks servers.
     async fn ask(&self, judged: &Judged, query: &DnsQuery, message: &[u8], client: SocketAddr) -> Answer {
         let client = ClientAddr(client);
-        match self.resolve(judged, client).await {
+        match self.resolve(judged).await {
             Ok(answer) => {
                 self.services.access_log.metrics().dns_answered();
                 answer
@@ -150,13 +152,40 @@ impl Nameserver {
         }
     }
 
-    /// Whose question it is: a client's, or where many ask through one forwarder, that of the name.
-    fn holder(&self, query: &DnsQuery, client: SocketAddr) -> IpAddr {
-        let client = ClientAddr(client).ip();
-        match &query.name {
-            Name::Host(name) if self.settings.is_forwarder(client) => self.teacher.holder_of(name.as_str()),
-            _ => client,
+    /// Room for a question that is asked of servers; `None` where its holder, or all together, have too many.
+    fn room_for(&self, judged: &Judged) -> Option<Share> {
+        let mut share = self.questions.share(judged.holder);
+        share.grow(1).is_ok().then_some(share)
+    }
+
+    /// Asks servers for as long as the question keeps its room, and writes at most `room` bytes.
+    async fn reply(
+        &self,
+        (judged, share): (&Judged, Share),
+        query: &DnsQuery,
+        message: &[u8],
+        client: SocketAddr,
+        room: usize,
+    ) -> Vec<u8> {
+        let eviction = share.eviction();
+        tokio::select! {
+            answer = self.ask(judged, query, message, client) => answer.write(query, message, room),
+            () = eviction.evicted() => self.busy(query, message, client),
         }
+    }
+
+    /// What the sender of a message that holds no question reads, if anything.
+    fn unreadable(&self, unreadable: Unreadable, client: SocketAddr) -> Option<Vec<u8>> {
+        let reply = unreadable.reply()?;
+        let refusal = Refusal::new(Reason::BadRequest, Stage::Claim);
+        self.services.access_log.dns(&self.name, ClientAddr(client), None, Instant::now(), &refusal);
+        Some(reply.to_vec())
+    }
+
+    /// A connection that finds no room.
+    fn full(&self, client: SocketAddr) {
+        let refusal = Refusal::new(Reason::TooManyConnections, Stage::Limit);
+        self.services.access_log.dns(&self.name, ClientAddr(client), None, Instant::now(), &refusal);
     }
 
     /// There are too many questions of this client, or of all.
@@ -195,16 +224,16 @@ impl Nameserver {
         {
             return Err(unanswered(too_many_new(&clearance)));
         }
-        Ok(Prompt::Ask(Box::new(Judged { policy, clearance, kind, key, since })))
+        let holder =
+            if self.settings.is_forwarder(client.ip()) { self.teacher.holder_of(name.as_str()) } else { client.ip() };
+        Ok(Prompt::Ask(Box::new(Judged { policy, clearance, kind, holder, key, since })))
     }
 
     /// Asks servers, and keeps the answer for clients of the same class.
-    async fn resolve(&self, judged: &Judged, client: ClientAddr) -> Result<Answer, Denial> {
-        let Judged { policy, clearance, kind, key, .. } = judged;
+    async fn resolve(&self, judged: &Judged) -> Result<Answer, Denial> {
+        let Judged { policy, clearance, kind, holder, key, .. } = judged;
         let name = clearance.name();
-        let holder =
-            if self.settings.is_forwarder(client.ip()) { self.teacher.holder_of(name.as_str()) } else { client.ip() };
-        let records = self.services.dns.records(clearance, *kind, holder).await.map_err(unanswered)?;
+        let records = self.services.dns.records(clearance, *kind, *holder).await.map_err(unanswered)?;
         if may_be_told(clearance).is_some() && records.set.code == ResponseCode::NoError {
             self.novelty.know(name);
         }
@@ -291,7 +320,7 @@ impl Nameserver {
                 QuestionName::Raw(&raw)
             }
         };
-        self.services.access_log.dns(&self.name, client, &name, since, &refusal);
+        self.services.access_log.dns(&self.name, client, Some(&name), since, &refusal);
         Answer::of(reply)
     }
 }

@@ -11,7 +11,7 @@ use hickory_proto::rr::rdata::{A, CNAME, HTTPS, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use crate::support::dns::{Dns, Does};
-use crate::support::{Egret, have, own_ip, run, text};
+use crate::support::{Egret, eventually, have, own_ip, run, text};
 
 const PORT: u16 = 5300;
 
@@ -192,7 +192,7 @@ fn aliases_are_flattened_or_passed_on_and_a_denied_target_spoils_the_answer() {
 }
 
 #[test]
-fn private_addresses_are_answered_where_somebody_lists_their_range() {
+fn private_addresses_are_answered_where_their_range_is_listed() {
     let dns = Dns::start();
     let (private, other): (IpAddr, IpAddr) = ("10.1.0.9".parse().unwrap(), "10.2.0.9".parse().unwrap());
     dns.set("a.web.test", Does::Answer(vec![private])).set("b.web.test", Does::Answer(vec![ip(1), private]));
@@ -289,7 +289,7 @@ fn forwarders_ask_for_every_client_and_other_names_are_answered_where_they_are_l
 }
 
 #[test]
-fn what_is_no_question_has_its_answer() {
+fn messages_without_a_question_are_answered_and_logged() {
     let (dns, raw) = (Dns::start(), |bytes: &[u8]| bytes.to_vec());
     dns.set("a.web.test", Does::Answer(vec![ip(1)]));
     let egret = nameserver(&dns, "");
@@ -301,6 +301,10 @@ fn what_is_no_question_has_its_answer() {
     };
     assert_eq!(changed(2, 0x28), Some((5, 4)), "an update is not implemented");
     assert_eq!(changed(5, 2), Some((0, 1)), "two questions");
+    for n in 0..2 {
+        let line = egret.record_number(n);
+        assert_eq!((&line["event"], &line["reason"], line.get("name")), (&"dns".into(), &"bad_request".into(), None));
+    }
     let chaos = {
         let mut message = good.clone();
         let at = 12 + "a.web.test.".len() + 1 + 3;
@@ -362,6 +366,20 @@ fn many_questions_on_one_connection_are_answered_as_they_come() {
     dns.set("big.web.test", Does::Records(many));
     let cut = ask(&egret, "big.web.test.", RecordType::A);
     assert!(cut.truncation && cut.answers.is_empty(), "over UDP it does not fit");
+}
+
+#[test]
+fn a_connection_without_room_ends_with_a_line() {
+    let dns = Dns::start();
+    dns.set("slow.web.test", Does::Silence);
+    let egret = nameserver(&dns, "limits: { connections_per_client: 1 }");
+    let mut busy = TcpStream::connect((egret.ip, PORT)).unwrap();
+    let bytes = question("slow.web.test.", RecordType::A).to_vec().unwrap();
+    busy.write_all(&[&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], &bytes].concat()).unwrap();
+    eventually("the question has arrived", || dns.asked("slow.web.test") > 0);
+    let mut second = TcpStream::connect((egret.ip, PORT)).unwrap();
+    assert_eq!(second.read(&mut [0; 1]).unwrap_or(0), 0);
+    egret.record("the second", |record| record["event"] == "dns" && record["reason"] == "too_many_connections");
 }
 
 #[test]

@@ -71,7 +71,11 @@ fn world() -> Option<World> {
 
 /// Asks one server for an address over UDP, as the client.
 fn resolve(server: &str, name: &str) -> Result<Ipv4Addr, ResponseCode> {
-    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    resolve_from(Ipv4Addr::UNSPECIFIED, server, name)
+}
+
+fn resolve_from(client: Ipv4Addr, server: &str, name: &str) -> Result<Ipv4Addr, ResponseCode> {
+    let socket = UdpSocket::bind((client, 0)).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(8))).unwrap();
     socket.connect(server).unwrap();
     let mut message = Message::query();
@@ -156,6 +160,46 @@ fn what_is_not_asked_for_any_more_closes_and_what_is_open_goes_on() {
         assert_eq!(tcp(&again, PORT), Ok(()));
     });
     egret.record("the refused flow", |record| record["event"] == "net" && record["port"] == PORT);
+}
+
+#[test]
+fn what_one_client_asked_is_open_for_another_before_its_answer() {
+    let Some(world) = world() else { return };
+    let policy = "
+  application_rules:
+    - { name: verified, fqdns: [\"*.tun.example\"], protocols: [\"https:443\"], destination: verify }
+  network_rules:
+    - { name: tunnel, sources: [10.224.0.11], fqdns: [\"*.tun.example\"], protocols: [\"udp:9001\"] }
+";
+    let _egret = hop(&world, &config(policy, "floor: 60s"));
+    let server = format!("{HOP1}:53");
+    world.at("client", || {
+        ip(&["addr", "add", "10.224.0.11/24", "dev", "eth0"]);
+        let other = Ipv4Addr::new(10, 224, 0, 11);
+        for n in 0..20 {
+            let name = format!("n{n}.tun.example.");
+            // For this one the name is a matter of the proxy alone.
+            resolve(&server, &name).unwrap();
+            let address = resolve_from(other, &server, &name).unwrap();
+            let socket = UdpSocket::bind((other, 0)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            socket.connect((address, PORT)).unwrap();
+            socket.send(b"hello").unwrap();
+            socket.recv(&mut [0; 5]).unwrap_or_else(|error| panic!("{name} at {address}: {error}"));
+        }
+    });
+}
+
+#[test]
+fn a_server_that_a_network_rule_names_is_asked_directly() {
+    let Some(world) = world() else { return };
+    let rule = "    - { name: server, destinations: [20.50.1.1/32], protocols: [\"udp:53\"] }\n";
+    let _egret = hop(&world, &config(&format!("{POLICY}{rule}"), "floor: 60s"));
+    world.at("client", || {
+        let address = resolve("20.50.1.1:53", "not.listed.").unwrap();
+        assert_eq!(address.octets()[..3], [20, 60, 4]);
+    });
+    assert_eq!(world.dns.asked("not.listed"), 1);
 }
 
 #[test]

@@ -47,14 +47,11 @@ impl Judge<'_> {
             return Ok(Shaped { code: set.code, answers: Vec::new(), soa: set.soa.clone(), addresses: Vec::new() });
         }
         let mut addresses: Vec<IpAddr> = records.iter().filter_map(|record| chain::address(record)).collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        if addresses.len() > MAX_ADDRESSES {
-            return Err(in_dns(Reason::BadDns));
-        }
+        unique(&mut addresses).map_err(in_dns)?;
         self.policy.by_answer(self.clearance, &addresses, &self.settings.local_ranges)?;
         let mut answers: Vec<Record> =
             records.into_iter().filter_map(|record| self.record(record, &mut addresses)).collect();
+        unique(&mut addresses).map_err(in_dns)?;
         if self.settings.keeps_chain {
             let aliases = set
                 .answers
@@ -125,7 +122,7 @@ impl Judge<'_> {
         if self.policy.by_answer(self.clearance, &hints, &self.settings.local_ranges).is_err() {
             params.retain(|(key, _)| !matches!(key, SvcParamKey::Ipv4Hint | SvcParamKey::Ipv6Hint));
         } else {
-            addresses.extend(hints.iter().filter(|ip| !addresses.contains(ip)).copied().collect::<Vec<_>>());
+            addresses.append(&mut hints);
         }
         let left: Vec<SvcParamKey> = params.iter().map(|(key, _)| *key).collect();
         for (_, value) in &mut params {
@@ -140,6 +137,13 @@ impl Judge<'_> {
     fn may_ask(self, name: &Name) -> bool {
         host(name).is_some_and(|name| self.policy.by_question(self.clearance.source(), &name).is_ok())
     }
+}
+
+/// Each address once, and not more than an answer may have.
+fn unique(addresses: &mut Vec<IpAddr>) -> Result<(), Reason> {
+    addresses.sort_unstable();
+    addresses.dedup();
+    if addresses.len() > MAX_ADDRESSES { Err(Reason::BadDns) } else { Ok(()) }
 }
 
 /// A name in a record that is a host's.

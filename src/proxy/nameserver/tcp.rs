@@ -31,8 +31,8 @@ pub async fn serve(
     nameserver: Arc<Nameserver>,
     guard: DrainGuard,
 ) {
-    // There is no room: it asks again.
-    let Some(slot) = slot else { return };
+    // It asks again.
+    let Some(slot) = slot else { return nameserver.full(client) };
     let (read, mut write) = stream.into_split();
     let mut messages = Messages { read, buffer: Vec::new() };
     let mut answers: JoinSet<Vec<u8>> = JoinSet::new();
@@ -78,7 +78,7 @@ pub async fn serve(
 /// The reply to one message, behind its length (RFC 1035 §4.2.2); empty where none is due.
 async fn answer(nameserver: &Arc<Nameserver>, message: &[u8], client: SocketAddr) -> Vec<u8> {
     let reply = match DnsQuery::read(message) {
-        Err(unreadable) => unreadable.reply().map(|reply| reply.to_vec()),
+        Err(unreadable) => nameserver.unreadable(unreadable, client),
         Ok(query) => Some(reply_to(nameserver, &query, message, client).await),
     };
     let Some(reply) = reply else { return Vec::new() };
@@ -91,14 +91,9 @@ async fn reply_to(nameserver: &Nameserver, query: &DnsQuery, message: &[u8], cli
         Prompt::Answer(answer) => return answer.write(query, message, u16::MAX.into()),
         Prompt::Ask(judged) => judged,
     };
-    let mut share = nameserver.questions.share(nameserver.holder(query, client));
-    let eviction = share.eviction();
-    if share.grow(1).is_err() {
-        return nameserver.busy(query, message, client);
-    }
-    tokio::select! {
-        answer = nameserver.ask(&judged, query, message, client) => answer.write(query, message, u16::MAX.into()),
-        () = eviction.evicted() => nameserver.busy(query, message, client),
+    match nameserver.room_for(&judged) {
+        Some(share) => nameserver.reply((&judged, share), query, message, client, u16::MAX.into()).await,
+        None => nameserver.busy(query, message, client),
     }
 }
 

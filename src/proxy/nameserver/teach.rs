@@ -26,8 +26,9 @@ const MOST_ACKNOWLEDGED: u64 = 65_536;
 pub(super) struct Teacher {
     services: Arc<Services>,
     settings: NameserverSettings,
-    /// The addresses that the kernel has for a name.
-    acknowledged: Cache<LearnedName, Arc<[IpAddr]>, RandomState>,
+    /// The addresses that a rule has for a name, with all that goes by them. Another rule's lesson is one of its own: what
+    /// the store alone keeps for one rule, the kernel may have to know for another.
+    acknowledged: Cache<(LearnedName, Arc<str>), Arc<[IpAddr]>, RandomState>,
     hasher: RandomState,
     /// What stands for the rule of names that no network rule lists yet: rules have names.
     spare: Arc<str>,
@@ -60,24 +61,26 @@ impl Teacher {
             lessons.push(self.spare(clearance.name()));
         }
         for Lesson { name, rule, by } in lessons {
-            if self.acknowledged.get(&name).is_some_and(|known| addresses.iter().all(|ip| known.contains(ip))) {
+            let key = (name, rule);
+            if self.acknowledged.get(&key).is_some_and(|known| addresses.iter().all(|ip| known.contains(ip))) {
                 continue;
             }
             let (learned, now) = (&self.services.learned, Instant::now().into_std());
+            let (name, rule) = &key;
             match by {
-                LessonUse::Wildcard => learned.learn_for(&rule, &name, addresses, self.settings.stands(ttl), now),
-                LessonUse::Network | LessonUse::Destination => drop(learned.learn(&name, addresses, now)),
+                LessonUse::Wildcard => learned.learn_for(rule, name, addresses, self.settings.stands(ttl), now),
+                LessonUse::Network | LessonUse::Destination => drop(learned.learn(name, addresses, now)),
             }
             if let Some(table) =
-                self.services.table.as_ref().filter(|_| by != LessonUse::Destination && *rule != *self.spare)
-                && let Err(error) = table.follow(&name).await
+                self.services.table.as_ref().filter(|_| by != LessonUse::Destination && **rule != *self.spare)
+                && let Err(error) = table.follow(name).await
             {
                 tracing::warn!(%error, name = %name.name(), "the kernel does not take the addresses: the answer is kept back");
                 let nearest = format!("the kernel did not take the addresses: {error}");
                 return Err(Refusal::new(Reason::Internal, Stage::Network)
                     .with(Hint { nearest: Some(nearest), ..Hint::default() }));
             }
-            self.acknowledged.insert(name, addresses.into());
+            self.acknowledged.insert(key, addresses.into());
         }
         Ok(())
     }

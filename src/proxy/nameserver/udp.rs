@@ -133,7 +133,8 @@ impl Listening {
                 continue;
             }
             let Some(client) = received.address.as_ref().and_then(socket_address) else { continue };
-            let asked = received.cmsgs()?.find_map(|message| match message {
+            let Ok(mut control) = received.cmsgs() else { continue };
+            let asked = control.find_map(|message| match message {
                 ControlMessageOwned::Ipv4PacketInfo(info) => Some(Asked::V4(info)),
                 ControlMessageOwned::Ipv6PacketInfo(info) => Some(Asked::V6(info)),
                 _ => None,
@@ -150,24 +151,19 @@ impl Listening {
         let nameserver = &self.nameserver;
         let query = match DnsQuery::read(message) {
             Ok(query) => query,
-            Err(unreadable) => return unreadable.reply().map(|reply| reply.to_vec()),
+            Err(unreadable) => return nameserver.unreadable(unreadable, ways.client),
         };
         let room = query.udp_room(MOST_OVER_UDP);
         let judged = match nameserver.at_once(&query, message, ways.client) {
             Prompt::Answer(answer) => return Some(answer.write(&query, message, room)),
             Prompt::Ask(judged) => judged,
         };
-        let mut share = nameserver.questions.share(nameserver.holder(&query, ways.client));
-        if share.grow(1).is_err() {
+        let Some(share) = nameserver.room_for(&judged) else {
             return Some(nameserver.busy(&query, message, ways.client));
-        }
+        };
         let (socket, nameserver, message) = (Arc::clone(&self.socket), Arc::clone(nameserver), message.to_vec());
         self.runtime.spawn(async move {
-            let eviction = share.eviction();
-            let reply = tokio::select! {
-                answer = nameserver.ask(&judged, &query, &message, ways.client) => answer.write(&query, &message, room),
-                () = eviction.evicted() => nameserver.busy(&query, &message, ways.client),
-            };
+            let reply = nameserver.reply((&judged, share), &query, &message, ways.client, room).await;
             send(&socket, &reply, ways);
         });
         None
