@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use super::services::Services;
 use crate::budget::{Budget, Share};
-use crate::dns::Records;
+use crate::dns::{Records, absolute};
 use crate::record::QuestionName;
 use egret_core::claim::{ClientAddr, Source, network_of};
 use egret_core::name::HostName;
@@ -254,7 +254,7 @@ impl Nameserver {
         records: &Records,
     ) -> Result<Answer, Denial> {
         let name = clearance.name();
-        let question = absolute(name).ok_or_else(|| unanswered(Refusal::new(Reason::Internal, Stage::Dns)))?;
+        let question = absolute(name).map_err(|_| unanswered(Refusal::new(Reason::Internal, Stage::Dns)))?;
         let judge = Judge { policy, clearance, settings: &self.settings };
         let Shaped { code, answers, soa, addresses } =
             judge.shape(&question, kind, &records.set).map_err(|refusal| {
@@ -296,14 +296,14 @@ impl Nameserver {
     }
 
     fn empty(&self, name: &HostName, code: ResponseCode, soa: Option<Record>) -> Reply {
-        let reply = absolute(name).and_then(|name| Reply::of(&name, RecordType::A, code, Vec::new(), soa));
+        let reply = absolute(name).ok().and_then(|name| Reply::of(&name, RecordType::A, code, Vec::new(), soa));
         reply.unwrap_or_else(|| Reply::bare(code, None))
     }
 
     /// An SOA record of egret's own: for how long clients may keep that there is nothing (RFC 2308 §5).
     fn soa(&self, name: &HostName) -> Option<Record> {
         let ttl = u32::try_from(self.settings.refused_ttl.as_secs()).unwrap_or(u32::MAX);
-        let zone = absolute(name)?.base_name();
+        let zone = absolute(name).ok()?.base_name();
         let [server, mailbox] = ["egret.invalid.", "nobody.invalid."].map(DnsName::from_ascii);
         let soa = SOA::new(server.ok()?, mailbox.ok()?, 1, 3600, 600, 86_400, ttl);
         Some(Record::from_rdata(zone, ttl, RData::SOA(soa)))
@@ -360,10 +360,6 @@ fn too_many_new(clearance: &QuestionClearance) -> Refusal {
 /// There is no answer, for now.
 fn unanswered(refusal: Refusal) -> Denial {
     Denial { reply: Reply::bare(ResponseCode::ServFail, Some(ExtendedError::unanswered(refusal.reason))), refusal }
-}
-
-fn absolute(name: &HostName) -> Option<DnsName> {
-    DnsName::from_ascii(format!("{name}.")).ok()
 }
 
 /// A question's name as text, without its lengths.

@@ -20,6 +20,9 @@ const PORT: u16 = 9001;
 /// Where a forwarder of the fabric's own asks egret.
 const FORWARDER: &str = "10.224.0.1:5353";
 
+/// How long answers may be kept.
+const LIVES: &str = "min_ttl: 0s, max_ttl: 1s";
+
 const POLICY: &str = "
   network_rules:
     - { name: tunnel, fqdns: [\"*.tun.example\"], protocols: [\"tcp:9001\", \"udp:9001\"] }
@@ -30,7 +33,7 @@ const POLICY: &str = "
 fn config(policy: &str, learn: &str) -> String {
     format!(
         "listeners:\n  - {{ kind: transparent, bind: \"[::]:3129\", capture: tproxy }}\n  - {{ kind: dns, bind: \"[::]:53\" }}\n\
-         dns: {{ upstreams: [\"20.50.1.1\"], min_ttl: 0s, max_ttl: 1s, forwarders: [\"10.225.1.1\"] }}\n\
+         dns: {{ upstreams: [\"20.50.1.1\"], {LIVES}, forwarders: [\"10.225.1.1\"] }}\n\
          admin: {{ bind: \"127.0.0.1:{ADMIN}\" }}\nhealth: {{ bind: \"[::]:9902\" }}\n\
          netfilter: {{ clients: [10.224.0.0/16, \"fd00:224::/64\"], interfaces: [lan] }}\n\
          limits: {{ dns_new_names: 1000000 }}\n\
@@ -122,19 +125,23 @@ fn forwarder(world: &World) -> Server {
 #[test]
 fn an_answer_is_open_before_its_client_has_it() {
     let Some(world) = world() else { return };
-    let _egret = hop(&world, &config(POLICY, "floor: 10s, grace: 5s"));
     let _forwarder = forwarder(&world);
     let direct = format!("{HOP1}:53");
-    world.at("client", || {
-        for (way, server) in [("direct", direct.as_str()), ("forwarded", FORWARDER)] {
-            let fresh = |n: usize| format!("n{n}.{way}.tun.example.");
-            assert_eq!(rounds(server, (0..300).map(fresh), tcp), 0, "{way}, TCP");
-            assert_eq!(rounds(server, (300..600).map(fresh), udp), 0, "{way}, UDP");
-            // The same names again, at other addresses when they are asked for anew.
-            assert_eq!(rounds(server, (0..900).map(|n| fresh(n % 7)), udp), 0, "{way}, in turns");
-        }
-        assert_eq!(rounds(&direct, (0..50).map(|_| "exact.example.".to_owned()), udp), 0, "an exact name");
-    });
+    let learn = config(POLICY, "floor: 10s, grace: 5s");
+    // Ten thousand rounds, all in all. Clients read whole seconds: 1ms is a life of 0.
+    for ttl in ["1ms", "1s", "5s"] {
+        let _egret = hop(&world, &learn.replace(LIVES, &format!("min_ttl: {ttl}, max_ttl: {ttl}")));
+        world.at("client", || {
+            for (way, server) in [("direct", direct.as_str()), ("forwarded", FORWARDER)] {
+                let fresh = |n: usize| format!("n{n}.{way}.t{ttl}.tun.example.");
+                assert_eq!(rounds(server, (0..550).map(fresh), tcp), 0, "{way}, TCP, {ttl}");
+                assert_eq!(rounds(server, (550..1100).map(fresh), udp), 0, "{way}, UDP, {ttl}");
+                // The same names again, at other addresses when they are asked for anew.
+                assert_eq!(rounds(server, (0..600).map(|n| fresh(n % 7)), udp), 0, "{way}, in turns, {ttl}");
+            }
+            assert_eq!(rounds(&direct, (0..50).map(|_| "exact.example.".to_owned()), udp), 0, "an exact name, {ttl}");
+        });
+    }
 }
 
 #[test]
