@@ -84,10 +84,11 @@ fn refusal(services: &Services, refused: &Refused) -> Refusal {
     }
     let question = Question { subject, source: Source::at(packet.from.ip()), dst: None, alpn: Vec::new() };
     let explained = policy.explain_knowing(&question, services.known()).err();
-    // The policy may have changed since.
-    explained
-        .filter(|explained| explained.reason == *reason)
-        .map_or(plain, |explained| Refusal { stage: Stage::Network, ..explained })
+    // The policy may have changed since. The kernel does not know why an address is in no set.
+    let is_same = |explained: &Refusal| {
+        explained.reason == *reason || (*reason, explained.reason) == (Reason::NoRule, Reason::LearnedExpired)
+    };
+    explained.filter(is_same).map_or(plain, |explained| Refusal { stage: Stage::Network, ..explained })
 }
 
 fn log_flows(endings: &Endings, services: &Weak<Services>) {

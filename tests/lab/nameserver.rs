@@ -166,7 +166,11 @@ fn what_is_not_asked_for_any_more_closes_and_what_is_open_goes_on() {
         let again = resolve(&server, "a.tun.example.").unwrap().to_string();
         assert_eq!(tcp(&again, PORT), Ok(()));
     });
-    egret.record("the refused flow", |record| record["event"] == "net" && record["port"] == PORT);
+    let line =
+        egret.record("the refused flow", |record| record["event"] == "net" && record["reason"] == "learned_expired");
+    assert_eq!((&line["rule"], &line["pattern"]), (&"tunnel".into(), &"*.tun.example".into()));
+    assert!(line["nearest"].as_str().unwrap().starts_with("a.tun.example had this address"), "{line}");
+    egret.record("what was never answered", |record| record["reason"] == "no_rule" && record["port"] == PORT);
 }
 
 #[test]

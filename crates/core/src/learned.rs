@@ -46,6 +46,8 @@ struct State {
     names: HashMap<LearnedName, Entry, RandomState>,
     /// Names that no rule keeps.
     others: HashMap<Group, Others, RandomState>,
+    /// The name under a rule's wildcards that an address was answered for last.
+    answered: HashMap<IpAddr, LearnedName, RandomState>,
     next: u64,
 }
 
@@ -117,7 +119,7 @@ impl Learned {
             state.names.insert(name, Entry::default());
         }
         for (name, known) in inherited {
-            state.names.entry(name).or_default().merge(&known, |seen| self.holds(seen, now));
+            state.merge(&name, &known, |seen| self.holds(seen, now));
         }
         for (name, entry) in &mut state.names {
             entry.is_kept = names.contains(name);
@@ -152,18 +154,17 @@ impl Learned {
             entry.until = Some(entry.until.map_or(until, |before| before.max(until)));
         }
         let seen: Vec<Seen> = found.iter().map(|ip| (*ip, now)).collect();
-        if entry.merge(&seen, |seen| self.holds(seen, now)) {
+        if state.merge(name, &seen, |seen| self.holds(seen, now)) {
             self.changes.fetch_add(1, Ordering::Relaxed);
         }
+        state.answered.extend(found.iter().map(|ip| (*ip, name.clone())));
         state.settle(name, now);
     }
 
     /// Takes in what is known elsewhere, with its times; whether any of it is new. An address keeps the later of its times.
     pub fn merge(&self, name: &LearnedName, known: &[Seen], now: Instant) -> bool {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let state = &mut *state;
-        let entry = state.names.entry(name.clone()).or_default();
-        let is_new = entry.merge(known, |seen| self.holds(seen, now));
+        let is_new = state.merge(name, known, |seen| self.holds(seen, now));
         state.settle(name, now);
         if is_new {
             self.changes.fetch_add(1, Ordering::Relaxed);
@@ -192,10 +193,7 @@ impl Learned {
 }
 
 impl Entry {
-    /// Takes in addresses; whether any is new.
-    fn merge(&mut self, known: &[Seen], holds: impl Fn(Instant) -> bool) -> bool {
-        self.addresses.retain(|(_, seen)| holds(*seen));
-        let before: HashSet<IpAddr> = self.addresses.iter().map(|(ip, _)| *ip).collect();
+    fn merge(&mut self, known: &[Seen], holds: impl Fn(Instant) -> bool) {
         self.addresses.extend(known);
         // Of several times of one address, the last one.
         self.addresses.sort_by_key(|(ip, seen)| (*ip, Reverse(*seen)));
@@ -203,11 +201,26 @@ impl Entry {
         self.addresses.retain(|(_, seen)| holds(*seen));
         self.addresses.sort_by_key(|(_, seen)| *seen);
         self.addresses.drain(..self.addresses.len().saturating_sub(MOST_OF_ONE));
-        self.addresses.iter().any(|(ip, _)| !before.contains(ip))
     }
 }
 
 impl State {
+    /// Takes in addresses of a name; whether any is new.
+    fn merge(&mut self, name: &LearnedName, known: &[Seen], holds: impl Fn(Instant) -> bool) -> bool {
+        let entry = self.names.entry(name.clone()).or_default();
+        let before = entry.addresses.clone();
+        entry.merge(known, &holds);
+        let after: HashSet<IpAddr> = entry.addresses.iter().map(|(ip, _)| *ip).collect();
+        forget(&mut self.answered, name, before.iter().map(|(ip, _)| ip).filter(|ip| !after.contains(ip)));
+        let held: HashSet<IpAddr> = before.iter().filter(|(_, seen)| holds(*seen)).map(|(ip, _)| *ip).collect();
+        !after.is_subset(&held)
+    }
+
+    fn remove(&mut self, name: &LearnedName) {
+        let entry = self.names.remove(name).unwrap_or_default();
+        forget(&mut self.answered, name, entry.addresses.iter().map(|(ip, _)| ip));
+    }
+
     /// Counts a name where it belongs, after a change.
     fn settle(&mut self, name: &LearnedName, now: Instant) {
         let Some(entry) = self.names.get_mut(name) else { return };
@@ -221,7 +234,7 @@ impl State {
             return;
         }
         let Some((_, seen)) = entry.addresses.last() else {
-            self.names.remove(name);
+            self.remove(name);
             return;
         };
         self.next += 1;
@@ -232,11 +245,26 @@ impl State {
         let others = self.others.entry(group).or_default();
         others.held += takes;
         others.names.insert(age, (name.clone(), takes));
+        let mut gone = Vec::new();
         while others.held > most
             && let Some((_, (name, takes))) = others.names.pop_first()
         {
             others.held -= takes;
-            self.names.remove(&name);
+            gone.push(name);
+        }
+        gone.iter().for_each(|name| self.remove(name));
+    }
+}
+
+/// These addresses are not a name's any more.
+fn forget<'a>(
+    answered: &mut HashMap<IpAddr, LearnedName, RandomState>,
+    name: &LearnedName,
+    gone: impl IntoIterator<Item = &'a IpAddr>,
+) {
+    for ip in gone {
+        if answered.get(ip) == Some(name) {
+            answered.remove(ip);
         }
     }
 }
@@ -284,6 +312,17 @@ impl<'a> Known<'a> {
         })
     }
 
+    /// The name under a rule's wildcards that an address was answered for last, where it does not stand for it any more.
+    #[must_use]
+    pub fn expired(self, ip: IpAddr) -> Option<HostName> {
+        let (learned, now) = self.0?;
+        let state = learned.state.read().unwrap_or_else(PoisonError::into_inner);
+        let name = state.answered.get(&ip)?;
+        let entry = state.names.get(name)?;
+        let (_, seen) = entry.addresses.iter().find(|(of, _)| *of == ip)?;
+        entry.left(*seen, learned.remember, now).is_zero().then(|| name.name().clone())
+    }
+
     /// The names that no rule keeps, as far as they are wanted.
     #[must_use]
     pub fn others(self, wanted: impl Fn(&LearnedName) -> bool) -> Vec<LearnedName> {
@@ -323,6 +362,32 @@ mod tests {
 
     fn known(learned: &Learned, name: &LearnedName, now: Instant) -> Vec<IpAddr> {
         Known::at(learned, now).of(name).into_iter().map(|(ip, _)| ip).collect()
+    }
+
+    #[test]
+    fn an_address_whose_answer_is_too_old_is_known_as_such() {
+        let (learned, a, b, start) = (Learned::new(DAY), name("a.example"), name("b.example"), start());
+        let (rule, minute) = (Arc::from("rule"), Duration::from_secs(60));
+        let expired = |n, at| Known::at(&learned, at).expired(ip(n)).map(|name| name.to_string());
+        learned.learn_for(&rule, &a, &[ip(1), ip(2)], minute, start);
+        assert_eq!((expired(1, start), expired(3, start)), (None, None), "one that stands, and one that never did");
+        let later = start + 2 * minute;
+        assert_eq!(expired(1, later).as_deref(), Some("a.example"));
+        learned.learn_for(&rule, &b, &[ip(1)], minute, later);
+        assert_eq!(expired(1, later), None, "it stands for another name");
+        assert_eq!(expired(1, later + 2 * minute).as_deref(), Some("b.example"));
+        // What makes room leaves nothing behind.
+        for n in 0..MOST_OF_RULE / NAME {
+            learned.learn_for(&rule, &name(&format!("n{n}.example")), &[ip(9)], minute, later + minute);
+        }
+        assert_eq!((expired(1, later + 2 * minute), expired(2, later + 2 * minute)), (None, None));
+        assert!(learned.state.read().unwrap().answered.len() == 1);
+        // Nor does an address that is remembered no more.
+        let (single, c) = (Learned::new(DAY), name("c.example"));
+        for day in 0..5 {
+            single.learn_for(&rule, &c, &[ip(day)], minute, start + day * 2 * DAY);
+        }
+        assert_eq!(single.state.read().unwrap().answered.len(), 1);
     }
 
     #[test]

@@ -221,10 +221,25 @@ impl Policy {
             (Some(ip), Some(port)) if flow.transport == Transport::Tcp && self.ports.contains_key(&port) => {
                 return Err(self.without_name(ip, port));
             }
-            (Some(ip), _) => self.address_hint(flow, ip, known),
+            (Some(ip), _) => match self.expired(flow, ip, known) {
+                Some(refusal) => return Err(refusal),
+                None => self.address_hint(flow, ip, known),
+            },
             (None, _) => Hint::default(),
         };
         Err(Refusal::new(Reason::NoRule, Stage::Network).with(hint))
+    }
+
+    /// An address that a rule's wildcard led to until the answer's time was over.
+    fn expired(&self, flow: Flow<'_>, ip: IpAddr, known: Known<'_>) -> Option<Refusal> {
+        let name = known.expired(ip)?;
+        let grants = self.net_by_name(flow.source, &name, |rule| rule.takes(flow.transport, flow.port));
+        let MatchedRule { rule, pattern } = self.matched_rule(*grants.first()?);
+        let nearest = format!(
+            "{name} had this address, and no client has asked for the name since learn.floor and learn.grace ended"
+        );
+        let hint = Hint { rule: Some(rule), pattern, nearest: Some(nearest), ..Hint::default() };
+        Some(Refusal::new(Reason::LearnedExpired, Stage::Network).with(hint))
     }
 
     /// Where names are judged, the bytes would have to bring one.
