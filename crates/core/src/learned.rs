@@ -21,7 +21,7 @@ pub const MOST_OF_ONE: usize = 1024;
 /// Addresses of all names that no rule keeps. Clients may ask for names without end under a wildcard: the names longest
 /// unseen go. 32 MiB.
 const MOST_OF_OTHERS: usize = 512 << 10;
-/// The same of names that one rule lists by wildcard: no rule's names make room for another's. 2 MiB.
+/// The same of names that one rule lists by wildcard: no rule's names make room for another's. 4 MiB.
 const MOST_OF_RULE: usize = 32 << 10;
 /// What a name takes beside its addresses, in addresses.
 const NAME: usize = 8;
