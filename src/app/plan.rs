@@ -6,7 +6,7 @@ use crate::config::Settings;
 use crate::netfilter::elements::Addresses;
 use crate::netfilter::plan::{Plan, RuleSets, SPARE};
 use crate::netfilter::sidecar::{Mesh, PodTable, Sidecar, TableFault, User, others};
-use crate::proxy::listen::settings::{Capture, ListenerKind};
+use crate::proxy::listen::settings::{Capture, ListenerKind, ListenerSettings};
 use egret_core::learned::Known;
 
 /// The plan of some settings; `None` where nothing is asked of the kernel.
@@ -54,7 +54,13 @@ pub fn sidecar(settings: &Settings, user: User, mesh: Option<Mesh>) -> Option<Si
     let listener = settings.listeners.iter().find(|listener| listener.kind.captures(Capture::Redirect))?;
     let exempt = settings.netfilter.as_ref().map(|part| Addresses::of(&part.bypass)).unwrap_or_default();
     let others = others(&settings.rules.nets, settings.rules.nat64);
-    Some(Sidecar::new(listener.bind.port(), user, mesh, exempt, others))
+    // What is redirected comes to loopback.
+    let place = |listener: &&ListenerSettings| {
+        let ip = listener.bind.ip();
+        listener.kind == ListenerKind::Dns && (ip.is_unspecified() || ip.is_loopback())
+    };
+    let dns = settings.listeners.iter().find(place).map(|listener| listener.bind.port());
+    Some(Sidecar::new(listener.bind.port(), dns, user, mesh, exempt, others))
 }
 
 /// The table to watch in a pod; `None` where no listener takes redirected connections, or where the table is not egret's.

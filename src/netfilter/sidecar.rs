@@ -1,4 +1,5 @@
-//! The table of a sidecar: the pod's own TCP comes to egret, and other protocols leave by network rules only.
+//! The table of a sidecar: the pod's own TCP and its DNS questions come to egret, and other protocols leave by network rules
+//! only.
 //!
 //! Applied once, before the application starts, by something with CAP_NET_ADMIN; egret itself has no rights then, and
 //! changes nothing. A guard rail for pods whose containers have neither that right nor egret's user: not a boundary
@@ -55,25 +56,30 @@ const LOCAL: &str = "fib daddr type local accept";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sidecar {
     port: u16,
+    /// Where DNS questions are answered; `None`: they leave like everything else.
+    dns: Option<u16>,
     user: User,
     mesh: Option<Mesh>,
     exempt: Addresses,
     others: Vec<Other>,
 }
 
-/// A network rule for what is not TCP.
+/// A network rule for what is not TCP, or for TCP to DNS servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Other {
     denies: bool,
     elements: Elements,
 }
 
-/// What the kernel does for network rules in a sidecar: all but their TCP ports.
+/// The port of DNS questions (RFC 1035 §4.2).
+const DNS: u16 = 53;
+
+/// What the kernel does for network rules in a sidecar: all but their TCP ports, save that of DNS.
 #[must_use]
 pub fn others(nets: &[NetRule], nat64: Option<ipnet::Ipv6Net>) -> Vec<Other> {
     let of = |rule: &NetRule| {
         let mut elements = Elements::of(rule, nat64);
-        elements.ports.retain(|(protocol, ..)| *protocol != TCP);
+        elements.ports.retain(|(protocol, low, high)| *protocol != TCP || (*low..=*high).contains(&DNS));
         Other { denies: rule.action == Action::Deny, elements }
     };
     let mut others: Vec<Other> = nets.iter().map(of).collect();
@@ -220,11 +226,18 @@ const fn made_for(bits: u128) -> (User, u16) {
 }
 
 impl Sidecar {
-    /// The sidecar whose listener has this port: egret's user, the mesh whose proxy comes first, what is left alone, and the rules for
-    /// what is not TCP.
+    /// The sidecar whose listeners have these ports: egret's user, the mesh whose proxy comes first, what is left alone, and the
+    /// rules for what is not TCP.
     #[must_use]
-    pub const fn new(port: u16, user: User, mesh: Option<Mesh>, exempt: Addresses, others: Vec<Other>) -> Self {
-        Self { port, user, mesh, exempt, others }
+    pub const fn new(
+        port: u16,
+        dns: Option<u16>,
+        user: User,
+        mesh: Option<Mesh>,
+        exempt: Addresses,
+        others: Vec<Other>,
+    ) -> Self {
+        Self { port, dns, user, mesh, exempt, others }
     }
 
     /// The table as `nft -f` takes it.
@@ -264,7 +277,7 @@ impl Sidecar {
     /// What the table leads to the listener for egret alone, if it is of this port and these rules.
     fn mark(&self) -> Ipv4Addr {
         let mut hasher = foldhash::quality::FixedState::default().build_hasher();
-        for text in [self.sets().text, self.kernel_rules().join("\n")] {
+        for text in [self.sets().text, self.kernel_rules().join("\n"), self.questions().join("\n")] {
             hasher.write(text.as_bytes());
         }
         hasher.write_u16(self.port);
@@ -278,12 +291,32 @@ impl Sidecar {
         let mut rules: Vec<String> = probes.into();
         rules.extend([format!("{own} accept"), LOCAL.into()]);
         rules.extend(["ip daddr @exempt4 accept".into(), "ip6 daddr @exempt6 accept".into()]);
+        rules.extend(self.questions());
         let sender = match self.mesh {
             None => String::new(),
             // Its ports are the pod's own. What it says to its control plane is judged like everything else.
             Some(Mesh::Istio) => format!("meta skuid {ISTIO_USER} "),
         };
         rules.push(format!("{sender}meta l4proto tcp redirect to :{}", self.port));
+        rules
+    }
+
+    /// DNS questions come to egret, but for those to servers that network rules name.
+    fn questions(&self) -> Vec<String> {
+        let Some(dns) = self.dns else { return Vec::new() };
+        let mut rules = Vec::new();
+        for (number, other) in self.others.iter().enumerate().filter(|(_, other)| !other.denies) {
+            for (protocol, low, high) in &other.elements.ports {
+                let leads = match *protocol {
+                    UDP if (*low..=*high).contains(&DNS) => format!("udp dport {DNS} accept"),
+                    // egret judges it where it judges all TCP.
+                    TCP => format!("tcp dport {DNS} redirect to :{}", self.port),
+                    _ => continue,
+                };
+                rules.extend(families(number).map(|to| format!("{to} {leads}")));
+            }
+        }
+        rules.extend(["udp", "tcp"].map(|protocol| format!("{protocol} dport {DNS} redirect to :{dns}")));
         rules
     }
 
@@ -318,8 +351,7 @@ impl Sidecar {
         let mut rules = Vec::new();
         for (number, other) in self.others.iter().enumerate() {
             let verdict = if other.denies { "reject with icmpx type admin-prohibited" } else { "accept" };
-            for (ip, family) in [("ip", "4"), ("ip6", "6")] {
-                let to = format!("{ip} saddr @from{number}_{family} {ip} daddr @net{number}_{family}");
+            for (ip, to) in ["ip", "ip6"].into_iter().zip(families(number)) {
                 let rule = |ports: &dyn Display| format!("{to} {ports} {verdict}");
                 for (protocol, low, high) in &other.elements.ports {
                     match *protocol {
@@ -333,4 +365,10 @@ impl Sidecar {
         }
         rules
     }
+}
+
+/// What a rule is for, by its number, in IPv4 and in IPv6.
+fn families(number: usize) -> [String; 2] {
+    [("ip", "4"), ("ip6", "6")]
+        .map(|(ip, family)| format!("{ip} saddr @from{number}_{family} {ip} daddr @net{number}_{family}"))
 }

@@ -123,6 +123,39 @@ fn a_pods_own_traffic_is_judged_and_nothing_goes_around() {
     eventually("the refusal", || egret.errors().contains("restart the pod"));
 }
 
+#[test]
+fn a_pods_questions_are_answered_for_what_is_listed_whichever_server_it_asks() {
+    let Some(world) = World::build(Through::One) else { return };
+    open(&world);
+    let servers = "    - { name: server, destinations: [20.50.1.1/32], protocols: [\"udp:53\", \"tcp:53\"] }\n";
+    let policy =
+        POLICY.replace("    - { name: dns, destinations: [10.224.0.1/32], protocols: [\"udp:53\"] }\n", servers);
+    let listener = "{ kind: dns, bind: \"[::]:5353\" }";
+    let config = config(&policy).replace("listeners: [", &format!("listeners: [{listener}, "));
+    apply(&world, &config, &[]);
+    let dig = |server: &str, name: &str, more: &[&str]| {
+        let at = format!("@{server}");
+        let args = [&[&at, name, "+tries=1", "+timeout=3", "+noall", "+comments", "+answer"][..], more].concat();
+        text(&world.at("client", || run("dig", &args)))
+    };
+    assert!(!dig(DECOY, "a.example", &[]).contains("status"), "before egret is there, no question leaves");
+    let egret = sidecar(&world, &config, "1129");
+    for more in [&[][..], &["+tcp"]] {
+        for server in [DECOY, DECOY6] {
+            let said = dig(server, "a.example", more);
+            assert!(said.contains("NOERROR") && said.contains(ORIGIN), "{server} {more:?}: {said}");
+            assert!(dig(server, "not.listed", more).contains("NXDOMAIN"), "{server} {more:?}");
+        }
+    }
+    assert_eq!(world.dns.asked("not.listed"), 0);
+    egret.record("the refused question", |line| line["event"] == "dns" && line["name"] == "not.listed");
+    // A server that network rules name is asked itself, over UDP and TCP.
+    drop(dig("20.50.1.1", "not.listed", &[]));
+    assert!(world.dns.asked("not.listed") > 0);
+    drop(dig("20.50.1.1", "a.example", &["+tcp"]));
+    egret.record("TCP to the server", |line| line["original_dst"] == "20.50.1.1:53" && line["rule"] == "server");
+}
+
 /// Starts egret as [`sidecar`] does where it is expected to give up, and returns what it says.
 fn gives_up(world: &World, config: &str, gid: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
