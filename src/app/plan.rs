@@ -60,7 +60,7 @@ pub fn sidecar(settings: &Settings, user: User, mesh: Option<Mesh>) -> Option<Si
         listener.kind == ListenerKind::Dns && (ip.is_unspecified() || ip.is_loopback())
     };
     let dns = settings.listeners.iter().find(place).map(|listener| listener.bind.port());
-    Some(Sidecar::new(listener.bind.port(), dns, user, mesh, exempt, others))
+    Some(Sidecar { port: listener.bind.port(), dns, user, mesh, exempt, others })
 }
 
 /// The table to watch in a pod; `None` where no listener takes redirected connections, or where the table is not egret's.

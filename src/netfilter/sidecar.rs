@@ -55,13 +55,17 @@ const LOCAL: &str = "fib daddr type local accept";
 /// What the table is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sidecar {
-    port: u16,
+    /// Where TCP is judged.
+    pub port: u16,
     /// Where DNS questions are answered; `None`: they leave like everything else.
-    dns: Option<u16>,
-    user: User,
-    mesh: Option<Mesh>,
-    exempt: Addresses,
-    others: Vec<Other>,
+    pub dns: Option<u16>,
+    /// egret's.
+    pub user: User,
+    /// Whose proxy comes first.
+    pub mesh: Option<Mesh>,
+    /// What is left alone.
+    pub exempt: Addresses,
+    pub others: Vec<Other>,
 }
 
 /// A network rule for what is not TCP, or for TCP to DNS servers.
@@ -226,20 +230,6 @@ const fn made_for(bits: u128) -> (User, u16) {
 }
 
 impl Sidecar {
-    /// The sidecar whose listeners have these ports: egret's user, the mesh whose proxy comes first, what is left alone, and the
-    /// rules for what is not TCP.
-    #[must_use]
-    pub const fn new(
-        port: u16,
-        dns: Option<u16>,
-        user: User,
-        mesh: Option<Mesh>,
-        exempt: Addresses,
-        others: Vec<Other>,
-    ) -> Self {
-        Self { port, dns, user, mesh, exempt, others }
-    }
-
     /// The table as `nft -f` takes it.
     #[must_use]
     pub fn text(&self) -> String {
