@@ -273,6 +273,12 @@ fn service_records_lead_to_tcp_in_the_clear_and_to_listed_names_alone() {
     let none = ask(&egret, "b.web.test.", RecordType::HTTPS);
     assert_eq!((none.response_code, none.answers.len(), none.authorities.len()), (ResponseCode::NoError, 0, 1));
     assert_eq!(shown(&ask(&egret, "_x._tcp.web.test.", RecordType::SRV)), ["_x._tcp.web.test. 1 1 443 a.web.test."]);
+    // Hints are addresses: no answer has more than 256.
+    let hints = (0..257_u32).map(|n| A((0x1400_0000 + n).into())).collect();
+    let hints = vec![(SvcParamKey::Ipv4Hint, SvcParamValue::Ipv4Hint(IpHint(hints)))];
+    let many = RData::HTTPS(HTTPS(SVCB::new(1, Name::root(), hints)));
+    dns.set("many.web.test", Does::Records(vec![record("many.web.test.", 60, many)]));
+    refused(&egret, "many.web.test.", RecordType::HTTPS, ResponseCode::ServFail, "bad_dns");
 }
 
 #[test]
