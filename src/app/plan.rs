@@ -54,12 +54,8 @@ pub fn sidecar(settings: &Settings, user: User, mesh: Option<Mesh>) -> Option<Si
     let listener = settings.listeners.iter().find(|listener| listener.kind.captures(Capture::Redirect))?;
     let exempt = settings.netfilter.as_ref().map(|part| Addresses::of(&part.bypass)).unwrap_or_default();
     let others = others(&settings.rules.nets, settings.rules.nat64);
-    // What is redirected comes to loopback.
-    let place = |listener: &&ListenerSettings| {
-        let ip = listener.bind.ip();
-        listener.kind == ListenerKind::Dns && (ip.is_unspecified() || ip.is_loopback())
-    };
-    let dns = settings.listeners.iter().find(place).map(|listener| listener.bind.port());
+    let takes = |listener: &&ListenerSettings| listener.kind == ListenerKind::Dns && listener.takes_redirected();
+    let dns = settings.listeners.iter().find(takes).map(|listener| listener.bind.port());
     Some(Sidecar { port: listener.bind.port(), dns, user, mesh, exempt, others })
 }
 

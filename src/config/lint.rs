@@ -411,6 +411,11 @@ fn sources_without_a_listener_that_knows_them(out: &mut Findings<'_>, rules: &Ru
         if listener.users.is_some() && listener.tls.is_none() && !listener.bind.ip().is_loopback() {
             out.warn(&format!("listeners[{at}].auth"), "passwords cross the network in the clear; add `tls`");
         }
+        let redirects = listeners.iter().any(|other| other.kind.captures(Capture::Redirect));
+        if redirects && listener.kind == ListenerKind::Dns && !listener.takes_redirected() {
+            let message = "a sidecar's table leads the pod's questions to loopback, so they do not come here; bind [::] or 127.0.0.1";
+            out.warn(&format!("listeners[{at}].bind"), message);
+        }
     }
 }
 

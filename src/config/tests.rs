@@ -55,6 +55,18 @@ fn every_file_that_comes_with_egret_is_clean() {
     }
 }
 
+#[test]
+fn a_pods_questions_come_to_loopback() {
+    let of = |bind: &str| {
+        let text = format!(
+            "listeners:\n  - {{ kind: transparent, bind: \"[::]:3129\", capture: redirect }}\n  - {{ kind: dns, bind: \"{bind}:5353\" }}\n"
+        );
+        said(&text).into_iter().filter(|line| line.contains("loopback")).collect::<Vec<_>>()
+    };
+    assert_eq!([of("[::]"), of("127.0.0.1")], [Vec::<String>::new(), Vec::new()]);
+    assert!(matches!(&*of("10.1.2.3"), [one] if one.starts_with("listeners[1].bind: ")), "{:?}", of("10.1.2.3"));
+}
+
 /// The warnings and notes of a text, with their key paths.
 fn said(text: &str) -> Vec<String> {
     let settings = Settings::from_text(text, "t", Path::new("."), Depth::Lint).expect(text);

@@ -45,6 +45,12 @@ impl ListenerSettings {
             && (self.bind.ip() == place.ip() || (takes_all && is_local(place.ip())))
     }
 
+    /// Whether what a pod's own kernel redirects comes to it: it is led to loopback.
+    #[must_use]
+    pub fn takes_redirected(&self) -> bool {
+        self.bind.ip().is_unspecified() || self.bind.ip().is_loopback()
+    }
+
     /// Whether clients must identify themselves.
     #[must_use]
     pub fn identifies(&self) -> bool {
