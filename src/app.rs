@@ -203,7 +203,8 @@ impl App {
         let redirected = settings.listeners.iter().any(|listener| listener.kind.captures(Capture::Redirect));
         let pod_table = plan::pod_table(&settings)?.map(Arc::new);
         pod_table.as_ref().map_or(Ok(()), |table| table.look())?;
-        let sidecar = redirected.then(|| sidecar::others(&settings.rules.nets, settings.rules.nat64));
+        let leads_questions = settings.pod_nameserver().is_some();
+        let sidecar = redirected.then(|| sidecar::others(&settings.rules.nets, settings.rules.nat64, leads_questions));
         let connections = ConnectionLimit::new(room.connections, limits.connections_per_client);
         let screen_parts = Screen::of(&settings, config, room.connections, connections.per_client());
         let watches = settings.rules.watches;

@@ -75,10 +75,10 @@ impl Source {
             Err(mut error) => return (std::mem::take(&mut error.files), Err(error.to_string())),
         };
         let files = std::mem::take(&mut settings.files);
-        let others = || sidecar::others(&settings.rules.nets, settings.rules.nat64);
+        let leads_questions = self.began.pod_nameserver().is_some();
+        let others = || sidecar::others(&settings.rules.nets, settings.rules.nat64, leads_questions);
         if self.sidecar.as_ref().is_some_and(|before| *before != others()) {
-            let why =
-                "the UDP or ICMP network rules have changed, and a sidecar's table is made only once; restart the pod";
+            let why = "the network rules for UDP, ICMP or DNS servers have changed, and a sidecar's table is made only once; restart the pod";
             return (files, Err(why.to_owned()));
         }
         let waits = self.began.differs(&settings);

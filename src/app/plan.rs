@@ -6,7 +6,7 @@ use crate::config::Settings;
 use crate::netfilter::elements::Addresses;
 use crate::netfilter::plan::{Plan, RuleSets, SPARE};
 use crate::netfilter::sidecar::{Mesh, PodTable, Sidecar, TableFault, User, others};
-use crate::proxy::listen::settings::{Capture, ListenerKind, ListenerSettings};
+use crate::proxy::listen::settings::{Capture, ListenerKind};
 use egret_core::learned::Known;
 
 /// The plan of some settings; `None` where nothing is asked of the kernel.
@@ -53,9 +53,8 @@ pub fn next_hop(settings: &Settings, known: Known<'_>) -> Option<Plan> {
 pub fn sidecar(settings: &Settings, user: User, mesh: Option<Mesh>) -> Option<Sidecar> {
     let listener = settings.listeners.iter().find(|listener| listener.kind.captures(Capture::Redirect))?;
     let exempt = settings.netfilter.as_ref().map(|part| Addresses::of(&part.bypass)).unwrap_or_default();
-    let others = others(&settings.rules.nets, settings.rules.nat64);
-    let takes = |listener: &&ListenerSettings| listener.kind == ListenerKind::Dns && listener.takes_redirected();
-    let dns = settings.listeners.iter().find(takes).map(|listener| listener.bind.port());
+    let dns = settings.pod_nameserver().map(|listener| listener.bind.port());
+    let others = others(&settings.rules.nets, settings.rules.nat64, dns.is_some());
     Some(Sidecar { port: listener.bind.port(), dns, user, mesh, exempt, others })
 }
 

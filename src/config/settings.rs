@@ -53,6 +53,12 @@ impl Settings {
         self.listeners.iter().filter(|listener| listener.kind == ListenerKind::Dns)
     }
 
+    /// The one that a sidecar's table leads the pod's questions to.
+    #[must_use]
+    pub fn pod_nameserver(&self) -> Option<&ListenerSettings> {
+        self.nameservers().find(|listener| listener.takes_redirected())
+    }
+
     /// The kernel's part, where others' traffic is routed here.
     #[must_use]
     pub fn next_hop(&self) -> Option<&NetfilterSettings> {

@@ -59,9 +59,9 @@ pub struct Sidecar {
     pub port: u16,
     /// Where DNS questions are answered; `None`: they leave like everything else.
     pub dns: Option<u16>,
-    /// egret's.
+    /// What egret runs as.
     pub user: User,
-    /// Whose proxy comes first.
+    /// The mesh whose proxy comes first.
     pub mesh: Option<Mesh>,
     /// What is left alone.
     pub exempt: Addresses,
@@ -78,12 +78,14 @@ pub struct Other {
 /// The port of DNS questions (RFC 1035 §4.2).
 const DNS: u16 = 53;
 
-/// What the kernel does for network rules in a sidecar: all but their TCP ports, save that of DNS.
+/// What the kernel does for network rules in a sidecar: all but their TCP ports. Where it leads DNS questions to egret, it
+/// must know which servers are asked over TCP, too.
 #[must_use]
-pub fn others(nets: &[NetRule], nat64: Option<ipnet::Ipv6Net>) -> Vec<Other> {
+pub fn others(nets: &[NetRule], nat64: Option<ipnet::Ipv6Net>, leads_questions: bool) -> Vec<Other> {
     let of = |rule: &NetRule| {
         let mut elements = Elements::of(rule, nat64);
-        elements.ports.retain(|(protocol, low, high)| *protocol != TCP || (*low..=*high).contains(&DNS));
+        let asks = |low: u16, high: u16| leads_questions && (low..=high).contains(&DNS);
+        elements.ports.retain(|(protocol, low, high)| *protocol != TCP || asks(*low, *high));
         Other { denies: rule.action == Action::Deny, elements }
     };
     let mut others: Vec<Other> = nets.iter().map(of).collect();

@@ -113,9 +113,10 @@ fn a_pods_own_traffic_is_judged_and_nothing_goes_around() {
     world.at("client", || drop(std::net::TcpStream::connect("127.0.0.1:3129").unwrap()));
     egret.record("the listener's own port", |line| line["reason"] == "no_original_dst");
 
-    // A reload of names is the policy's alone; one that the table would need is not half done.
+    // A reload of names, or of TCP where no listener answers DNS, is the policy's alone; one that the table would need is not half done.
     let file = egret.folder().join("egret.yaml");
-    std::fs::write(&file, config(&POLICY.replace("a.example", "b.example"))).unwrap();
+    let tcp = "    - { name: more, destinations: [20.60.3.4/32], protocols: [\"tcp:50-60\"] }\n";
+    std::fs::write(&file, config(&format!("{}{tcp}", POLICY.replace("a.example", "b.example")))).unwrap();
     egret.signal("HUP");
     eventually("the reload", || egret.errors().contains("the new policy is in force"));
     std::fs::write(&file, config(&POLICY.replace("udp:1194", "udp:1195"))).unwrap();
