@@ -256,7 +256,7 @@ impl State {
     }
 }
 
-/// These addresses are not a name's any more.
+/// Takes addresses out of the index where this name stands for them.
 fn forget<'a>(
     answered: &mut HashMap<IpAddr, LearnedName, RandomState>,
     name: &LearnedName,
@@ -312,15 +312,13 @@ impl<'a> Known<'a> {
         })
     }
 
-    /// The name under a rule's wildcards that an address was answered for last, where it does not stand for it any more.
+    /// The name under a rule's wildcards that an address was answered for last, whether or not its time is over: of a packet
+    /// that the kernel refused, one learns only later, and the name may have been asked for again.
     #[must_use]
-    pub fn expired(self, ip: IpAddr) -> Option<HostName> {
-        let (learned, now) = self.0?;
+    pub fn answered(self, ip: IpAddr) -> Option<HostName> {
+        let (learned, _) = self.0?;
         let state = learned.state.read().unwrap_or_else(PoisonError::into_inner);
-        let name = state.answered.get(&ip)?;
-        let entry = state.names.get(name)?;
-        let (_, seen) = entry.addresses.iter().find(|(of, _)| *of == ip)?;
-        entry.left(*seen, learned.remember, now).is_zero().then(|| name.name().clone())
+        state.answered.get(&ip).map(|name| name.name().clone())
     }
 
     /// The names that no rule keeps, as far as they are wanted.
@@ -365,23 +363,20 @@ mod tests {
     }
 
     #[test]
-    fn an_address_whose_answer_is_too_old_is_known_as_such() {
+    fn the_name_that_an_address_was_answered_for_last_is_known_while_it_is_remembered() {
         let (learned, a, b, start) = (Learned::new(DAY), name("a.example"), name("b.example"), start());
         let (rule, minute) = (Arc::from("rule"), Duration::from_secs(60));
-        let expired = |n, at| Known::at(&learned, at).expired(ip(n)).map(|name| name.to_string());
+        let answered = |n| Known::at(&learned, start).answered(ip(n)).map(|name| name.to_string());
         learned.learn_for(&rule, &a, &[ip(1), ip(2)], minute, start);
-        assert_eq!((expired(1, start), expired(3, start)), (None, None), "one that stands, and one that never did");
-        let later = start + 2 * minute;
-        assert_eq!(expired(1, later).as_deref(), Some("a.example"));
-        learned.learn_for(&rule, &b, &[ip(1)], minute, later);
-        assert_eq!(expired(1, later), None, "it stands for another name");
-        assert_eq!(expired(1, later + 2 * minute).as_deref(), Some("b.example"));
+        assert_eq!((answered(1).as_deref(), answered(3)), (Some("a.example"), None), "one that never was");
+        learned.learn_for(&rule, &b, &[ip(1)], minute, start + 2 * minute);
+        assert_eq!([answered(1), answered(2)], [Some("b.example".to_owned()), Some("a.example".to_owned())]);
         // What makes room leaves nothing behind.
         for n in 0..MOST_OF_RULE / NAME {
-            learned.learn_for(&rule, &name(&format!("n{n}.example")), &[ip(9)], minute, later + minute);
+            learned.learn_for(&rule, &name(&format!("n{n}.example")), &[ip(9)], minute, start + 3 * minute);
         }
-        assert_eq!((expired(1, later + 2 * minute), expired(2, later + 2 * minute)), (None, None));
-        assert!(learned.state.read().unwrap().answered.len() == 1);
+        assert_eq!((answered(1), answered(2)), (None, None));
+        assert_eq!(learned.state.read().unwrap().answered.len(), 1);
         // Nor does an address that is remembered no more.
         let (single, c) = (Learned::new(DAY), name("c.example"));
         for day in 0..5 {

@@ -230,13 +230,13 @@ impl Policy {
         Err(Refusal::new(Reason::NoRule, Stage::Network).with(hint))
     }
 
-    /// An address that a rule's wildcard led to until the answer's time was over.
+    /// An address that no rule leads to by itself, and that a rule's wildcard led to until the answer's time was over.
     fn expired(&self, flow: Flow<'_>, ip: IpAddr, known: Known<'_>) -> Option<Refusal> {
-        let name = known.expired(ip)?;
+        let name = known.answered(ip)?;
         let grants = self.net_by_name(flow.source, &name, |rule| rule.takes(flow.transport, flow.port));
         let MatchedRule { rule, pattern } = self.matched_rule(*grants.first()?);
         let nearest = format!(
-            "{name} had this address, and no client has asked for the name since learn.floor and learn.grace ended"
+            "{name} had this address, in an answer whose time (learn.floor, learn.grace) is over; clients must ask for the name again"
         );
         let hint = Hint { rule: Some(rule), pattern, nearest: Some(nearest), ..Hint::default() };
         Some(Refusal::new(Reason::LearnedExpired, Stage::Network).with(hint))
