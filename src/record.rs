@@ -143,7 +143,8 @@ impl AccessLog {
         self.sender.write_if_room(line);
     }
 
-    /// Writes down a refused question, or with no name a message or connection without one. No client waits for such a line: it is written where there is room.
+    /// Writes down a refused question; without a name, a refused message or connection that holds none. No client waits for
+    /// such a line: it is written where there is room.
     pub fn dns(
         &self,
         listener: &Arc<str>,

@@ -64,6 +64,7 @@ pub(super) fn lint(out: &mut Findings<'_>, rules: &Rules, services: Services<'_>
     ports_without_a_listener(out, &apps, listeners);
     anybody_asks(out, &apps, listeners);
     sources_without_a_listener_that_knows_them(out, rules, listeners);
+    questions_of_a_pod(out, listeners);
     networks(out, rules);
     reaches_of_names(out, rules);
     if let Some(part) = netfilter {
@@ -411,8 +412,16 @@ fn sources_without_a_listener_that_knows_them(out: &mut Findings<'_>, rules: &Ru
         if listener.users.is_some() && listener.tls.is_none() && !listener.bind.ip().is_loopback() {
             out.warn(&format!("listeners[{at}].auth"), "passwords cross the network in the clear; add `tls`");
         }
-        let redirects = listeners.iter().any(|other| other.kind.captures(Capture::Redirect));
-        if redirects && listener.kind == ListenerKind::Dns && !listener.takes_redirected() {
+    }
+}
+
+/// DNS listeners that a sidecar's table cannot lead to.
+fn questions_of_a_pod(out: &mut Findings<'_>, listeners: &[ListenerSettings]) {
+    if !listeners.iter().any(|listener| listener.kind.captures(Capture::Redirect)) {
+        return;
+    }
+    for (at, listener) in listeners.iter().enumerate() {
+        if listener.kind == ListenerKind::Dns && !listener.takes_redirected() {
             let message = "a sidecar's table leads the pod's questions to loopback, so they do not come here; bind [::] or 127.0.0.1";
             out.warn(&format!("listeners[{at}].bind"), message);
         }

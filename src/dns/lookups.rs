@@ -77,7 +77,7 @@ impl<K: Question, V: Keepable> Lookups<K, V> {
         }
     }
 
-    /// A new answer, or an old one where there is one and no new one is to be had in time. An absence is as good as a new answer.
+    /// A new answer; the old one, if any, where no new one comes in time. An absence is as good as a new answer.
     ///
     /// # Errors
     /// As [`Lookups::look_up`].

@@ -86,7 +86,7 @@ impl RecordSet {
 /// A name as servers are asked for it: with a final dot, so that no search list ever applies.
 ///
 /// # Errors
-/// What is wrong with it, which no host's name comes to.
+/// What is wrong with the name; a host's name never is.
 pub fn absolute(name: &HostName) -> Result<Name, String> {
     Name::from_ascii(format!("{name}.")).map_err(|error| error.to_string())
 }

@@ -177,15 +177,13 @@ impl Nameserver {
     /// What the sender of a message that holds no question reads, if anything.
     fn unreadable(&self, unreadable: Unreadable, client: SocketAddr) -> Option<Vec<u8>> {
         let reply = unreadable.reply()?;
-        let refusal = Refusal::new(Reason::BadRequest, Stage::Claim);
-        self.services.access_log.dns(&self.name, ClientAddr(client), None, Instant::now(), &refusal);
+        self.refuse(client, &Refusal::new(Reason::BadRequest, Stage::Claim));
         Some(reply.to_vec())
     }
 
-    /// A connection that finds no room.
-    fn full(&self, client: SocketAddr) {
-        let refusal = Refusal::new(Reason::TooManyConnections, Stage::Limit);
-        self.services.access_log.dns(&self.name, ClientAddr(client), None, Instant::now(), &refusal);
+    /// Logs a refusal of what holds no question.
+    fn refuse(&self, client: SocketAddr, refusal: &Refusal) {
+        self.services.access_log.dns(&self.name, ClientAddr(client), None, Instant::now(), refusal);
     }
 
     /// There are too many questions of this client, or of all.

@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::{Nameserver, Prompt};
 use crate::drain::DrainGuard;
 use crate::proxy::listen::ConnectionSlot;
+use egret_core::outcome::{Reason, Refusal, Stage};
 use egret_core::wire::dns::DnsQuery;
 
 /// Questions of one connection that are answered at once; the next ones wait in the kernel.
@@ -31,8 +32,10 @@ pub async fn serve(
     nameserver: Arc<Nameserver>,
     guard: DrainGuard,
 ) {
-    // It asks again.
-    let Some(slot) = slot else { return nameserver.full(client) };
+    // The client asks again.
+    let Some(slot) = slot else {
+        return nameserver.refuse(client, &Refusal::new(Reason::TooManyConnections, Stage::Limit));
+    };
     let (read, mut write) = stream.into_split();
     let mut messages = Messages { read, buffer: Vec::new() };
     let mut answers: JoinSet<Vec<u8>> = JoinSet::new();

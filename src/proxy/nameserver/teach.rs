@@ -26,8 +26,8 @@ const MOST_ACKNOWLEDGED: u64 = 65_536;
 pub(super) struct Teacher {
     services: Arc<Services>,
     settings: NameserverSettings,
-    /// The addresses that a rule has for a name, with all that goes by them. Another rule's lesson is one of its own: what
-    /// the store alone keeps for one rule, the kernel may have to know for another.
+    /// The addresses that were taught for a name, by rule: what the store alone keeps for one rule, the kernel may have to
+    /// know for another.
     acknowledged: Cache<(LearnedName, Arc<str>), Arc<[IpAddr]>, RandomState>,
     hasher: RandomState,
     /// What stands for the rule of names that no network rule lists yet: rules have names.
