@@ -37,6 +37,9 @@ policy:
     - { name: noech, fqdns: ["e.example"], protocols: ["https:443"], ech: deny }
     - { name: shared, fqdns: ["front.example"], protocols: ["https:443"], sni: any_listed }
     - { name: nosni, fqdns: ["under_score.example"], protocols: ["https:443"], sni: optional }
+    - { name: claimed, fqdns: ["*.claimed.example"], protocols: ["tcp:5432", "tcp:443"] }
+    - { name: unclaimed, action: deny, fqdns: ["no.claimed.example"] }
+    - { name: untls, action: deny, fqdns: ["half.claimed.example"], protocols: ["https:443"] }
     - { name: private, fqdns: ["p.example"], protocols: ["https:443"], addresses: ["10.1.0.0/16"] }
     - { name: both, fqdns: ["b.example"], protocols: ["https:443"], addresses: [public, "10.1.0.0/16"] }
     - { name: here, fqdns: ["h.example"], protocols: ["https:443"], addresses: ["198.18.0.7/32", "198.18.0.9/32", "127.0.0.0/8"] }
@@ -162,6 +165,29 @@ fn the_inner_name_must_be_the_claimed_one() {
     refused(tls("", "", PUBLIC), Reason::NoSni);
     refused(tls("8.8.8.8", "", PUBLIC), Reason::NoSni);
     refused(tls("a.example", "", PUBLIC), Reason::NoSni);
+}
+
+#[test]
+fn a_claimed_name_is_enough_where_a_rule_says_so() {
+    let to = |target: &str, port, sni: &str| walk(&claim(target, port), &Sighting::Tls(Box::new(hello(sni))), PUBLIC);
+    allowed(to("db.claimed.example", 5432, ""), "claimed");
+    allowed(to("db.claimed.example", 443, "other.example"), "claimed");
+    refused(to("db.claimed.example", 5433, ""), Reason::PortNotAllowed);
+    refused(to("claimed.example", 5432, ""), Reason::NoRule);
+    refused(to("a.example", 5432, "a.example"), Reason::PortNotAllowed);
+    // What a rule denies of TLS or HTTP could be in bytes that are not looked at.
+    refused(to("no.claimed.example", 5432, ""), Reason::RuleDenied);
+    refused(to("half.claimed.example", 443, "half.claimed.example"), Reason::RuleDenied);
+    allowed(to("half.claimed.example", 5432, ""), "claimed");
+    // Bytes and addresses claim no name.
+    refused(to("", 5432, "db.claimed.example"), Reason::PortNotAllowed);
+    refused(to("8.8.8.8", 5432, "db.claimed.example"), Reason::NoRule);
+    let mut absolute = claim("db.claimed.example", 5432);
+    absolute.via = Via::Absolute;
+    let asked = request("GET http://db.claimed.example:5432/ HTTP/1.1\r\nHost: db.claimed.example:5432\r\n\r\n");
+    refused(walk(&absolute, &asked, PUBLIC), Reason::PortNotAllowed);
+    // The guard judges as everywhere.
+    refused(walk(&claim("db.claimed.example", 5432), &asked, &["10.0.0.1"]), Reason::AddressDenied);
 }
 
 #[test]

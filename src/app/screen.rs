@@ -11,6 +11,7 @@ use crate::proxy::limits::PerClient;
 use crate::proxy::listen::Listener;
 use crate::proxy::listen::settings::{Capture, ListenerKind, ListenerSettings};
 use egret_core::policy::Policy;
+use egret_core::wire::Expected;
 
 /// The start-up screen's facts that go into other hands while building.
 pub(super) struct Screen {
@@ -38,8 +39,12 @@ impl Screen {
                 let identified = if l.identifies() { ", for clients that identify themselves" } else { "" };
                 format!("forward      {}  (HTTP CONNECT, HTTP, SOCKS5{tls}{identified}{})", l.bind, behind(l))
             }
-            ListenerKind::Sni { port, protocol } => {
-                let only = protocol.map_or_else(String::new, |protocol| format!(", {} only", protocol.as_str()));
+            ListenerKind::Sni { port, speaks } => {
+                let only = match speaks {
+                    Expected { http: false, .. } => ", https only",
+                    Expected { tls: false, .. } => ", http only",
+                    Expected { .. } => "",
+                };
                 format!("sni          {}  (to port {port}{only}{})", l.bind, behind(l))
             }
             ListenerKind::Dns => format!("dns          {}  (answers clients, UDP and TCP)", l.bind),

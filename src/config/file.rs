@@ -433,7 +433,7 @@ pub(super) struct ApplicationRule {
     /// A text file with one pattern a line; `#` begins a comment. Relative to this file.
     #[serde(default)]
     pub(super) fqdns_file: Option<String>,
-    /// `https:443`, `http:80`. A deny rule without any denies all of them.
+    /// `https:443`, `http:80`, or `tcp:22`: whatever the bytes are, for the names that clients claim (CONNECT, SOCKS5). A deny rule without any denies all of them.
     #[serde(default)]
     pub(super) protocols: Vec<String>,
     /// Every ALPN protocol that the client offers must be in this list. Default: not asked.

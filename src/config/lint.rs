@@ -1,6 +1,7 @@
 //! What a policy says and probably does not mean: rules that open strangers' names, that nothing reaches, or
 //! that say what another says already. Only `egret check` asks; a rule set's own rows inform and do not warn.
 
+mod listeners;
 mod names;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -10,13 +11,13 @@ use ipnet::IpNet;
 
 use super::findings::Findings;
 use crate::netfilter::settings::NetfilterSettings;
-use crate::proxy::listen::settings::{Capture, ListenerKind, ListenerSettings};
+use crate::proxy::listen::settings::ListenerSettings;
 use egret_core::name::HostName;
 use egret_core::policy::hosts::HostIndex;
 use egret_core::rule::guard::{is_public, metadata, opens_all_of};
 use egret_core::rule::pattern::Pattern;
 use egret_core::rule::rules::{Origin, Rules};
-use egret_core::rule::{Action, AppProtocol, AppRule, Ech, NetPort, NetRule, Reach};
+use egret_core::rule::{Action, AppPort, AppProtocol, AppRule, Ech, NetPort, NetRule, Reach};
 use names::{DOH, FRONTS, REGIONAL, SHARED};
 
 /// Patterns around another one that are looked at.
@@ -49,8 +50,8 @@ pub(super) fn lint(out: &mut Findings<'_>, rules: &Rules, services: Services<'_>
         }
     }
     matched_by(out, &apps, &index, DOH, |name, text, rule| {
-        let https = rule.protocols.iter().any(|app| app.protocol == AppProtocol::Https);
-        https.then(|| format!("`{text}` opens {name}, which answers DNS over HTTPS; deny it, or write narrower names"))
+        let hidden = rule.protocols.iter().any(|app| app.protocol != AppProtocol::Http);
+        hidden.then(|| format!("`{text}` opens {name}, which answers DNS over HTTPS; deny it, or write narrower names"))
     });
     matched_by(out, &apps, &index, FRONTS, |name, text, rule| {
         let hidden = rule.ech == Ech::Outer;
@@ -61,14 +62,15 @@ pub(super) fn lint(out: &mut Findings<'_>, rules: &Rules, services: Services<'_>
         let message = "clients whose DNS is not egret's may dial addresses that it has not seen, and are refused then (`dst_not_in_dns`); write `destination: redial` where that is too strict";
         app.say(out, None, message.to_owned());
     }
-    ports_without_a_listener(out, &apps, listeners);
-    anybody_asks(out, &apps, listeners);
-    sources_without_a_listener_that_knows_them(out, rules, listeners);
-    questions_of_a_pod(out, listeners);
+    listeners::ports_without_a_listener(out, &apps, listeners);
+    listeners::claims_without_a_listener(out, &apps, listeners);
+    listeners::anybody_asks(out, &apps, listeners);
+    listeners::sources_without_a_listener_that_knows_them(out, rules, listeners);
+    listeners::questions_of_a_pod(out, listeners);
     networks(out, rules);
     reaches_of_names(out, rules);
     if let Some(part) = netfilter {
-        not_of_clients(out, rules, listeners, &part.clients);
+        listeners::not_of_clients(out, rules, listeners, &part.clients);
         for (at, name) in part.interfaces.iter().enumerate() {
             if nix::net::if_::if_nametoindex(name.as_str()).is_err() {
                 let message = format!("this machine has no interface {name}: egret is not ready while it is missing");
@@ -295,32 +297,6 @@ fn matched_by(
     }
 }
 
-/// Ports that no listener carries: where there are `sni` listeners only, theirs.
-fn ports_without_a_listener(out: &mut Findings<'_>, apps: &[AppPlace<'_>], listeners: &[ListenerSettings]) {
-    let mut carried = BTreeSet::new();
-    for listener in listeners {
-        match listener.kind {
-            ListenerKind::Forward | ListenerKind::Transparent { .. } => return,
-            ListenerKind::Dns => continue,
-            ListenerKind::Sni { port, .. } => carried.insert(port),
-        };
-    }
-    // Egret answers questions, and no more.
-    if carried.is_empty() {
-        return;
-    }
-    for app in apps.iter().filter(|app| !app.is_bundle && app.rule.action == Action::Allow) {
-        if !app.rule.protocols.iter().any(|p| carried.contains(&p.port)) && !app.rule.is_dns_only() {
-            let ports: Vec<String> = carried.iter().map(u16::to_string).collect();
-            app.say(
-                out,
-                None,
-                format!("this rule can never match: the listeners carry port {} only", ports.join(", ")),
-            );
-        }
-    }
-}
-
 /// Rules whose `addresses` open less or more than it seems.
 fn reaches_of_names(out: &mut Findings<'_>, rules: &Rules) {
     let apps = rules.apps.iter().map(|rule| (&rule.reach, &rule.fqdns)).zip(&rules.origins.apps);
@@ -342,88 +318,6 @@ fn reaches_of_names(out: &mut Findings<'_>, rules: &Rules) {
                 net.addr()
             );
             out.warn(&path, message);
-        }
-    }
-}
-
-/// Rules for sources that never come here: on a next hop only its clients do.
-fn not_of_clients(out: &mut Findings<'_>, rules: &Rules, listeners: &[ListenerSettings], clients: &[IpNet]) {
-    if clients.is_empty() || !listeners.iter().all(|listener| listener.kind.captures(Capture::Tproxy)) {
-        return;
-    }
-    let apps = rules.apps.iter().map(|rule| &rule.sources).zip(&rules.origins.apps);
-    let nets = rules.nets.iter().map(|rule| &rule.sources).zip(&rules.origins.nets);
-    let mut reported = BTreeSet::new();
-    for (sources, origin) in apps.chain(nets) {
-        for (at, net) in sources.nets.iter().enumerate() {
-            let is_client = clients.iter().any(|client| client.contains(net) || net.contains(client));
-            let path = format!("{}.sources[{at}]", origin.path);
-            if !is_client && reported.insert(path.clone()) {
-                out.warn(
-                    &path,
-                    format!(
-                        "{net} is in none of netfilter.clients, so that no connection comes from there; write a client"
-                    ),
-                );
-            }
-        }
-    }
-}
-
-/// A listener open to all and rules for all clients: any host that reaches the listener is let out. What the kernel captures comes
-/// from this machine, or from `netfilter.clients`.
-fn anybody_asks(out: &mut Findings<'_>, apps: &[AppPlace<'_>], listeners: &[ListenerSettings]) {
-    let is_open = |listener: &&ListenerSettings| {
-        let captures = matches!(listener.kind, ListenerKind::Transparent { .. } | ListenerKind::Dns);
-        !listener.bind.ip().is_loopback() && !listener.identifies() && !captures
-    };
-    let Some(open) = listeners.iter().find(is_open) else { return };
-    let for_all = apps.iter().find(|app| app.rule.action == Action::Allow && app.rule.sources.is_everyone());
-    if let Some(app) = for_all {
-        let message = format!("any host that reaches the listener {} is let out by this; write `sources`", open.bind);
-        out.warn(app.path, message);
-    }
-}
-
-/// The clients' identities: asked for where rules need them, and not in the clear.
-fn sources_without_a_listener_that_knows_them(out: &mut Findings<'_>, rules: &Rules, listeners: &[ListenerSettings]) {
-    let users: Vec<_> = listeners.iter().filter_map(|listener| Some(listener.users.as_ref()?.get())).collect();
-    let certified = listeners.iter().any(ListenerSettings::certifies);
-    let apps = rules.apps.iter().map(|rule| &rule.sources).zip(&rules.origins.apps);
-    let nets = rules.nets.iter().map(|rule| &rule.sources).zip(&rules.origins.nets);
-    for (sources, origin) in apps.chain(nets) {
-        for (at, name) in sources.clients.iter().enumerate() {
-            let user = name.strip_prefix("user:");
-            let is_dns_name = !name.contains(':') && name.contains('.');
-            let why = match user {
-                Some(user) if !users.iter().any(|users| users.has(user)) => "there is no such user in any users_file",
-                None if users.iter().any(|users| users.has(name)) => "users are written user:NAME",
-                None if name.to_ascii_lowercase().starts_with("user:") => "users are written user:NAME",
-                None if !certified => "no listener has `tls.client_ca`, so no client has a certificate",
-                None if is_dns_name && name.chars().any(char::is_uppercase) => {
-                    "DNS names of certificates are compared in lower case"
-                }
-                Some(_) | None => continue,
-            };
-            out.warn(&format!("{}.clients[{at}]", origin.path), format!("no client can have this name: {why}"));
-        }
-    }
-    for (at, listener) in listeners.iter().enumerate() {
-        if listener.users.is_some() && listener.tls.is_none() && !listener.bind.ip().is_loopback() {
-            out.warn(&format!("listeners[{at}].auth"), "passwords cross the network in the clear; add `tls`");
-        }
-    }
-}
-
-/// DNS listeners that a sidecar's table cannot lead to.
-fn questions_of_a_pod(out: &mut Findings<'_>, listeners: &[ListenerSettings]) {
-    if !listeners.iter().any(|listener| listener.kind.captures(Capture::Redirect)) {
-        return;
-    }
-    for (at, listener) in listeners.iter().enumerate() {
-        if listener.kind == ListenerKind::Dns && !listener.takes_redirected() {
-            let message = "a sidecar's table leads the pod's questions to loopback, so they do not come here; bind [::] or 127.0.0.1";
-            out.warn(&format!("listeners[{at}].bind"), message);
         }
     }
 }
@@ -481,7 +375,12 @@ fn includes(wide: &AppRule, narrow: &AppRule) -> bool {
 /// Whether a denial leaves nothing of what a rule allows.
 fn outweighs(deny: &AppRule, allow: &AppRule) -> bool {
     deny.sources.cover(&allow.sources)
-        && (deny.protocols.is_empty() || allow.protocols.iter().all(|app| deny.protocols.contains(app)))
+        && (deny.protocols.is_empty() || allow.protocols.iter().all(|app| denies(&deny.protocols, *app)))
+}
+
+/// Bytes that are not looked at may be of any protocol that is denied.
+fn denies(denied: &[AppPort], app: AppPort) -> bool {
+    denied.iter().any(|deny| *deny == app || (app.protocol == AppProtocol::Tcp && deny.port == app.port))
 }
 
 fn reaches(wide: &Reach, narrow: &Reach) -> bool {

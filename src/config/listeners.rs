@@ -7,7 +7,7 @@ use super::findings::Findings;
 use super::read::{loaded, socket};
 use crate::identity::{TlsFiles, UsersFile};
 use crate::proxy::listen::settings::{Adds, Capture, ListenerKind, ListenerSettings};
-use egret_core::rule::AppProtocol;
+use egret_core::wire::Expected;
 
 pub(super) fn listeners(out: &mut Findings<'_>, written: &file::File) -> Vec<(ListenerSettings, String)> {
     if written.listeners.is_empty() {
@@ -20,12 +20,12 @@ pub(super) fn listeners(out: &mut Findings<'_>, written: &file::File) -> Vec<(Li
         let kind = match listener.kind {
             file::ListenerKind::Forward => ListenerKind::Forward,
             file::ListenerKind::Sni => {
-                let protocol = listener.protocol.map(|protocol| match protocol {
-                    file::AppProtocol::Https => AppProtocol::Https,
-                    file::AppProtocol::Http => AppProtocol::Http,
-                });
-                let usual = if protocol == Some(AppProtocol::Http) { 80 } else { 443 };
-                ListenerKind::Sni { port: listener.port.unwrap_or(usual), protocol }
+                let (usual, speaks) = match listener.protocol {
+                    None => (443, Expected { tls: true, http: true }),
+                    Some(file::AppProtocol::Https) => (443, Expected { tls: true, http: false }),
+                    Some(file::AppProtocol::Http) => (80, Expected { tls: false, http: true }),
+                };
+                ListenerKind::Sni { port: listener.port.unwrap_or(usual), speaks }
             }
             file::ListenerKind::Dns => ListenerKind::Dns,
             file::ListenerKind::Transparent => transparent(out, &path, listener, written.netfilter.is_some()),

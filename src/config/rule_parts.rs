@@ -131,12 +131,17 @@ pub(super) fn alpn(out: &mut Findings<'_>, path: &str, list: &[String]) -> Vec<B
 }
 
 pub(super) fn app_port(text: &str) -> Result<AppPort, String> {
-    let wrong = || format!("`{text}` is not a protocol of an application rule; write https:443 or http:80");
+    let wrong = || {
+        format!(
+            "`{text}` is not a protocol of an application rule; write https:443, http:80, or tcp:22 for names that clients claim"
+        )
+    };
     let (protocol, port) = text.split_once(':').ok_or_else(wrong)?;
     let protocol = match protocol.to_ascii_lowercase().as_str() {
         "https" => AppProtocol::Https,
         "http" => AppProtocol::Http,
-        "tcp" | "udp" => {
+        "tcp" => AppProtocol::Tcp,
+        "udp" => {
             return Err(format!(
                 "`{text}` is judged by address; write it into a network rule, or write https:{port} here"
             ));

@@ -98,6 +98,9 @@ fn application_rule(out: &mut Findings<'_>, path: &str, written: &file::Applicat
         out.fault(&format!("{path}.alpn"), "plain HTTP has no ALPN; remove it, or add an https port");
     }
     let (methods, paths) = requests(out, path, written);
+    if let Some(app) = protocols.iter().find(|app| app.protocol == AppProtocol::Tcp && action == Action::Allow) {
+        claimed_names_have_no_conditions(out, path, written, *app);
+    }
     if action == Action::Allow && protocols.iter().any(|app| app.protocol == AppProtocol::Https) {
         let seen =
             [("methods", methods.is_some()), ("paths", paths.is_some()), ("upgrade", !written.upgrade.is_empty())];
@@ -125,6 +128,25 @@ fn application_rule(out: &mut Findings<'_>, path: &str, written: &file::Applicat
         websocket: written.upgrade.contains(&file::Upgrade::WebSocket),
         verify: written.destination == Some(file::Destination::Verify),
         reach: reach(out, &format!("{path}.addresses"), written.addresses.as_deref()),
+    }
+}
+
+/// What is not looked at meets no condition.
+fn claimed_names_have_no_conditions(out: &mut Findings<'_>, path: &str, written: &file::ApplicationRule, app: AppPort) {
+    let conditions = [
+        ("alpn", written.alpn.is_some()),
+        ("ech", written.ech == Some(file::Ech::Deny)),
+        ("sni", written.sni.is_some()),
+        ("methods", written.methods.is_some()),
+        ("paths", written.paths.is_some()),
+        ("upgrade", !written.upgrade.is_empty()),
+        ("destination", written.destination == Some(file::Destination::Verify)),
+    ];
+    for (key, _) in conditions.iter().filter(|(_, is_there)| *is_there) {
+        let message = format!(
+            "{app} is judged by the name that a client claims (CONNECT, SOCKS5), whatever its bytes are; write a rule of its own for it, or remove this"
+        );
+        out.fault(&format!("{path}.{key}"), message);
     }
 }
 

@@ -3,8 +3,8 @@ use std::path::Path;
 use super::check::Depth;
 use super::*;
 use crate::proxy::listen::settings::ListenerKind;
-use egret_core::rule::AppProtocol;
 use egret_core::rule::pattern::Pattern;
+use egret_core::wire::Expected;
 
 const BASE: &str = "listeners: [{ kind: forward, bind: \"127.0.0.1:3128\" }]\n";
 
@@ -183,7 +183,7 @@ fn all_faults_come_at_once_with_their_places() {
     fault(
         &format!(
             "{BASE}limits: {{ hello: much, idle: 0s, keepalive: 4 h o u r s }}\nown_addresses: [10.0.0.0/33]\n\
-             policy:\n  application_rules:\n    - {{ fqdns: [\"https://a.example\", \"b.example\"], protocols: [\"https:0\", \"tcp:22\"] }}\n"
+             policy:\n  application_rules:\n    - {{ fqdns: [\"https://a.example\", \"b.example\"], protocols: [\"https:0\", \"udp:22\"] }}\n"
         ),
         &[
             ("2:18", "`much` is not a size"),
@@ -300,8 +300,8 @@ fn listeners_are_checked() {
         let listener = format!("{{ kind: sni, bind: \"127.0.0.1:1\"{more} }}");
         parse(&format!("listeners: [{listener}]\n")).unwrap().listeners.remove(0).kind
     };
-    assert_eq!(kind(""), ListenerKind::Sni { port: 443, protocol: None });
-    assert_eq!(kind(", protocol: http"), ListenerKind::Sni { port: 80, protocol: Some(AppProtocol::Http) });
+    assert_eq!(kind(""), ListenerKind::Sni { port: 443, speaks: Expected { tls: true, http: true } });
+    assert_eq!(kind(", protocol: http"), ListenerKind::Sni { port: 80, speaks: Expected { tls: false, http: true } });
     fault("listeners: [{ kind: sni, bind: \"127.0.0.1:1\", port: 0 }]\n", &[("1:53", "out of range")]);
     fault("listeners: [{ kind: sni, bind: \"127.0.0.1:1\", port: 70000 }]\n", &[("1:53", "out of range")]);
     fault(
@@ -521,6 +521,32 @@ fn the_kernels_part_is_checked() {
         "policy: { application_rules: [{ fqdns: [a.example], protocols: [\"https:443\"], destination: verify }] }";
     parse(&format!("{BASE}{verify}\n")).unwrap();
     fault(&format!("{BASE}fleet: true\n{verify}\n"), &[("3:92", "do not know each other's answers")]);
+}
+
+#[test]
+fn names_that_clients_claim_meet_no_condition_and_need_a_listener_for_claims() {
+    let rule = |keys: &str| {
+        format!("policy: {{ application_rules: [{{ fqdns: [a.example], protocols: [\"tcp:22\"]{keys} }}] }}\n")
+    };
+    assert!(parse(&format!("{BASE}{}", rule(""))).unwrap().warnings.is_empty());
+    for keys in [
+        "alpn: [h2]",
+        "ech: deny",
+        "sni: optional",
+        "methods: [GET]",
+        "paths: [/x]",
+        "upgrade: [websocket]",
+        "destination: verify",
+    ] {
+        let faults = parse(&format!("{BASE}{}", rule(&format!(", {keys}")))).unwrap_err();
+        assert!(faults.faults.iter().any(|fault| fault.message.contains("whatever its bytes are")), "{keys}: {faults:#?}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("t.yaml");
+    std::fs::write(&file, format!("listeners: [{{ kind: sni, bind: \"127.0.0.1:1\", port: 22 }}]\n{}", rule("")))
+        .unwrap();
+    let warnings = Settings::lint(&file).unwrap().warnings;
+    assert!(warnings.iter().any(|warning| warning.message.contains("no `forward` listener")), "{warnings:#?}");
 }
 
 #[test]

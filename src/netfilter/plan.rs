@@ -11,7 +11,7 @@ use super::elements::{Addresses, Elements};
 use super::settings::Dnat;
 use egret_core::learned::Known;
 use egret_core::policy::Wild;
-use egret_core::rule::{Action, AppRule, LearnedName, NetRule, guard};
+use egret_core::rule::{Action, AppProtocol, AppRule, LearnedName, NetRule, guard};
 
 /// Rules that a reload may add before the table must be made anew.
 pub const SPARE: usize = 8;
@@ -50,7 +50,7 @@ pub struct Plan {
 /// What a reload may change: elements of sets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuleSets {
-    /// The ports that application rules name.
+    /// The ports where application rules read a name in the bytes.
     pub captured: BTreeSet<u16>,
     pub allows: Vec<RuleSet>,
     pub denies: Vec<RuleSet>,
@@ -75,7 +75,8 @@ impl RuleSets {
     #[must_use]
     pub fn of(apps: &[AppRule], nets: &[NetRule], nat64: Option<Ipv6Net>, known: Known<'_>) -> Self {
         let allowing = apps.iter().filter(|rule| rule.action == Action::Allow);
-        let captured = allowing.flat_map(|rule| &rule.protocols).map(|app| app.port).collect();
+        let captured = allowing.flat_map(|rule| &rule.protocols);
+        let captured = captured.filter(|app| app.protocol != AppProtocol::Tcp).map(|app| app.port).collect();
         let set = |rule: &NetRule| RuleSet {
             rule: Arc::clone(&rule.name),
             elements: Elements::of(rule, nat64),

@@ -494,3 +494,69 @@ fn a_user_in_a_url_is_the_origins_and_stays_out_of_the_log() {
     let log = format!("{:?}{}", w.egret.records(), w.egret.errors());
     assert!(!log.contains("horse") && !log.contains("alice"), "{log}");
 }
+
+/// A server that speaks first, as SSH's and many databases' do, and then says again what it hears.
+fn greeter(at: SocketAddr) {
+    let listener = std::net::TcpListener::bind(at).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                let mut stream = stream;
+                let _ = stream.write_all(b"SSH-2.0-greeter\r\n");
+                let mut back = stream.try_clone().unwrap();
+                let _ = std::io::copy(&mut stream, &mut back);
+            });
+        }
+    });
+}
+
+#[test]
+fn a_claimed_name_carries_any_protocol() {
+    if !have(&["curl"]) {
+        return;
+    }
+    let (dns, ip) = (Dns::start(), own_ip());
+    dns.answer("git.tcp.test", &[&ip.to_string()]);
+    greeter(SocketAddr::new(ip, 10022));
+    let policy = "application_rules:\n  - { name: git, fqdns: [\"*.tcp.test\"], protocols: [\"tcp:10022\"], addresses: [\"127.0.0.0/8\"] }\n";
+    let egret = Egret::start(dns.address, (HTTPS, HTTP), policy, "");
+    for scheme in ["http", "socks5h"] {
+        let proxy = format!("{scheme}://{}", egret.forward());
+        let ask = |name: &str| {
+            let line = ["-sSN", "-p", "-x", &proxy, "--max-time", "10"];
+            let mut curl = Command::new("curl")
+                .args(line)
+                .arg(format!("telnet://{name}:10022"))
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut said = String::new();
+            // It goes on for as long as it is written to.
+            let mut input = curl.stdin.take().unwrap();
+            let _ = input.write_all(b"hello\n");
+            let mut out = curl.stdout.take().unwrap();
+            let mut part = [0; 100];
+            while !said.contains("hello") {
+                match out.read(&mut part) {
+                    Ok(n) if n > 0 => said.push_str(&String::from_utf8_lossy(&part[..n])),
+                    _ => break,
+                }
+            }
+            drop(input);
+            let _ = curl.kill();
+            let _ = curl.wait();
+            said
+        };
+        assert_eq!(ask("git.tcp.test"), "SSH-2.0-greeter\r\nhello\n", "{scheme}");
+        assert_eq!(ask("evil.test"), "", "{scheme}");
+    }
+    for source in ["connect", "socks"] {
+        let record = egret.record(source, |r| r["name"] == "git.tcp.test" && r["name_source"] == source);
+        allowed(&record, "git");
+        assert_eq!((&record["protocol"], &record["pattern"]), (&"tcp".into(), &"*.tcp.test".into()), "{record}");
+        assert_eq!(record["bytes_up"], 6, "{record}");
+        refused(&egret.record(source, |r| r["name"] == "evil.test" && r["name_source"] == source), "no_rule", "name");
+    }
+}

@@ -48,6 +48,8 @@ pub struct Policy {
     net_hosts: HostIndex,
     /// What application rules that allow expect on a port.
     ports: HashMap<u16, Expected>,
+    /// The ports on which the name of a claim is enough.
+    claimed_ports: HashSet<u16>,
     nat64: Option<Ipv6Net>,
     own: Arc<OwnAddresses>,
     /// The clients that rules tell apart; `None`: too many for a class each.
@@ -69,6 +71,7 @@ impl Policy {
         let written = || apps.iter().flat_map(|rule| &rule.fqdns).map(|pattern| pattern.as_str().len());
         let mut app_hosts = HostIndex::with_capacity(written().count(), written().sum());
         let mut ports: HashMap<u16, Expected> = HashMap::new();
+        let mut claimed_ports: HashSet<u16> = HashSet::new();
         let mut apps = apps;
         for (id, rule) in (0..).zip(&mut apps) {
             // The index keeps the text; a second copy per pattern would double a large list.
@@ -76,10 +79,13 @@ impl Policy {
                 app_hosts.add(&pattern, id);
             }
             for app in rule.protocols.iter().filter(|_| rule.action == Action::Allow) {
-                let expected = ports.entry(app.port).or_insert(Expected { tls: false, http: false });
+                let mut expected = |takes: fn(&mut Expected)| {
+                    takes(ports.entry(app.port).or_insert(Expected { tls: false, http: false }))
+                };
                 match app.protocol {
-                    AppProtocol::Https => expected.tls = true,
-                    AppProtocol::Http => expected.http = true,
+                    AppProtocol::Https => expected(|port| port.tls = true),
+                    AppProtocol::Http => expected(|port| port.http = true),
+                    AppProtocol::Tcp => _ = claimed_ports.insert(app.port),
                 }
             }
         }
@@ -90,7 +96,7 @@ impl Policy {
             }
         }
         let sources = distinct(apps.iter().map(|rule| &rule.sources).chain(nets.iter().map(|rule| &rule.sources)));
-        Self { apps, app_hosts, nets, net_hosts, ports, nat64, own, sources, above: OnceLock::new() }
+        Self { apps, app_hosts, nets, net_hosts, ports, claimed_ports, nat64, own, sources, above: OnceLock::new() }
     }
 
     /// Which of the clients that rules tell apart include this one, a bit each: clients of one class are judged alike. `None`

@@ -28,11 +28,13 @@ pub enum Action {
     Close(Arc<str>),
 }
 
-/// The two protocols whose bytes carry a name.
+/// Where a name is found: in the bytes of two protocols, or in the claim alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AppProtocol {
     Https,
     Http,
+    /// Whatever the bytes are: the name of a CONNECT or SOCKS5 request.
+    Tcp,
 }
 
 impl AppProtocol {
@@ -41,6 +43,7 @@ impl AppProtocol {
         match self {
             Self::Https => "https",
             Self::Http => "http",
+            Self::Tcp => "tcp",
         }
     }
 }
@@ -130,7 +133,7 @@ pub enum InnerName {
     Optional,
 }
 
-/// Sources × FQDN patterns × protocols; judged by the name in the bytes.
+/// Sources × FQDN patterns × protocols; judged by the name in the bytes, or in the claim (`tcp`).
 #[derive(Clone, Debug)]
 pub struct AppRule {
     pub name: Arc<str>,

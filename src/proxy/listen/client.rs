@@ -17,7 +17,6 @@ use crate::proxy::stream::{LINGER, Link, linger};
 use egret_core::claim::{Claim, ClientAddr, Identity, OriginalDst, Target, Transport, Via};
 use egret_core::credentials::Credentials;
 use egret_core::outcome::{Reason, Refusal, Stage};
-use egret_core::rule::AppProtocol;
 use egret_core::wire::http::{HeadReader, RequestTarget};
 use egret_core::wire::socks5;
 use egret_core::wire::{Expected, Sighting};
@@ -309,12 +308,10 @@ impl Client {
     /// A refusal at stage `peek` or `limit`.
     pub async fn sight(&mut self, expected: Expected, limits: PeekLimits) -> Result<Sighting, Refusal> {
         let expected = match self.listener.kind {
-            ListenerKind::Sni { protocol: Some(AppProtocol::Http), .. } => Expected { tls: false, ..expected },
-            ListenerKind::Sni { protocol: Some(AppProtocol::Https), .. } => Expected { http: false, ..expected },
-            ListenerKind::Sni { protocol: None, .. }
-            | ListenerKind::Forward
-            | ListenerKind::Transparent { .. }
-            | ListenerKind::Dns => expected,
+            ListenerKind::Sni { speaks, .. } => {
+                Expected { tls: expected.tls && speaks.tls, http: expected.http && speaks.http }
+            }
+            ListenerKind::Forward | ListenerKind::Transparent { .. } | ListenerKind::Dns => expected,
         };
         let sighting = peek::sight(&mut self.link.stream, &mut self.window, expected, limits).await?;
         self.speech = match &sighting {

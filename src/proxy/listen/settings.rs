@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use crate::files::Refreshed;
 use crate::identity::{TlsFiles, UsersFile};
 use egret_core::claim::ClientAddr;
-use egret_core::rule::AppProtocol;
+use egret_core::wire::Expected;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerSettings {
@@ -70,8 +70,8 @@ pub enum ListenerKind {
     /// The port every name is dialled at.
     Sni {
         port: u16,
-        /// `None`: whichever of the two the port's rules allow.
-        protocol: Option<AppProtocol>,
+        /// What its clients may speak, as far as the port's rules allow it.
+        speaks: Expected,
     },
     Transparent {
         capture: Capture,

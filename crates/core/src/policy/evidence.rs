@@ -81,7 +81,9 @@ pub(super) fn conditions(rule: &AppRule, evidence: &Evidence<'_>) -> Result<(), 
     if !rule.sources.include(evidence.source) {
         return Err(Progress::Listed);
     }
-    let on_port = |app: &AppPort| app.port == evidence.port && app.protocol == evidence.protocol;
+    // Bytes that are not looked at may be of any protocol, one that is denied too.
+    let any_protocol = rule.action == Action::Deny && evidence.protocol == AppProtocol::Tcp;
+    let on_port = |app: &AppPort| app.port == evidence.port && (any_protocol || app.protocol == evidence.protocol);
     let any_port = rule.protocols.is_empty() && rule.action == Action::Deny;
     if !any_port && !rule.protocols.iter().any(on_port) {
         return Err(Progress::Source);

@@ -133,6 +133,10 @@ impl Policy {
                 };
                 self.explain_app(question, host, &evidence, known)
             }
+            Subject::Tcp { host: host @ Host::Name(_), port } if self.claimed_ports.contains(port) => {
+                let evidence = Evidence::of(&question.source, AppProtocol::Tcp, *port);
+                self.explain_app(question, host, &evidence, known)
+            }
             Subject::Tcp { host: Host::Name(name), port } if self.reads_name_of(question, name, *port, known) => {
                 let tls = self.ports.get(port).is_none_or(|expected| expected.tls);
                 let protocol = if tls { AppProtocol::Https } else { AppProtocol::Http };

@@ -31,7 +31,19 @@ impl Policy {
                 if !grants.is_empty() {
                     return Ok(Passage::Passthrough(clearance(claim, source, Destination::Name(name.clone()), grants)));
                 }
-                self.expect_name(&source, name, claim.port, claim.via).map(Passage::Peek)
+                let by_claim = match self.by_claimed_name(&source, name, claim) {
+                    Some(Ok(grants)) => {
+                        let destination = Destination::Name(name.clone());
+                        return Ok(Passage::Passthrough(clearance(claim, source, destination, grants)));
+                    }
+                    Some(Err(refusal)) => Some(refusal),
+                    None => None,
+                };
+                let expected = self.expect_name(&source, name, claim.port, claim.via);
+                expected.map(Passage::Peek).map_err(|by_bytes| match by_claim {
+                    Some(by_claim) => further(by_claim, by_bytes),
+                    None => by_bytes,
+                })
             }
             Target::Address(dst) => {
                 let (source, ip) = (claim.source(), dst.0.ip());
@@ -98,6 +110,13 @@ impl Policy {
         let grants = self.judge(claimed, &other).map_err(|_| mismatch(()))?;
         self.judge(seen, &evidence)?;
         Ok(clearance(claim, source, Destination::Name(claimed.clone()), grants))
+    }
+
+    /// Judges a name by the claim alone, where rules do so at its port. A request that is the claim itself is judged as a
+    /// request.
+    fn by_claimed_name(&self, source: &Source, name: &HostName, claim: &Claim) -> Option<Result<Vec<Grant>, Refusal>> {
+        let is_judged = claim.via != Via::Absolute && self.claimed_ports.contains(&claim.port);
+        is_judged.then(|| self.judge(name, &Evidence::of(source, AppProtocol::Tcp, claim.port)))
     }
 
     /// What a port's rules expect; where none uses it, both, so that the record can still tell the name.

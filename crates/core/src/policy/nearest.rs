@@ -14,7 +14,7 @@ use crate::likeness::typos;
 use crate::name::HostName;
 use crate::outcome::{Hint, Reason, Refusal};
 use crate::rule::guard;
-use crate::rule::{Action, AppProtocol, NetPort};
+use crate::rule::{Action, AppPort, AppProtocol, NetPort};
 
 /// Why a pattern is near whose letters hardly differ.
 const ALIKE: &str = ", which is spelled almost alike";
@@ -42,6 +42,9 @@ fn registered(name: &str) -> &str {
 fn is_long(domain: &str) -> bool {
     domain.split('.').next().is_some_and(|label| label.len() >= 4)
 }
+
+/// Where TLS never comes first, and the server often speaks before the client (FTP, SSH, mail, LDAP, MySQL, PostgreSQL).
+const BEGIN_PLAIN: [u16; 9] = [21, 22, 25, 110, 143, 389, 587, 3306, 5432];
 
 /// Patterns compared letter by letter when nothing hangs near the name; more would make refusals dear.
 const MAX_COMPARED: usize = 1024;
@@ -112,6 +115,7 @@ impl Policy {
         let protocol = match (evidence.port, evidence.protocol) {
             (443, _) => AppProtocol::Https,
             (80, _) => AppProtocol::Http,
+            (port, AppProtocol::Https) if BEGIN_PLAIN.contains(&port) => AppProtocol::Tcp,
             (_, protocol) => protocol,
         };
         let id = name.as_str().replace('.', "-");
@@ -185,7 +189,13 @@ impl Policy {
             Progress::Listed => format!("rule {name} allows it, for {}", rule.sources),
             Progress::Source => {
                 let protocols = join(rule.protocols.iter().map(ToString::to_string).collect());
-                format!("rule {name} allows it, on {protocols}")
+                let by_claim = AppPort { protocol: AppProtocol::Tcp, port: evidence.port };
+                let way = if rule.protocols.contains(&by_claim) {
+                    ", for clients that name it by CONNECT or SOCKS5"
+                } else {
+                    ""
+                };
+                format!("rule {name} allows it, on {protocols}{way}")
             }
             Progress::Port => {
                 let alpn = rule.alpn.iter().flatten().map(|p| p.escape_ascii().to_string()).collect();
