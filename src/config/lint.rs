@@ -3,6 +3,7 @@
 
 mod listeners;
 mod names;
+mod place;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -19,6 +20,7 @@ use egret_core::rule::pattern::Pattern;
 use egret_core::rule::rules::{Origin, Rules};
 use egret_core::rule::{Action, AppPort, AppProtocol, AppRule, Ech, NetPort, NetRule, Reach};
 use names::{DOH, FRONTS, REGIONAL, SHARED};
+use place::AppPlace;
 
 /// Patterns around another one that are looked at.
 const MAX_AROUND: usize = 256;
@@ -83,31 +85,6 @@ pub(super) fn lint(out: &mut Findings<'_>, rules: &Rules, services: Services<'_>
             "the metrics are open to all that reach {bind}; bind a private address, and write `health` for probes"
         );
         out.warn("admin.bind", message);
-    }
-}
-
-struct AppPlace<'a> {
-    rule: &'a AppRule,
-    path: &'a str,
-    /// Patterns that stand in the file itself; the others are in a list of their own.
-    inline: usize,
-    is_bundle: bool,
-}
-
-impl AppPlace<'_> {
-    /// Bundles inform, rules warn. Of a rule's own list, the pattern's place.
-    fn say(&self, out: &mut Findings<'_>, pattern: Option<usize>, message: String) {
-        if self.is_bundle {
-            // The names are the documents'; there is nothing to write instead.
-            let message = message.split("; write").next().unwrap_or_default();
-            return out.note(self.path, format!("{}: {message}", self.rule.name));
-        }
-        let path = match pattern {
-            Some(at) if at < self.inline => format!("{}.fqdns[{at}]", self.path),
-            Some(_) => format!("{}.fqdns_file", self.path),
-            None => self.path.to_owned(),
-        };
-        out.warn(&path, message);
     }
 }
 

@@ -539,7 +539,10 @@ fn names_that_clients_claim_meet_no_condition_and_need_a_listener_for_claims() {
         "destination: verify",
     ] {
         let faults = parse(&format!("{BASE}{}", rule(&format!(", {keys}")))).unwrap_err();
-        assert!(faults.faults.iter().any(|fault| fault.message.contains("whatever its bytes are")), "{keys}: {faults:#?}");
+        assert!(
+            faults.faults.iter().any(|fault| fault.message.contains("whatever its bytes are")),
+            "{keys}: {faults:#?}"
+        );
     }
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("t.yaml");

@@ -80,7 +80,7 @@ impl Policy {
             }
             for app in rule.protocols.iter().filter(|_| rule.action == Action::Allow) {
                 let mut expected = |takes: fn(&mut Expected)| {
-                    takes(ports.entry(app.port).or_insert(Expected { tls: false, http: false }))
+                    takes(ports.entry(app.port).or_insert(Expected { tls: false, http: false }));
                 };
                 match app.protocol {
                     AppProtocol::Https => expected(|port| port.tls = true),

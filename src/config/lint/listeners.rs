@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use super::AppPlace;
+use super::place::AppPlace;
 use crate::config::findings::Findings;
 use crate::proxy::listen::settings::{Capture, ListenerKind, ListenerSettings};
 use egret_core::rule::rules::Rules;
