@@ -627,7 +627,7 @@ fn a_question_is_answered_where_some_rule_lists_the_name_for_the_client() {
         ("team.example", "10.1.0.1", Ok("team")),
         ("team.example", "10.9.0.1", Err(Reason::SourceNotAllowed)),
         ("ntp.example", "10.1.0.1", Ok("time")),
-        ("ntp.example", "10.9.0.1", Err(Reason::NoRule)),
+        ("ntp.example", "10.9.0.1", Err(Reason::SourceNotAllowed)),
     ] {
         let (source, host) = (Source::at(from.parse().unwrap()), HostName::from_wire(name.as_bytes()).unwrap());
         let got = policy

@@ -13,13 +13,14 @@ pub mod udp;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use foldhash::quality::RandomState;
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::SOA;
 use hickory_proto::rr::{Name as DnsName, RData, Record, RecordType};
 use moka::sync::Cache;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::services::Services;
 use crate::budget::{Budget, Share};
@@ -38,6 +39,12 @@ use teach::Teacher;
 
 /// What an entry takes beside its name and its records, in bytes.
 const READY: usize = 400;
+
+/// The largest message that is read, in bytes.
+const LARGEST: usize = 4096;
+
+/// Stub resolvers wait five seconds, and would not read an answer that leaves then.
+const PATIENCE_OF_CLIENTS: Duration = Duration::from_secs(4);
 
 /// RFC 1035 §3.2.4, RFC 1035 §3.2.5.
 const CLASS_IN: u16 = 1;
@@ -136,6 +143,10 @@ impl Nameserver {
     /// What can be said of a question without asking servers.
     fn at_once(&self, query: &DnsQuery, message: &[u8], client: SocketAddr) -> Prompt {
         let (since, client) = (Instant::now(), ClientAddr(client));
+        // Resolvers ask for the root's servers as they start.
+        if query.name == Name::Root && query.class == CLASS_IN && query.edns.is_none_or(|edns| edns.version == 0) {
+            return Prompt::Answer(Answer::of(Reply::bare(ResponseCode::NoError, None)));
+        }
         let judged = subject(query).and_then(|(name, kind)| self.judge(name, kind, client, since));
         judged.unwrap_or_else(|denial| Prompt::Answer(self.deny(query, message, client, since, denial)))
     }
@@ -177,8 +188,14 @@ impl Nameserver {
     /// What the sender of a message that holds no question reads, if anything.
     fn unreadable(&self, unreadable: Unreadable, client: SocketAddr) -> Option<Vec<u8>> {
         let reply = unreadable.reply()?;
-        self.refuse(client, &Refusal::new(Reason::BadRequest, Stage::Claim));
+        self.refuse(client, &Refusal::at_claim(Reason::BadRequest, &unreadable.to_string()));
         Some(reply.to_vec())
+    }
+
+    /// Logs a message that is too large to be read; its sender has no answer.
+    fn too_large(&self, client: SocketAddr) {
+        let why = format!("the message has more than {LARGEST} bytes; questions need some hundred");
+        self.refuse(client, &Refusal::at_claim(Reason::BadRequest, &why));
     }
 
     /// Logs a refusal of what holds no question.
@@ -205,14 +222,14 @@ impl Nameserver {
         let clearance = match policy.by_question(&source, name) {
             Ok(clearance) => clearance,
             // Resolvers ask for what is above a name on their way to it.
-            Err(Refusal { reason: Reason::NoRule, .. }) if policy.is_above_listed(name) => {
+            Err(Refusal { reason: Reason::NoRule, .. }) if policy.is_above_listed(&source, name) => {
                 self.services.access_log.metrics().dns_answered();
                 return Ok(Prompt::Answer(Answer::of(self.empty(name, ResponseCode::NoError, self.soa(name)))));
             }
-            Err(refusal) => return Err(self.refused(&policy, name, refusal)),
+            Err(refusal) => return Err(self.refused(policy.is_above_listed(&source, name), name, refusal)),
         };
         if !self.settings.answers(kind) {
-            let words = format!("{kind} records are not answered; list the kind in dns.types where clients need it");
+            let words = not_answered(kind);
             let rule = Some(Arc::clone(&clearance.matched_rule().rule));
             let hint = Hint { rule, nearest: Some(words), ..Hint::default() };
             return Err(self.filtered(name, Refusal::new(Reason::QtypeDenied, Stage::Name).with(hint)));
@@ -231,7 +248,10 @@ impl Nameserver {
     async fn resolve(&self, judged: &Judged) -> Result<Answer, Denial> {
         let Judged { policy, clearance, kind, holder, key, .. } = judged;
         let name = clearance.name();
-        let records = self.services.dns.records(clearance, *kind, *holder).await.map_err(unanswered)?;
+        let asking = self.services.dns.records(clearance, *kind, *holder);
+        let in_time = timeout_at(judged.since + PATIENCE_OF_CLIENTS, asking).await;
+        let late = |_| Err(Refusal::new(Reason::DnsTimeout, Stage::Dns));
+        let records = in_time.unwrap_or_else(late).map_err(unanswered)?;
         if may_be_told(clearance).is_some() && records.set.code == ResponseCode::NoError {
             self.novelty.know(name);
         }
@@ -274,9 +294,9 @@ impl Nameserver {
     }
 
     /// A name that may not be asked for does not exist, unless names under it do: then it has nothing.
-    fn refused(&self, policy: &Policy, name: &HostName, refusal: Refusal) -> Denial {
+    fn refused(&self, is_above: bool, name: &HostName, refusal: Refusal) -> Denial {
         let code = match self.settings.refused {
-            _ if policy.is_above_listed(name) => ResponseCode::NoError,
+            _ if is_above => ResponseCode::NoError,
             RefusedNames::NoName => ResponseCode::NXDomain,
             RefusedNames::Refused => ResponseCode::Refused,
         };
@@ -360,13 +380,29 @@ fn unanswered(refusal: Refusal) -> Denial {
     Denial { reply: Reply::bare(ResponseCode::ServFail, Some(ExtendedError::unanswered(refusal.reason))), refusal }
 }
 
-/// A question's name as text, without its lengths.
+/// Why records of a kind are not answered. Those from 128 to 255 are operations (RFC 6895 §3.1).
+fn not_answered(kind: RecordType) -> String {
+    let number = u16::from(kind);
+    let name = match kind {
+        RecordType::Unknown(_) => format!("TYPE{number}"),
+        known => known.to_string(),
+    };
+    match number {
+        0 | 41 | 128..=255 => format!("{name} is not a kind of record that a name has"),
+        _ => format!("{name} records are not answered; list the kind in dns.types where clients need it"),
+    }
+}
+
+/// A question's name as text, without its lengths. A dot amid a label is escaped (RFC 4343 §2.1).
 fn text_of(question: &[u8]) -> Vec<u8> {
     let mut text = Vec::new();
     let mut rest = question;
     while let Some((len, more)) = rest.split_first().filter(|(len, _)| **len > 0) {
         let Some((label, more)) = more.split_at_checked(usize::from(*len)) else { break };
-        text.extend_from_slice(label);
+        for byte in label {
+            text.extend((*byte == b'.').then_some(b'\\'));
+            text.push(*byte);
+        }
         text.push(b'.');
         rest = more;
     }

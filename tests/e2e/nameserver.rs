@@ -30,6 +30,8 @@ const POLICY: &str = "  application_rules:
     - name: evil
       action: deny
       fqdns: [\"evil.test\", \"evil.web.test\"]
+  network_rules:
+    - { name: net, sources: [\"192.0.2.0/24\"], fqdns: [\"net.test\"], protocols: [\"tcp:9000\"] }
 ";
 
 /// An egret that answers, with more under `dns`.
@@ -139,7 +141,7 @@ fn what_is_listed_is_answered_and_nothing_else() {
 #[test]
 fn what_is_above_a_listed_name_is_there_and_empty() {
     let (dns, before) = (Dns::start(), "deep.test");
-    let egret = nameserver(&dns, "");
+    let egret = nameserver(&dns, "  forwarders: [\"127.0.0.0/8\"]");
     for name in ["test.", "deep.test.", "glob-x.deep.test.", "far.glob-x.deep.test."] {
         for kind in [RecordType::A, RecordType::NS, RecordType::TXT] {
             let answer = ask(&egret, name, kind);
@@ -149,6 +151,12 @@ fn what_is_above_a_listed_name_is_there_and_empty() {
     refused(&egret, "x.deep.test.", RecordType::A, ResponseCode::NXDomain, "no_rule");
     assert_eq!(dns.asked(before), 0);
     assert_eq!(egret.records().len(), 1, "what is above is not refused");
+    // For its client alone, and a denial lists nothing.
+    let egret = nameserver(&dns, "");
+    assert_eq!(ask(&egret, "test.", RecordType::A).response_code, ResponseCode::NoError);
+    refused(&egret, "deep.test.", RecordType::A, ResponseCode::NXDomain, "no_rule");
+    let line = refused(&egret, "net.test.", RecordType::A, ResponseCode::NXDomain, "source_not_allowed");
+    assert_eq!(line["nearest"], "rule net allows it, for sources 192.0.2.0/24", "{line:#}");
 }
 
 #[test]
@@ -160,7 +168,11 @@ fn kinds_that_are_not_for_connections_are_absent_unless_listed() {
     let line = refused(&egret, "a.web.test.", RecordType::TXT, ResponseCode::NoError, "qtype_denied");
     assert!(line["nearest"].as_str().unwrap().starts_with("TXT records are not answered"), "{line:#}");
     assert_eq!(error(&ask(&egret, "a.web.test.", RecordType::TXT)), Some((17, "qtype_denied".into())));
-    refused(&egret, "a.web.test.", RecordType::ANY, ResponseCode::NoError, "qtype_denied");
+    let line = refused(&egret, "a.web.test.", RecordType::Unknown(256), ResponseCode::NoError, "qtype_denied");
+    assert!(line["nearest"].as_str().unwrap().contains("records are not answered"), "{line:#}");
+    let any = ask(&egret, "a.web.test.", RecordType::ANY);
+    assert_eq!((any.response_code, error(&any)), (ResponseCode::NoError, Some((17, "qtype_denied".into()))));
+    egret.record("ANY", |line| line["nearest"] == "ANY is not a kind of record that a name has");
     let lists = nameserver(&dns, "  types: [TXT]");
     assert_eq!(shown(&ask(&lists, "a.web.test.", RecordType::TXT)), ["a.web.test. hello"]);
 }
@@ -183,6 +195,7 @@ fn aliases_are_flattened_or_passed_on_and_a_denied_target_spoils_the_answer() {
     assert!(answer.answers[0].ttl <= 9, "the shortest life on the way");
     let line = refused(&egret, "bad.web.test.", RecordType::A, ResponseCode::NoError, "rule_denied");
     assert_eq!(line["rule"], "evil");
+    refused(&egret, "bad.web.test.", RecordType::CNAME, ResponseCode::NoError, "rule_denied");
     let looping = ask(&egret, "loop.web.test.", RecordType::A);
     assert_eq!(looping.response_code, ResponseCode::ServFail);
     egret.record("the loop", |record| record["reason"] == "cname_loop");
@@ -331,6 +344,21 @@ fn messages_without_a_question_are_answered_and_logged() {
     let mut odd = vec![0, 9, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 3, b'a', b' ', b'b', 0, 0, 1, 0, 1];
     assert_eq!(over_udp(&egret, &odd).unwrap()[3] & 15, 3);
     egret.record("the odd name", |record| record["reason"] == "bad_host" && record["name_raw"] == "a b.");
+    let dotted = [&odd[..12], &[3, b'a', b'.', b'b', 0, 0, 1, 0, 1]].concat();
+    assert_eq!(over_udp(&egret, &dotted).unwrap()[3] & 15, 3);
+    egret.record("a dot amid a label", |record| record["name_raw"].as_str().is_some_and(|raw| raw.contains("a\\")));
+    // The root's servers, as resolvers ask for them: no refusal, and nothing to tell.
+    let lines = egret.records().len();
+    let root = over_udp(&egret, &question(".", RecordType::NS).to_vec().unwrap()).unwrap();
+    assert_eq!((root[3] & 15, egret.records().len()), (0, lines));
+    socket.send_to(&[&good[..], &[0; 5000]].concat(), (egret.ip, PORT)).unwrap();
+    let mut stream = TcpStream::connect((egret.ip, PORT)).unwrap();
+    stream.write_all(&[&[0x20, 0][..], &[0; 100]].concat()).unwrap();
+    assert_eq!(stream.read(&mut [0; 10]).unwrap_or(0), 0, "the connection ends");
+    eventually("a line for each large message", || {
+        let large = |line: &&serde_json::Value| line["nearest"].as_str().is_some_and(|why| why.contains("4096 bytes"));
+        egret.records().iter().filter(large).count() == 2
+    });
     odd.truncate(9);
     assert_eq!(ask(&egret, "a.web.test.", RecordType::A).answers.len(), 1, "it still answers");
 }
@@ -401,6 +429,12 @@ fn a_silent_server_leaves_old_answers_and_they_say_so() {
     assert_eq!(ask(&egret, "b.web.test.", RecordType::A).response_code, ResponseCode::ServFail);
     egret.record("the other", |record| record["name"] == "b.web.test" && record["reason"] == "dns_timeout");
     dns.set("b.web.test", Does::NoSuchName).set("a.web.test", Does::Answer(vec![ip(2)]));
+    // With the usual limit of five seconds a stub resolver would have gone by then.
+    let patient = nameserver(&dns, "");
+    dns.set("c.web.test", Does::Silence);
+    let begun = std::time::Instant::now();
+    assert_eq!(ask(&patient, "c.web.test.", RecordType::A).response_code, ResponseCode::ServFail);
+    assert!(begun.elapsed() < Duration::from_millis(4800), "{:?}", begun.elapsed());
     eventually("the new answer", || shown(&ask(&egret, "a.web.test.", RecordType::A)) == ["a.web.test. 20.0.0.2"]);
 }
 

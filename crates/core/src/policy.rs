@@ -54,8 +54,8 @@ pub struct Policy {
     own: Arc<OwnAddresses>,
     /// The clients that rules tell apart; `None`: too many for a class each.
     sources: Option<Vec<Sources>>,
-    /// Names above those that patterns list, once a DNS client has asked.
-    above: OnceLock<HostIndex>,
+    /// Names above those that rules list, and for which clients, once a DNS client has asked.
+    above: OnceLock<(HostIndex, Vec<Sources>)>,
 }
 
 impl Policy {

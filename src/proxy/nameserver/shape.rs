@@ -40,7 +40,11 @@ impl Judge<'_> {
     pub(super) fn shape(self, question: &Name, kind: RecordType, set: &RecordSet) -> Result<Shaped, Refusal> {
         let in_dns = |reason| Refusal::new(reason, Stage::Dns);
         let Chain { targets, records, ttl } = chain::walk(question, kind, &set.answers).map_err(in_dns)?;
-        for target in targets.iter().filter_map(|target| host(target)) {
+        let asked_for = records.iter().filter_map(|record| match &record.data {
+            RData::CNAME(target) => Some(&target.0),
+            _ => None,
+        });
+        for target in targets.iter().copied().chain(asked_for).filter_map(host) {
             self.policy.by_alias(self.clearance, &target)?;
         }
         if records.is_empty() {

@@ -11,7 +11,7 @@ use tokio::net::tcp::OwnedReadHalf;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Nameserver, Prompt};
+use super::{LARGEST, Nameserver, Prompt};
 use crate::drain::DrainGuard;
 use crate::proxy::listen::ConnectionSlot;
 use egret_core::outcome::{Reason, Refusal, Stage};
@@ -19,8 +19,6 @@ use egret_core::wire::dns::DnsQuery;
 
 /// Questions of one connection that are answered at once; the next ones wait in the kernel.
 const AT_ONCE: usize = 64;
-/// Larger than any question.
-const LARGEST: usize = 4096;
 /// How long a client may take to read an answer, or to end a message that it has begun.
 const SLOW: Duration = Duration::from_secs(10);
 
@@ -71,7 +69,12 @@ pub async fn serve(
             }
             // What was asked before is still answered.
             Ok(Ok(None)) => is_open = false,
-            Ok(Err(_)) => return,
+            Ok(Err(error)) => {
+                if error.kind() == io::ErrorKind::InvalidData {
+                    nameserver.too_large(client);
+                }
+                return;
+            }
             // A message that has begun takes too long, or nothing was asked for a while.
             Err(_) => is_open = false,
         }

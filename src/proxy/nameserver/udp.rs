@@ -21,12 +21,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::runtime::Handle;
 
 use super::reply::MOST_OVER_UDP;
-use super::{Nameserver, Prompt};
+use super::{LARGEST, Nameserver, Prompt};
 use crate::drain::DrainGuard;
 use egret_core::wire::dns::DnsQuery;
 
-/// Larger than any question.
-const LARGEST: usize = 4096;
 /// Questions that are taken, and answers that are sent, by one system call.
 const AT_ONCE: usize = 32;
 /// What the kernel holds while egret is busy, in bytes.
@@ -129,10 +127,11 @@ impl Listening {
         let mut parts: Vec<[IoSliceMut<'_>; 1]> = buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
         let received = recvmmsg(self.socket.as_raw_fd(), inbox, parts.iter_mut(), MsgFlags::MSG_WAITFORONE, None)?;
         for received in received {
+            let Some(client) = received.address.as_ref().and_then(socket_address) else { continue };
             if received.flags.contains(MsgFlags::MSG_TRUNC) {
+                self.nameserver.too_large(client);
                 continue;
             }
-            let Some(client) = received.address.as_ref().and_then(socket_address) else { continue };
             let Ok(mut control) = received.cmsgs() else { continue };
             let asked = control.find_map(|message| match message {
                 ControlMessageOwned::Ipv4PacketInfo(info) => Some(Asked::V4(info)),

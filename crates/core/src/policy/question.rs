@@ -18,7 +18,7 @@ use crate::name::HostName;
 use crate::outcome::{Hint, Reason, Refusal, Stage};
 use crate::rule::guard::{self, Judgement};
 use crate::rule::pattern::Pattern;
-use crate::rule::{Action, AppPort, AppProtocol, AppRule, LearnedName, Reach};
+use crate::rule::{Action, AppPort, AppProtocol, AppRule, LearnedName, Reach, Sources};
 
 impl Policy {
     /// Judges a question for a name: it may be asked where some rule lists the name for this client, on whatever port.
@@ -29,6 +29,9 @@ impl Policy {
         let mut grants = self.net_by_name(source, name, |_| true);
         let refusal = self.app_grants(source, name, &mut grants).err();
         match grants.first() {
+            None if refusal.as_ref().is_none_or(|refusal| refusal.reason == Reason::NoRule) => {
+                Err(self.listed_for_others(name).or(refusal).unwrap_or(Refusal::new(Reason::NoRule, Stage::Name)))
+            }
             Some(first) => Ok(QuestionClearance {
                 is_wild: !grants.iter().any(|grant| self.text_of(*grant) == Some(name.as_str())),
                 name: name.clone(),
@@ -38,6 +41,18 @@ impl Policy {
             }),
             None => Err(refusal.unwrap_or(Refusal::new(Reason::NoRule, Stage::Name))),
         }
+    }
+
+    /// The refusal of a name that a network rule lists for other clients.
+    fn listed_for_others(&self, name: &HostName) -> Option<Refusal> {
+        let grants = self.net_by_name(&Source::anybody(), name, |_| true);
+        let first = grants.first()?;
+        let sources = &self.nets.get(first.rule() as usize)?.sources;
+        let mut refusal = self.refusal_by(Reason::SourceNotAllowed, Stage::Name, *first);
+        if let Some(hint) = &mut refusal.hint {
+            hint.nearest = hint.rule.as_ref().map(|rule| format!("rule {rule} allows it, for {sources}"));
+        }
+        Some(refusal)
     }
 
     /// Adds the application rules that could use a name on one of their ports, or let it be asked for and no more.
@@ -75,10 +90,16 @@ impl Policy {
         if grants.len() == before { Err(best) } else { Ok(()) }
     }
 
-    /// Whether some pattern lists names under this one, so that it exists, however little there is at it.
+    /// Whether some rule lists names under this one for the client, so that it exists, however little there is at it.
     #[must_use]
-    pub fn is_above_listed(&self, name: &HostName) -> bool {
-        self.above().lists(name)
+    pub fn is_above_listed(&self, source: &Source, name: &HostName) -> bool {
+        let (above, sources) = self.above();
+        let mut is_listed = false;
+        above.matches(name, |pattern| {
+            let of = sources.get(above.rule(pattern) as usize);
+            is_listed = is_listed || of.is_some_and(|of| of.include(source));
+        });
+        is_listed
     }
 
     /// Does now what the first question would have to wait for.
@@ -86,21 +107,37 @@ impl Policy {
         let _ = self.above();
     }
 
-    fn above(&self) -> &HostIndex {
+    /// The names above those that rules allow, and in place of a rule: for which clients.
+    fn above(&self) -> &(HostIndex, Vec<Sources>) {
         self.above.get_or_init(|| {
-            let texts = self.app_hosts.ids().map(|pattern| self.app_hosts.text(pattern));
-            let texts = texts.chain(self.net_hosts.ids().map(|pattern| self.net_hosts.text(pattern)));
-            let (mut seen, mut above): (HashSet<&str>, HostIndex) = (HashSet::new(), HostIndex::default());
-            for text in texts {
+            let allows = |rule: &&AppRule| rule.action == Action::Allow;
+            let app = |pattern| {
+                let rule = self.apps.get(self.app_hosts.rule(pattern) as usize).filter(allows)?;
+                Some((self.app_hosts.text(pattern), &rule.sources))
+            };
+            let net = |pattern| {
+                let rule = self.nets.get(self.net_hosts.rule(pattern) as usize)?;
+                Some((self.net_hosts.text(pattern), &rule.sources))
+            };
+            let listed = self.app_hosts.ids().filter_map(app).chain(self.net_hosts.ids().filter_map(net));
+            let (mut seen, mut above): (HashSet<(&str, u32)>, HostIndex) = (HashSet::new(), HostIndex::default());
+            let mut all: Vec<Sources> = Vec::new();
+            for (text, sources) in listed {
+                // The patterns of a rule stand together.
+                let at = all.iter().rposition(|other| other == sources).unwrap_or_else(|| {
+                    all.push(sources.clone());
+                    all.len() - 1
+                });
+                let Ok(at) = u32::try_from(at) else { continue };
                 // What is above a name that was seen was seen.
                 let parents = std::iter::successors(parent(text), |text| parent(text));
-                for text in parents.take_while(|text| seen.insert(text)) {
+                for text in parents.take_while(|text| seen.insert((text, at))) {
                     if let Ok(pattern) = Pattern::parse(text) {
-                        above.add(&pattern, 0);
+                        above.add(&pattern, at);
                     }
                 }
             }
-            above
+            (above, all)
         })
     }
 

@@ -3,6 +3,7 @@
 //! Pure: bytes in, value out. Strict where two readers could disagree: one question, no compression in it, and nothing
 //! behind the records that the header counts.
 
+use std::fmt;
 use std::ops::Range;
 
 use super::reader::{Reader, Short};
@@ -67,6 +68,16 @@ pub enum Unreadable {
     Opcode { id: u16, opcode: u8 },
     /// Malformed behind its header, which has this number.
     Malformed { id: u16 },
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Silent => f.write_str("the message is not a question"),
+            Self::Opcode { opcode, .. } => write!(f, "operation {opcode} is not supported, QUERY (0) is"),
+            Self::Malformed { .. } => f.write_str("the message is malformed, or has not exactly one question"),
+        }
+    }
 }
 
 impl Unreadable {
