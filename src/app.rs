@@ -27,6 +27,7 @@ use crate::dns::{DnsLimits, Resolver, UpstreamError};
 use crate::drain::Drain;
 use crate::learn::refresh::{self, Refresh};
 use crate::learn::state_file;
+use crate::learn::steering::{Steering, SteeringError};
 use crate::local;
 use crate::metrics::Metrics;
 use crate::netfilter::LiveTable;
@@ -96,6 +97,8 @@ pub enum StartError {
     AsksItself(SocketAddr),
     #[error("upstream.sources: {0} is not an address of this machine's interfaces; add it to one, or remove it")]
     Source(IpAddr),
+    #[error(transparent)]
+    Steering(#[from] SteeringError),
     #[error("cannot start the runtime: {0}")]
     Runtime(#[source] io::Error),
 }
@@ -189,7 +192,10 @@ impl App {
         let control = bound.control.map(UnixListener::from_std).transpose().map_err(StartError::Runtime)?;
         let (admin, health) = (bound.admin.map(listen).transpose()?, bound.health.map(listen).transpose()?);
         let binds = settings.listeners.iter().map(|l| l.bind).chain(settings.admin).chain(settings.health).collect();
-        let own = Arc::new(OwnAddresses::new(binds, settings.own_addresses.clone()));
+        let pool = settings.nameserver.steer.iter().flat_map(|steer| steer.pool.nets());
+        // Synthetic addresses are reached by nothing but egret's clients.
+        let never_dialled = settings.own_addresses.iter().copied().chain(pool).collect();
+        let own = Arc::new(OwnAddresses::new(binds, never_dialled));
         // First, so that no change falls between the reading and the hearing.
         let changes = local::Changes::listen().map_err(StartError::Interfaces)?;
         own.set_local(local::addresses().map_err(StartError::Interfaces)?);
@@ -236,6 +242,7 @@ impl App {
             access_log: Arc::new(AccessLog::new(sender, Arc::clone(&metrics))),
             sources: settings.sources.clone(),
             learned,
+            steering: settings.nameserver.steer.as_ref().map(Steering::open).transpose()?,
             table,
             own_dials: redirected.then(Arc::default),
         });

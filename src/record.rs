@@ -475,5 +475,6 @@ const fn source(via: Via) -> &'static str {
         Via::Socks => "socks",
         Via::Absolute => "host",
         Via::Intercepted => "sni",
+        Via::Steered => "dns",
     }
 }

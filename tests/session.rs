@@ -63,6 +63,7 @@ impl Loopback {
             access_log: Arc::new(AccessLog::new(sender, metrics)),
             sources: Vec::new(),
             learned: Arc::new(Learned::new(settings.learn.remember)),
+            steering: None,
             table: None,
             own_dials: None,
         });

@@ -31,6 +31,9 @@ pub fn next_hop(settings: &Settings, known: Known<'_>) -> Option<Plan> {
         clients: Addresses::of(&part.clients),
         interfaces: part.interfaces.clone(),
         bypass: Addresses::of(&part.bypass),
+        steered: Addresses::of(
+            &settings.nameserver.steer.iter().flat_map(|steer| steer.pool.nets()).collect::<Vec<_>>(),
+        ),
         own: Addresses::of(&settings.own_addresses).spelled(rules.nat64),
         listeners: [binds().find(takes_v4), binds().find(SocketAddr::is_ipv6)],
         doors: doors.filter(reachable).collect(),

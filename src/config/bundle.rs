@@ -140,6 +140,7 @@ impl Maker<'_> {
             paths: None,
             websocket: false,
             verify: false,
+            steer: true,
             reach: self.reach.clone(),
         });
         made.origins.apps.push(self.origin());

@@ -69,13 +69,13 @@ pub(super) fn settings(
     let admin = admin.and_then(|part| out.keep("admin.bind", socket(&part.bind)));
     let (health, health_from) = health(out, written.health.as_ref(), has_clients);
     let dns = dns(out, &written.dns);
-    let nameserver = nameserver(out, &written, &listeners, dns.negative_ttl);
     let rules = rules::rules(out, &written.policy, &written.dns);
     let own_addresses = out.nets("own_addresses", &written.own_addresses);
     let binds = one_socket_each(out, &listeners, admin, health);
     let kernel = netfilter::netfilter(out, &written, &listeners, &binds);
     let sources = netfilter::upstream_sources(out, &written.upstream.sources);
     let learn = netfilter::learn(out, &written.learn, kernel.is_some());
+    let nameserver = nameserver(out, &written, &listeners, dns.negative_ttl, &learn);
     what_goes_together(out, &written, kernel.as_ref(), &listeners);
     let limits = limits(out, &written.limits);
     let control = file::present(written.control.as_ref());
@@ -91,7 +91,12 @@ pub(super) fn settings(
     let contact = contact(out, written.messages.contact.as_deref());
     let listeners: Vec<ListenerSettings> = listeners.into_iter().map(|(listener, _)| listener).collect();
     if depth == Depth::Lint && out.faults.is_empty() {
-        let services = lint::Services { listeners: &listeners, netfilter: kernel.as_ref(), admin };
+        let services = lint::Services {
+            listeners: &listeners,
+            netfilter: kernel.as_ref(),
+            admin,
+            steers: nameserver.steer.is_some(),
+        };
         lint::lint(out, &rules, services);
     }
     let Findings { faults, mut warnings, mut notes, .. } = findings;

@@ -1,9 +1,11 @@
 //! The servers that names are asked of, and how DNS clients are answered.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use hickory_proto::rr::RecordType;
+use ipnet::IpNet;
 
 use super::file;
 use super::findings::Findings;
@@ -11,11 +13,15 @@ use super::read::{Bounds, duration, loaded};
 use super::rule_parts::patterns;
 use crate::dns::settings::{DnsSettings, DnsTransport, DnsUpstream, HostsFile};
 use crate::files::read_bounded;
+use crate::learn::settings::{LearnSettings, SteerSettings};
 use crate::proxy::listen::settings::{ListenerKind, ListenerSettings};
 use crate::proxy::nameserver::settings::{NameserverSettings, RefusedNames};
 use egret_core::name::HostName;
 use egret_core::rule::Action;
+use egret_core::rule::guard::is_special;
 use egret_core::rule::pattern::Pattern;
+use egret_core::rule::prefixes::prefix;
+use egret_core::steered::Pool;
 
 pub(super) fn dns(out: &mut Findings<'_>, written: &file::Dns) -> DnsSettings {
     let authorities = written.ca_file.as_ref().and_then(|name| {
@@ -58,6 +64,7 @@ pub(super) fn nameserver(
     written: &file::File,
     listeners: &[(ListenerSettings, String)],
     refused_ttl: Duration,
+    learn: &LearnSettings,
 ) -> NameserverSettings {
     let dns = &written.dns;
     let only_there = [
@@ -68,6 +75,7 @@ pub(super) fn nameserver(
         ("local_ranges", !dns.local_ranges.is_empty()),
         ("chain", dns.chain.is_some()),
         ("types", !dns.types.is_empty()),
+        ("steer", dns.steer.is_some()),
     ];
     if !listeners.iter().any(|(listener, _)| listener.kind == ListenerKind::Dns) {
         for (key, _) in only_there.iter().filter(|(_, is_there)| *is_there) {
@@ -99,7 +107,9 @@ pub(super) fn nameserver(
     };
     let kinds = dns.types.iter().enumerate();
     let kinds = kinds.filter_map(|(at, text)| out.keep(&format!("dns.types[{at}]"), kind(text))).collect();
+    let steer = steer(out, written, listeners, learn);
     NameserverSettings {
+        steer,
         refused,
         refused_ttl,
         forwarders: out.nets("dns.forwarders", &dns.forwarders),
@@ -109,6 +119,57 @@ pub(super) fn nameserver(
         floor: duration(out, "learn.floor", written.learn.floor.as_deref(), 2 * 3600 + 600, Bounds::Zero),
         grace: duration(out, "learn.grace", written.learn.grace.as_deref(), 300, Bounds::Zero),
     }
+}
+
+/// Where synthetic addresses come from, and where they are written down.
+fn steer(
+    out: &mut Findings<'_>,
+    written: &file::File,
+    listeners: &[(ListenerSettings, String)],
+    learn: &LearnSettings,
+) -> Option<SteerSettings> {
+    let written_pool = match written.dns.steer.as_ref()? {
+        file::Steer::Usual(false) => return None,
+        file::Steer::Usual(true) => file::SteerPool::default(),
+        file::Steer::From(pool) => pool.clone(),
+    };
+    let v4 = pool(out, "dns.steer.pool", written_pool.pool.as_deref().unwrap_or("198.18.0.0/16"), 8..=28);
+    let v6 = pool(out, "dns.steer.pool6", written_pool.pool6.as_deref().unwrap_or("fd65:6772:6574::/112"), 64..=124);
+    let (IpNet::V4(v4), IpNet::V6(v6)) = (v4?, v6?) else {
+        out.fault("dns.steer", "`pool` takes an IPv4 range and `pool6` an IPv6 range; write each in its place");
+        return None;
+    };
+    if !listeners.iter().any(|(listener, _)| matches!(listener.kind, ListenerKind::Transparent { .. })) {
+        let message = "clients connect to the addresses that they are answered, and there is no `transparent` listener to take such connections; add one, or remove it";
+        out.fault("dns.steer", message);
+    }
+    if written.fleet {
+        out.fault(
+            "dns.steer",
+            "the instances of a fleet do not know each other's addresses yet; remove it, or `fleet`",
+        );
+    }
+    let state_dir = learn.state_dir.clone().or_else(|| {
+        out.fault("dns.steer", "which name an address stands for must outlive a restart; write `learn.state_dir`");
+        None
+    })?;
+    Some(SteerSettings { pool: Pool { v4: Some(v4), v6: Some(v6) }, state_dir, remember: learn.remember })
+}
+
+/// A range for synthetic addresses, which must be nobody's.
+fn pool(out: &mut Findings<'_>, path: &str, text: &str, lengths: RangeInclusive<u8>) -> Option<IpNet> {
+    let net = out.keep(path, prefix(text))?;
+    if !lengths.contains(&net.prefix_len()) {
+        let (least, most) = (lengths.start(), lengths.end());
+        out.fault(path, format!("{net} is too large or too small; write a length from {least} to {most}"));
+    }
+    if !is_special(&net) {
+        out.fault(
+            path,
+            format!("{net} has public addresses; write a range that nothing else uses, such as 198.18.0.0/16"),
+        );
+    }
+    Some(net)
 }
 
 /// A kind of record by its name.

@@ -342,6 +342,27 @@ pub(super) struct Dns {
     /// Kinds of records that are answered beside A, AAAA, CNAME, HTTPS, SVCB, SRV, PTR, NS and SOA, such as `TXT`. Default:
     /// none.
     pub(super) types: Vec<String>,
+    /// Whether names of application rules are answered with synthetic addresses, one for each name, and from which ranges.
+    /// Default: no.
+    pub(super) steer: Option<Steer>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum Steer {
+    /// From the usual ranges, 198.18.0.0/16 and fd65:6772:6574::/112.
+    Usual(bool),
+    From(SteerPool),
+}
+
+/// Ranges for synthetic addresses.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct SteerPool {
+    /// A CIDR. Default `198.18.0.0/16`.
+    pub(super) pool: Option<String>,
+    /// A CIDR. Default `fd65:6772:6574::/112`.
+    pub(super) pool6: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -460,6 +481,9 @@ pub(super) struct ApplicationRule {
     /// Which address is dialled. Default `redial`.
     #[serde(default)]
     pub(super) destination: Option<Destination>,
+    /// With `dns.steer`: whether DNS clients are answered with synthetic addresses for its names. Default true.
+    #[serde(default)]
+    pub(super) steer: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]

@@ -34,10 +34,12 @@ pub(super) struct Services<'a> {
     pub(super) listeners: &'a [ListenerSettings],
     pub(super) netfilter: Option<&'a NetfilterSettings>,
     pub(super) admin: Option<SocketAddr>,
+    /// Whether clients are answered with synthetic addresses.
+    pub(super) steers: bool,
 }
 
 pub(super) fn lint(out: &mut Findings<'_>, rules: &Rules, services: Services<'_>) {
-    let Services { listeners, netfilter, admin } = services;
+    let Services { listeners, netfilter, admin, steers } = services;
     let apps: Vec<AppPlace<'_>> = rules
         .apps
         .iter()
@@ -65,7 +67,7 @@ pub(super) fn lint(out: &mut Findings<'_>, rules: &Rules, services: Services<'_>
         app.say(out, None, message.to_owned());
     }
     listeners::ports_without_a_listener(out, &apps, listeners);
-    listeners::claims_without_a_listener(out, &apps, listeners);
+    listeners::claims_without_a_listener(out, &apps, listeners, steers);
     listeners::anybody_asks(out, &apps, listeners);
     listeners::sources_without_a_listener_that_knows_them(out, rules, listeners);
     listeners::questions_of_a_pod(out, listeners);

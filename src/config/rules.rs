@@ -127,6 +127,7 @@ fn application_rule(out: &mut Findings<'_>, path: &str, written: &file::Applicat
         paths,
         websocket: written.upgrade.contains(&file::Upgrade::WebSocket),
         verify: written.destination == Some(file::Destination::Verify),
+        steer: written.steer != Some(false),
         reach: reach(out, &format!("{path}.addresses"), written.addresses.as_deref()),
     }
 }
@@ -269,6 +270,7 @@ fn deny_has_no_conditions(out: &mut Findings<'_>, path: &str, written: &file::Ap
         ("upgrade", !written.upgrade.is_empty()),
         ("addresses", written.addresses.is_some()),
         ("destination", written.destination.is_some()),
+        ("steer", written.steer.is_some()),
     ];
     for (key, _) in conditions.iter().filter(|(_, is_there)| *is_there) {
         out.fault(&format!("{path}.{key}"), "a deny rule takes no conditions but sources and protocols; remove it");

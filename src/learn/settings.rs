@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use egret_core::steered::Pool;
+
 /// How long addresses stand for names in network rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LearnSettings {
@@ -10,4 +12,14 @@ pub struct LearnSettings {
     pub remember: Duration,
     /// `None`: nothing outlives a restart.
     pub state_dir: Option<PathBuf>,
+}
+
+/// What a configuration says of synthetic addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SteerSettings {
+    pub pool: Pool,
+    /// Where names outlive a restart.
+    pub state_dir: PathBuf,
+    /// How long an address stands for its name after it was last used.
+    pub remember: Duration,
 }

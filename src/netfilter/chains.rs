@@ -107,6 +107,13 @@ impl Table {
             chain.rule("ct state new tcp flags & (fin | syn | rst | ack) != syn goto refuse_no_flow");
             chain.rule("ip daddr @own4 goto refuse_own_address");
             chain.rule("ip6 daddr @own6 goto refuse_own_address");
+            let (v4, v6) = plan.steered.texts();
+            for pool in
+                v4.iter().map(|net| format!("ip daddr {net}")).chain(v6.iter().map(|net| format!("ip6 daddr {net}")))
+            {
+                chain.rule(format_args!("{pool} meta l4proto {TCP} ct mark set {CAPTURED:#x} goto to_egret"));
+                chain.rule(format_args!("{pool} goto refuse_no_rule"));
+            }
             for family in ["ip daddr @bypass4", "ip6 daddr @bypass6"] {
                 chain.rule(format_args!("{family} goto bypassed"));
             }

@@ -22,6 +22,8 @@ pub struct Plan {
     pub clients: Addresses,
     pub interfaces: Vec<String>,
     pub bypass: Addresses,
+    /// Synthetic addresses: whatever port a client dials there, egret knows the name.
+    pub steered: Addresses,
     /// Addresses that lead back to egret.
     pub own: Addresses,
     /// Where captured connections go, IPv4 and IPv6.

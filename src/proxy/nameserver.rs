@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use foldhash::quality::RandomState;
 use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::rdata::SOA;
+use hickory_proto::rr::rdata::{PTR, SOA};
 use hickory_proto::rr::{Name as DnsName, RData, Record, RecordType};
 use moka::sync::Cache;
 use tokio::time::{Instant, timeout_at};
@@ -25,11 +25,13 @@ use tokio::time::{Instant, timeout_at};
 use super::services::Services;
 use crate::budget::{Budget, Share};
 use crate::dns::{Records, absolute};
+use crate::learn::steering::Steering;
 use crate::record::QuestionName;
 use egret_core::claim::{ClientAddr, Source, network_of};
 use egret_core::name::HostName;
 use egret_core::outcome::{Hint, Reason, Refusal, Stage};
-use egret_core::policy::{MatchedRule, Policy, QuestionClearance};
+use egret_core::policy::{MatchedRule, Policy, QuestionClearance, Steers};
+use egret_core::steered::Wanted;
 use egret_core::wire::dns::{DnsQuery, Name, Unreadable};
 use novelty::Novelty;
 use reply::{ExtendedError, MOST_OVER_UDP, Reply};
@@ -219,6 +221,9 @@ impl Nameserver {
             self.services.access_log.metrics().dns_answered();
             return Ok(Prompt::Answer(ready.answer));
         }
+        if let Some(answer) = (kind == RecordType::PTR).then(|| self.reverse(&policy, &source, name)).flatten() {
+            return Ok(Prompt::Answer(answer));
+        }
         let clearance = match policy.by_question(&source, name) {
             Ok(clearance) => clearance,
             // Resolvers ask for what is above a name on their way to it.
@@ -273,18 +278,70 @@ impl Nameserver {
     ) -> Result<Answer, Denial> {
         let name = clearance.name();
         let question = absolute(name).map_err(|_| unanswered(Refusal::new(Reason::Internal, Stage::Dns)))?;
-        let judge = Judge { policy, clearance, settings: &self.settings };
+        let steering = self.services.steering.as_ref();
+        let steered = steering.and_then(|steering| Some((steering, policy.steers(clearance)?)));
+        let judge = Judge { policy, clearance, settings: &self.settings, has_hints: steered.is_none() };
         let Shaped { code, answers, soa, addresses } =
             judge.shape(&question, kind, &records.set).map_err(|refusal| {
                 if refusal.stage == Stage::Dns { unanswered(refusal) } else { self.filtered(name, refusal) }
             })?;
-        self.teacher.teach(policy, clearance, &addresses, records.life).await.map_err(unanswered)?;
+        let is_address = matches!(kind, RecordType::A | RecordType::AAAA) && !addresses.is_empty();
+        let steered = steered.filter(|_| is_address && policy.could_dial(clearance, &addresses));
+        let answers = match steered {
+            Some((steering, steers)) => self.steer(steering, steers, clearance, kind, (&question, answers)).await?,
+            None => {
+                self.teacher.teach(policy, clearance, &addresses, records.life).await.map_err(unanswered)?;
+                answers
+            }
+        };
         let is_absent = answers.is_empty();
         let soa = if is_absent { soa.or_else(|| self.soa(name)) } else { None };
         let reply = Reply::of(&question, kind, code, answers, soa);
         let reply = reply.ok_or_else(|| unanswered(Refusal::new(Reason::BadDns, Stage::Dns)))?;
         let reply = if records.is_stale { reply.stale() } else { reply };
         Ok(Answer { reply: Arc::new(reply), answered: Some(records.answered) })
+    }
+
+    /// The synthetic address that stands for a name, in place of its own.
+    async fn steer(
+        &self,
+        steering: &Steering,
+        steers: Steers,
+        clearance: &QuestionClearance,
+        kind: RecordType,
+        (question, answers): (&DnsName, Vec<Record>),
+    ) -> Result<Vec<Record>, Denial> {
+        let wanted = Wanted {
+            name: clearance.name().clone(),
+            wildcard: clearance.wildcard().map(Into::into),
+            asker: clearance.source().ip.map(network_of),
+            is_claimed: steers.is_claimed,
+        };
+        let address = steering.address(&wanted, kind == RecordType::AAAA).await.map_err(unanswered)?;
+        let ttl = answers.iter().map(|record| record.ttl).min().unwrap_or(0);
+        let data = address.map(|ip| match ip {
+            IpAddr::V4(ip) => RData::A(ip.into()),
+            IpAddr::V6(ip) => RData::AAAA(ip.into()),
+        });
+        Ok(data.map(|data| Record::from_rdata(question.clone(), ttl, data)).into_iter().collect())
+    }
+
+    /// The answer to a question for the name of a synthetic address; `None`: it is about another one.
+    fn reverse(&self, policy: &Policy, source: &Source, name: &HostName) -> Option<Answer> {
+        let steering = self.services.steering.as_ref()?;
+        let question = absolute(name).ok()?;
+        let net = question.parse_arpa_name().ok().filter(|net| steering.pool().contains(net.network()))?;
+        let found = steering.name(net.addr()).filter(|_| net.prefix_len() == net.max_prefix_len());
+        // Other clients' names are theirs.
+        let found = found.filter(|found| policy.by_question(source, found).is_ok());
+        let ttl = u32::try_from(self.settings.refused_ttl.as_secs()).unwrap_or(u32::MAX);
+        let record = |found| Some(Record::from_rdata(question.clone(), ttl, RData::PTR(PTR(absolute(found).ok()?))));
+        let reply = found
+            .as_ref()
+            .and_then(record)
+            .and_then(|record| Reply::of(&question, RecordType::PTR, ResponseCode::NoError, vec![record], None));
+        self.services.access_log.metrics().dns_answered();
+        Some(Answer::of(reply.unwrap_or_else(|| self.empty(name, ResponseCode::NXDomain, self.soa(name)))))
     }
 
     /// Whom a question is judged for: a forwarder's, for anybody.

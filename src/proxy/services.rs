@@ -11,6 +11,7 @@ use super::peek::PeekLimits;
 use super::upstream::OwnDials;
 use crate::budget::Budget;
 use crate::dns::Resolver;
+use crate::learn::steering::Steering;
 use crate::netfilter::LiveTable;
 use crate::record::AccessLog;
 use egret_core::learned::{Known, Learned};
@@ -32,6 +33,8 @@ pub struct Services {
     pub sources: Vec<IpAddr>,
     /// Addresses that stand for names.
     pub learned: Arc<Learned>,
+    /// Synthetic addresses, where DNS clients are answered with them.
+    pub steering: Option<Steering>,
     /// The kernel's rules, on a next hop.
     pub table: Option<Arc<LiveTable>>,
     /// What egret dials, where the kernel leads this machine's own connections here.

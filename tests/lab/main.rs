@@ -18,6 +18,7 @@ mod nameserver;
 mod netlog;
 mod pod;
 mod rights;
+mod steer;
 #[path = "../e2e/support/mod.rs"]
 mod support;
 mod ways;

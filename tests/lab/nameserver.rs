@@ -73,7 +73,7 @@ fn world() -> Option<World> {
 }
 
 /// Asks one server for an address over UDP, as the client.
-fn resolve(server: &str, name: &str) -> Result<Ipv4Addr, ResponseCode> {
+pub fn resolve(server: &str, name: &str) -> Result<Ipv4Addr, ResponseCode> {
     resolve_from(Ipv4Addr::UNSPECIFIED, server, name)
 }
 

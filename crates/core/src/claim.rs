@@ -84,6 +84,8 @@ pub enum Via {
     Absolute,
     /// An `sni` listener, or the kernel.
     Intercepted,
+    /// A synthetic address, which a DNS client was answered for the name.
+    Steered,
 }
 
 /// The names that a client has shown itself to bear: those of its certificate, and `user:NAME` for a user. None for

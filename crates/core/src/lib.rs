@@ -13,4 +13,5 @@ pub mod name;
 pub mod outcome;
 pub mod policy;
 pub mod rule;
+pub mod steered;
 pub mod wire;

@@ -35,7 +35,7 @@ use hosts::HostIndex;
 pub use own_addresses::OwnAddresses;
 use permit::Grant;
 pub use permit::{
-    Clearance, Destination, Expectation, Lesson, LessonUse, MatchedRule, Passage, Permit, QuestionClearance,
+    Clearance, Destination, Expectation, Lesson, LessonUse, MatchedRule, Passage, Permit, QuestionClearance, Steers,
 };
 pub use wild::Wild;
 

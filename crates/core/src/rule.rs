@@ -156,6 +156,8 @@ pub struct AppRule {
     pub websocket: bool,
     /// Whether the client's own destination must be one of the name's, and is dialled then.
     pub verify: bool,
+    /// Whether DNS clients may be answered with synthetic addresses for its names.
+    pub steer: bool,
     pub reach: Reach,
 }
 
@@ -177,6 +179,7 @@ impl AppRule {
             paths: None,
             websocket: false,
             verify: false,
+            steer: true,
             reach: Reach::default(),
         }
     }

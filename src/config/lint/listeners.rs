@@ -38,14 +38,19 @@ pub(super) fn ports_without_a_listener(out: &mut Findings<'_>, apps: &[AppPlace<
 }
 
 /// Names that clients claim, where no listener takes a claim.
-pub(super) fn claims_without_a_listener(out: &mut Findings<'_>, apps: &[AppPlace<'_>], listeners: &[ListenerSettings]) {
-    if listeners.iter().any(|listener| listener.kind == ListenerKind::Forward) {
+pub(super) fn claims_without_a_listener(
+    out: &mut Findings<'_>,
+    apps: &[AppPlace<'_>],
+    listeners: &[ListenerSettings],
+    steers: bool,
+) {
+    if steers || listeners.iter().any(|listener| listener.kind == ListenerKind::Forward) {
         return;
     }
     for app in apps.iter().filter(|app| !app.is_bundle && app.rule.action == Action::Allow) {
         if let Some(port) = app.rule.protocols.iter().find(|port| port.protocol == AppProtocol::Tcp) {
             let message = format!(
-                "{port} is for names that clients claim by CONNECT or SOCKS5, and there is no `forward` listener: it never matches; write a network rule"
+                "{port} is for names that clients claim by CONNECT or SOCKS5, or by an address of `dns.steer`, and there is neither a `forward` listener nor that: it never matches; write a network rule"
             );
             app.say(out, None, message);
         }

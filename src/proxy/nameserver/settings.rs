@@ -6,6 +6,8 @@ use std::time::Duration;
 use hickory_proto::rr::RecordType;
 use ipnet::IpNet;
 
+use crate::learn::settings::SteerSettings;
+
 /// How DNS clients are answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NameserverSettings {
@@ -21,6 +23,8 @@ pub struct NameserverSettings {
     pub keeps_chain: bool,
     /// Kinds of records that are answered beside the usual ones.
     pub kinds: Vec<RecordType>,
+    /// Synthetic addresses, where clients are answered with them.
+    pub steer: Option<SteerSettings>,
     /// How long an answer opens a network rule's wildcard at least, and how much longer than it may be kept.
     pub floor: Duration,
     pub grace: Duration,

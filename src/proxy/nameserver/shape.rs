@@ -30,6 +30,8 @@ pub(super) struct Judge<'a> {
     pub(super) policy: &'a Policy,
     pub(super) clearance: &'a QuestionClearance,
     pub(super) settings: &'a NameserverSettings,
+    /// Whether clients may have addresses beside the name's own records.
+    pub(super) has_hints: bool,
 }
 
 impl Judge<'_> {
@@ -106,6 +108,7 @@ impl Judge<'_> {
                     SvcParamValue::Alpn(Alpn(left))
                 }
                 SvcParamValue::Port(port) if !self.policy.opens(self.clearance, *port) => return None,
+                SvcParamValue::Ipv4Hint(_) | SvcParamValue::Ipv6Hint(_) if !self.has_hints => continue,
                 SvcParamValue::Ipv4Hint(all) => {
                     hints.extend(all.0.iter().map(|ip| IpAddr::V4(ip.0)));
                     value.clone()

@@ -11,12 +11,15 @@ use egret_core::answers::Answers;
 use egret_core::claim::Claim;
 use egret_core::outcome::{Ending, Halt, Reason, Refusal, Stage};
 use egret_core::policy::Passage;
+use egret_core::steered::InUse;
 use egret_core::wire::Sighting;
 
 /// The evidence a live connection was authorized on.
 pub(super) struct Authorization {
     pub(super) claim: Claim,
     pub(super) sighting: Option<Sighting>,
+    /// The synthetic address that the client dialled, which stays the name's meanwhile.
+    pub(super) _steered: Option<InUse>,
     /// How often re-authorization had been requested when its policy was fetched.
     pub(super) reviewed: u32,
 }

@@ -33,7 +33,14 @@ struct Cleared {
 /// # Errors
 /// The refusal.
 pub(super) async fn decide(turn: &mut Turn<'_>, before: Option<&Claim>) -> Result<Decision, Refusal> {
-    let Claimed { claim, sighting } = claim(turn, before).await?;
+    let Claimed { mut claim, sighting } = claim(turn, before).await?;
+    let steered = match &turn.services.steering {
+        Some(steering) => steering.claim(&mut claim)?,
+        None => None,
+    };
+    if steered.is_some() {
+        turn.record.claim(&claim);
+    }
     // One policy from here to the dial: a clearance means nothing to another one.
     let reviewed = turn.guard.reviews();
     let policy = turn.services.policy.get();
@@ -44,7 +51,7 @@ pub(super) async fn decide(turn: &mut Turn<'_>, before: Option<&Claim>) -> Resul
         // Long, and no rule asks for it.
         hello.ja4 = Parts::default();
     }
-    Ok(Decision { permit, authorization: Authorization { claim, sighting, reviewed }, was_seen })
+    Ok(Decision { permit, authorization: Authorization { claim, sighting, _steered: steered, reviewed }, was_seen })
 }
 
 async fn claim(turn: &mut Turn<'_>, before: Option<&Claim>) -> Result<Claimed, Refusal> {

@@ -87,6 +87,7 @@ fn judging(name: &'static str, count: usize) -> Case {
         paths: None,
         websocket: false,
         verify: false,
+        steer: true,
         reach: Reach::default(),
     };
     let policy = Policy::compile(vec![rule], Vec::new(), None, Arc::default());

@@ -126,6 +126,13 @@ pub enum LessonUse {
     Destination,
 }
 
+/// How a name's synthetic address is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Steers {
+    /// Whether some rule judges the name by the claim alone.
+    pub is_claimed: bool,
+}
+
 /// Leave to ask servers about one name on behalf of a DNS client. Made by [`Policy`](super::Policy) alone.
 #[derive(Clone, Debug)]
 pub struct QuestionClearance {

@@ -10,7 +10,7 @@ use super::Policy;
 use super::evidence::Evidence;
 use super::hosts::{HostIndex, PatternId};
 use super::judge::{Votes, further};
-use super::permit::{Clearance, Destination, Grant, Lesson, LessonUse, MatchedRule, QuestionClearance};
+use super::permit::{Clearance, Destination, Grant, Lesson, LessonUse, MatchedRule, QuestionClearance, Steers};
 use crate::answers::Answers;
 use crate::claim::{Source, Transport};
 use crate::learned::Known;
@@ -195,6 +195,38 @@ impl Policy {
         let nearest = "the answer has addresses that are not public; list their range in dns.local_ranges, or in the rule's addresses";
         let hint = Hint { rule: Some(rule), pattern, nearest: Some(nearest.to_owned()), ..Hint::default() };
         Err(Refusal::new(reason, Stage::Address).with(hint))
+    }
+
+    /// How a name can be answered with a synthetic address: where application rules use it, and no network rule, which goes
+    /// by real ones. `None`: it cannot.
+    #[must_use]
+    pub fn steers(&self, clearance: &QuestionClearance) -> Option<Steers> {
+        let mut steers = None;
+        for grant in &clearance.grants {
+            let Grant::App { rule, .. } = *grant else { return None };
+            let rule = self.apps.get(rule as usize)?;
+            match rule.is_dns_only() {
+                true => continue,
+                false if !rule.steer => return None,
+                false => {}
+            }
+            let Steers { is_claimed } = steers.get_or_insert(Steers { is_claimed: false });
+            *is_claimed |= rule.protocols.iter().any(|app| app.protocol == AppProtocol::Tcp);
+        }
+        steers
+    }
+
+    /// Whether some application rule of the name would let all of these addresses be dialled.
+    #[must_use]
+    pub fn could_dial(&self, clearance: &QuestionClearance, addresses: &[IpAddr]) -> bool {
+        let answers =
+            Answers { addresses: addresses.to_vec(), ttl: Duration::ZERO, is_stale: false, from_servers: true };
+        let opens = |grant: &&Grant| match **grant {
+            Grant::App { rule, .. } => self.apps.get(rule as usize).is_some_and(|rule| !rule.is_dns_only()),
+            _ => false,
+        };
+        let mut grants = clearance.grants.iter().filter(opens);
+        grants.any(|grant| self.judge_addresses(&clearance.to_learn(*grant), &answers, Known::nothing()).is_ok())
     }
 
     /// Whether some rule of the name uses a port.

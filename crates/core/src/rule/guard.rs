@@ -135,10 +135,16 @@ pub fn is_public(net: &IpNet) -> bool {
     SPECIAL.iter().all(apart) && !is_reserved(net.addr())
 }
 
+/// Whether a prefix lies in a range that is not public.
+#[must_use]
+pub fn is_special(net: &IpNet) -> bool {
+    SPECIAL.iter().any(|special| special.net.contains(net))
+}
+
 /// What a prefix opens: the part of it where addresses are, and the special ranges in it that it does not.
 #[must_use]
 pub fn opening(net: &IpNet) -> (Option<IpNet>, Vec<IpNet>) {
-    let is_special = SPECIAL.iter().any(|special| special.net.contains(net));
+    let is_special = is_special(net);
     let inside = match net {
         IpNet::V6(v6) if !is_special && !GLOBAL_V6.contains(v6) => {
             v6.contains(&GLOBAL_V6).then_some(IpNet::V6(GLOBAL_V6))

@@ -1,0 +1,187 @@
+//! Synthetic addresses through the hop: names that share an address stay apart, on any port.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use hickory_proto::rr::Name;
+
+use crate::hop::{RESET, hop, udp};
+use crate::nameserver::resolve;
+use crate::support::{ADMIN, allowed, curl, eventually, refused, run, text};
+use crate::world::{HOP1, ORIGIN, Through, World, ip};
+
+const PORT: u16 = 5432;
+const SERVERS: u8 = 10;
+/// The one address that many names share.
+const SHARED: &str = "20.60.4.1";
+
+const POLICY: &str = "
+  application_rules:
+    - { name: web, fqdns: [a.example], protocols: [\"https:443\"] }
+    - { name: db, fqdns: [\"*.db.example\"], protocols: [\"tcp:5432\"] }
+    - { name: real, fqdns: [real.example], protocols: [\"tcp:5432\"], steer: false }
+  network_rules:
+    - { name: both, fqdns: [both.example], protocols: [\"tcp:9001\"] }
+";
+
+fn config(policy: &str) -> String {
+    format!(
+        "listeners:\n  - {{ kind: transparent, bind: \"[::]:3129\", capture: tproxy }}\n  - {{ kind: dns, bind: \"[::]:53\" }}\n\
+         dns: {{ upstreams: [\"20.50.1.1\"], min_ttl: 0s, max_ttl: 1s, steer: true }}\n\
+         admin: {{ bind: \"127.0.0.1:{ADMIN}\" }}\nhealth: {{ bind: \"[::]:9902\" }}\n\
+         netfilter: {{ clients: [10.224.0.0/16, \"fd00:224::/64\"], interfaces: [lan] }}\n\
+         limits: {{ dns_new_names: 1000000 }}\n\
+         learn: {{ state_dir: state }}\npolicy:{policy}"
+    )
+}
+
+/// A world with servers that say where they are, and then what they hear.
+fn world() -> Option<World> {
+    let world = World::build(Through::One)?;
+    world.at("internet", || {
+        ip(&["route", "add", "local", "20.60.4.0/24", "dev", "lo"]);
+        for server in (1..=SERVERS).map(|n| IpAddr::from([20, 60, 4, n])) {
+            let listener = TcpListener::bind((server, PORT)).unwrap();
+            std::thread::spawn(move || {
+                for mut stream in listener.incoming().flatten() {
+                    std::thread::spawn(move || {
+                        let _ = stream.write_all(format!("{server}\n").as_bytes());
+                        let mut buffer = [0; 100];
+                        while let Ok(len @ 1..) = stream.read(&mut buffer) {
+                            let _ = stream.write_all(&buffer[..len]);
+                        }
+                    });
+                }
+            });
+        }
+    });
+    world.dns.answer("*", &[SHARED]).answer("a.example", &[ORIGIN]);
+    Some(world)
+}
+
+fn server() -> String {
+    format!("{HOP1}:53")
+}
+
+fn is_synthetic(ip: Ipv4Addr) -> bool {
+    ip.octets()[..2] == [198, 18]
+}
+
+/// What a server at an address says first.
+fn greeting(to: Ipv4Addr, port: u16) -> Result<String, ErrorKind> {
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(to.into(), port), Duration::from_secs(5))
+        .map_err(|error| error.kind())?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut said = [0; 100];
+    let len = stream.read(&mut said).map_err(|error| error.kind())?;
+    Ok(String::from_utf8_lossy(&said[..len]).trim_end().to_owned())
+}
+
+#[test]
+fn names_that_share_an_address_stay_apart() {
+    let Some(world) = world() else { return };
+    let mut capture = world.capture();
+    let egret = hop(&world, &config(POLICY));
+    let ca = world.authority.ca();
+    world.at("client", || {
+        let db = resolve(&server(), "orders.db.example.").unwrap();
+        assert!(is_synthetic(db), "{db}");
+        assert_eq!(resolve(&server(), "orders.db.example."), Ok(db), "one name, one address");
+        assert_eq!(greeting(db, PORT).unwrap(), SHARED);
+        assert!(resolve(&server(), "other.example.").is_err());
+        // Nothing leads to the address itself, nor to other ports of the name, nor over another transport.
+        assert_eq!(greeting(SHARED.parse().unwrap(), PORT), Err(ErrorKind::ConnectionRefused));
+        assert!(greeting(db, PORT + 1).is_err());
+        assert_eq!(udp(&db.to_string(), PORT), RESET);
+        assert!(!run("ping", &["-c1", "-W1", &db.to_string()]).status.success());
+        // An address of the pool that stands for nothing.
+        assert!(greeting("198.18.200.200".parse().unwrap(), PORT).is_err());
+
+        // On an application port the bytes must show the name that the address stands for.
+        let web = resolve(&server(), "a.example.").unwrap();
+        assert!(is_synthetic(web) && web != db);
+        let get = |name: &str, at: Ipv4Addr| {
+            curl(&["--cacert", &ca, "--resolve", &format!("{name}:443:{at}"), &format!("https://{name}/who")])
+        };
+        assert_eq!(text(&get("a.example", web)), "a.example HTTP/2.0 TLSv1.3\n");
+        assert!(!get("a.example", db).status.success());
+        assert!(!get("x.example", web).status.success());
+        assert!(greeting(web, PORT).is_err());
+
+        // Real addresses, where a rule says so or needs them.
+        for name in ["real.example.", "both.example."] {
+            assert_eq!(resolve(&server(), name).unwrap().to_string(), SHARED, "{name}");
+        }
+        let reverse = |ip: Ipv4Addr| {
+            let name = Name::from(IpAddr::from(ip)).to_ascii();
+            text(&run("dig", &["+short", &format!("@{HOP1}"), &name, "PTR"])).trim().to_owned()
+        };
+        assert_eq!(reverse(web), "a.example.");
+        assert_eq!(reverse("198.18.200.200".parse().unwrap()), "");
+    });
+    let line = egret.record("the database", |line| line["name"] == "orders.db.example" && line["verdict"] == "allow");
+    allowed(&line, "db");
+    assert_eq!((&line["name_source"], &line["pattern"]), (&"dns".into(), &"*.db.example".into()), "{line:#}");
+    assert_eq!(line["upstream"], format!("{SHARED}:{PORT}"));
+    assert!(line["original_dst"].as_str().unwrap().starts_with("198.18."), "{line:#}");
+    let line = egret.record("the unknown address", |line| line["original_dst"] == "198.18.200.200:5432");
+    refused(&line, "dst_not_in_dns", "claim");
+    let line = egret.record("the other name", |line| line["sni"] == "x.example" || line["name"] == "x.example");
+    assert_eq!(line["reason"], "name_mismatch", "{line:#}");
+    egret.record("UDP", |line| line["event"] == "net" && line["protocol"] == "udp" && line["reason"] == "no_rule");
+    capture.saw_nothing("net 198.18.0.0/15");
+}
+
+#[test]
+fn every_name_leads_to_its_own_server() {
+    let Some(world) = world() else { return };
+    for n in 0..1000 {
+        world.dns.answer(&format!("n{n}.db.example"), &[&format!("20.60.4.{}", n % usize::from(SERVERS) + 1)]);
+    }
+    let _egret = hop(&world, &config(POLICY));
+    world.at("client", || {
+        let addresses: Vec<Ipv4Addr> =
+            (0..1000).map(|n| resolve(&server(), &format!("n{n}.db.example.")).unwrap()).collect();
+        for (n, address) in addresses.iter().enumerate() {
+            let expected = format!("20.60.4.{}", n % usize::from(SERVERS) + 1);
+            assert_eq!(greeting(*address, PORT).as_ref(), Ok(&expected), "n{n} at {address}");
+        }
+        // One client has its share of the pool: a 64th.
+        let more = (1000..1100).filter(|n| resolve(&server(), &format!("n{n}.db.example.")).is_ok()).count();
+        assert_eq!(more, 23);
+        assert!(is_synthetic(resolve(&server(), "a.example.").unwrap()), "a name that is listed itself");
+    });
+}
+
+#[test]
+fn an_address_outlives_egret_and_a_reload() {
+    let Some(world) = world() else { return };
+    let state = tempfile::tempdir().unwrap();
+    let config = config(POLICY).replace("state_dir: state", &format!("state_dir: {}", state.path().display()));
+    let egret = hop(&world, &config);
+    let (first, mut open) = world.at("client", || {
+        let first = resolve(&server(), "first.db.example.").unwrap();
+        assert_eq!(greeting(first, PORT).unwrap(), SHARED);
+        (first, TcpStream::connect((first, PORT)).unwrap())
+    });
+    // A reload that closes the rule closes the address, and nothing else comes to stand behind it.
+    std::fs::write(egret.folder().join("egret.yaml"), config.replace("*.db.example", "*.dc.example")).unwrap();
+    egret.signal("HUP");
+    eventually("the reload", || egret.errors().contains("the new policy is in force"));
+    world.at("client", || {
+        assert!(greeting(first, PORT).is_err());
+        open.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        assert!(open.read(&mut [0; 100]).is_ok_and(|len| len > 0), "what was open goes on");
+    });
+    egret.record("the name's refusal", |line| line["name"] == "first.db.example" && line["verdict"] == "deny");
+    egret.signal("KILL");
+    drop(egret);
+    let _egret = hop(&world, &config);
+    world.at("client", || {
+        assert_eq!(greeting(first, PORT).unwrap(), SHARED, "it still stands for the name");
+        let second = resolve(&server(), "second.db.example.").unwrap();
+        assert!(is_synthetic(second) && second != first);
+        assert_eq!(resolve(&server(), "first.db.example."), Ok(first));
+    });
+}
