@@ -272,6 +272,27 @@ fn answering_dns_clients_takes_a_listener_and_servers_other_than_itself() {
 }
 
 #[test]
+fn synthetic_addresses_need_who_takes_them_and_a_place_to_be_kept() {
+    let all = "listeners: [{ kind: dns, bind: \"[::]:53\" }, { kind: transparent, bind: \"[::]:3129\", capture: redirect }]\n";
+    let state = "learn: { state_dir: state }\n";
+    let pool = |text: &str| format!("{all}{state}dns: {{ steer: {text} }}\n");
+    let steered = |text: &str| parse(&pool(text)).unwrap().nameserver.steer;
+    let usual = steered("true").unwrap();
+    assert_eq!((usual.pool.size(), usual.pool.nets().count()), (65_534, 2));
+    assert_eq!(steered("false"), None);
+    assert_eq!(steered("{ pool: 198.19.0.0/20 }").unwrap().pool.size(), 4094);
+    fault(&pool("{ pool: 20.0.0.0/16 }"), &[("3:23", "has public addresses")]);
+    fault(&pool("{ pool: 198.18.0.0/30 }"), &[("3:23", "write a length from 8 to 28")]);
+    fault(&pool("{ pool6: 198.18.0.0/16 }"), &[("3:15", "each in its place")]);
+    fault(&format!("{all}dns: {{ steer: true }}\n"), &[("2:15", "write `learn.state_dir`")]);
+    fault(&format!("{all}{state}fleet: true\ndns: {{ steer: true }}\n"), &[("4:15", "instances of a fleet")]);
+    let alone = "listeners: [{ kind: dns, bind: \"[::]:53\" }]\n";
+    fault(&format!("{alone}{state}dns: {{ steer: true }}\n"), &[("3:15", "there is no `transparent` listener")]);
+    let forward = "listeners: [{ kind: forward, bind: \"127.0.0.1:1\" }, { kind: transparent, bind: \"[::]:3129\", capture: redirect }]\n";
+    fault(&format!("{forward}{state}dns: {{ steer: true }}\n"), &[("3:15", "there is no `dns` listener")]);
+}
+
+#[test]
 fn listeners_are_checked() {
     fault(
         "listeners: [{ kind: , bind: \"127.0.0.1:1\" }]\n",
@@ -549,7 +570,7 @@ fn names_that_clients_claim_meet_no_condition_and_need_a_listener_for_claims() {
     std::fs::write(&file, format!("listeners: [{{ kind: sni, bind: \"127.0.0.1:1\", port: 22 }}]\n{}", rule("")))
         .unwrap();
     let warnings = Settings::lint(&file).unwrap().warnings;
-    assert!(warnings.iter().any(|warning| warning.message.contains("no `forward` listener")), "{warnings:#?}");
+    assert!(warnings.iter().any(|warning| warning.message.contains("neither a `forward` listener")), "{warnings:#?}");
 }
 
 #[test]

@@ -157,6 +157,46 @@ fn a_pods_questions_are_answered_for_what_is_listed_whichever_server_it_asks() {
     egret.record("TCP to the server", |line| line["original_dst"] == "20.50.1.1:53" && line["rule"] == "server");
 }
 
+#[test]
+fn a_pods_names_are_kept_apart_by_synthetic_addresses() {
+    let Some(world) = World::build(Through::One) else { return };
+    open(&world);
+    let policy =
+        POLICY.replace("    - { name: dns, destinations: [10.224.0.1/32], protocols: [\"udp:53\"] }\n", "").replace(
+            "  network_rules:",
+            "    - { name: echo, fqdns: [\"*.echo.example\"], protocols: [\"tcp:9000\"] }\n  network_rules:",
+        );
+    let state = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(state.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let listener = "{ kind: dns, bind: \"[::]:5353\" }";
+    let config = config(&policy)
+        .replace("listeners: [", &format!("listeners: [{listener}, "))
+        .replace("min_ttl: 0s", "min_ttl: 0s, steer: true")
+        + &format!("learn: {{ state_dir: {} }}\n", state.path().display());
+    world.dns.answer("x.echo.example", &[PARTNER]);
+    apply(&world, &config, &[]);
+    let egret = sidecar(&world, &config, "1129");
+    let dig = |name: &str, kind: &str| {
+        text(&world.at("client", || run("dig", &[&format!("@{DECOY}"), name, kind, "+short", "+tries=1"])))
+            .trim()
+            .to_owned()
+    };
+    let address = dig("x.echo.example", "A");
+    assert!(address.starts_with("198.18."), "{address}");
+    assert_eq!(world.at("client", || tcp(&address, 9000)), Ok(()));
+    let line = egret.record("the name", |line| line["name"] == "x.echo.example");
+    assert_eq!((&line["rule"], &line["name_source"]), (&"echo".into(), &"dns".into()), "{line:#}");
+    // By IPv6 the same name, where it has such addresses.
+    assert!(dig("a.example", "AAAA").starts_with("fd65:6772:6574::"), "{}", dig("a.example", "AAAA"));
+    let ca = world.authority.ca();
+    let get = |at: &str| {
+        let resolve = format!("a.example:443:{at}");
+        world.at("client", || curl(&["--cacert", &ca, "--resolve", &resolve, "https://a.example/who"]))
+    };
+    assert!(text(&get(&dig("a.example", "A"))).starts_with("a.example"));
+    assert!(!get(&address).status.success());
+}
+
 /// Starts egret as [`sidecar`] does where it is expected to give up, and returns what it says.
 fn gives_up(world: &World, config: &str, gid: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
