@@ -253,7 +253,11 @@ impl World {
 }
 
 fn policy_of(policy: &str, folder: &Path) -> Policy {
-    let text = format!("listeners: [{{ kind: forward, bind: \"127.0.0.1:1\" }}]\npolicy: {{ {policy} }}\n");
+    policy_with("{ kind: forward, bind: \"127.0.0.1:1\" }", policy, folder)
+}
+
+fn policy_with(listener: &str, policy: &str, folder: &Path) -> Policy {
+    let text = format!("listeners: [{listener}]\npolicy: {{ {policy} }}\n");
     let settings = Settings::parse(&text, "t.yaml", folder).unwrap_or_else(|error| panic!("{error}\n{text}"));
     let own = Arc::new(OwnAddresses::new(Vec::new(), Vec::new()));
     Policy::compile(settings.rules.apps, settings.rules.nets, settings.rules.nat64, own)
@@ -300,6 +304,45 @@ fn fits(pattern: &str, name: &str) -> bool {
     let (patterns, names): (Vec<&str>, Vec<&str>) = (pattern.split('.').collect(), name.split('.').collect());
     let Some(skip) = names.len().checked_sub(patterns.len()) else { return false };
     (skip == 0) != wide && patterns.iter().zip(&names[skip..]).all(|(p, n)| label(p.as_bytes(), n.as_bytes()))
+}
+
+/// The second edition prints wildcards for the old tunnel's ports: what DNS clients are answered opens them.
+#[test]
+fn the_tunnels_wildcards_are_open_by_name_where_egret_answers_dns() {
+    let mut seen = 0;
+    for printed in printed() {
+        let Some(port) = printed.fact.port.strip_prefix("tcp:") else { continue };
+        let Some(rest) = printed.fact.printed.strip_prefix("*.") else { continue };
+        let cloud = printed.fact.cloud.as_str();
+        let ((location, other, _), day) = (place(cloud), &printed.stretches[0].0);
+        let bundle = |more: &str| {
+            format!(
+                "bundles: [{{ bundle: aks, cloud: {cloud}, location: {location}, edition: {day}, konnectivity: false{more} }}]"
+            )
+        };
+        let listener = "{ kind: dns, bind: \"127.0.0.1:53\" }";
+        let policy = policy_with(listener, &bundle(""), Path::new("."));
+        let rule = if port == "22" { "tunnel-ssh" } else { "tunnel-tcp" };
+        let name = |location: &str| format!("x-1a2b.{}", rest.replace("<location>", location));
+        allowed(&policy, &format!("tcp://{}:{port}", name(location)), rule, &printed);
+        assert!(explain(&policy, &format!("dns://{}", name(location))).is_ok(), "{printed:?}");
+        for target in [
+            format!("tcp://{}:{port}", name(other)),
+            format!("tcp://{}:{port}", rest.replace("<location>", location)),
+            format!("tcp://{}:{}", name(location), port.parse::<u16>().unwrap() + 1),
+            format!("udp://{}:{port}", name(location)),
+            format!("tcp://20.1.0.1:{port}"),
+        ] {
+            refused(&policy, &target, &printed);
+        }
+        // One's own API server takes their place.
+        let own = name(location).replace(".tun.", ".hcp.");
+        let narrow = policy_with(listener, &bundle(&format!(", api_server: {own}")), Path::new("."));
+        allowed(&narrow, &format!("tcp://{own}:{port}"), rule, &printed);
+        refused(&narrow, &format!("tcp://other-{own}:{port}"), &printed);
+        seen += 1;
+    }
+    assert_eq!(seen, 12, "rows of the documents");
 }
 
 #[test]

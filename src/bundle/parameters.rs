@@ -78,6 +78,9 @@ pub struct Parameters {
     /// Rows whose `*` is meant: any address on their port, such as `[tunnel-udp]`.
     #[serde(default)]
     pub any_destination: Vec<String>,
+    /// Whether egret answers the clients' DNS questions: the configuration's listeners say so.
+    #[serde(skip)]
+    pub answers_dns: bool,
 }
 
 impl Parameters {
@@ -105,6 +108,7 @@ impl Parameters {
             region_cidrs: Vec::new(),
             monitor_by_tag: None,
             any_destination: Vec::new(),
+            answers_dns: false,
         }
     }
 }
@@ -216,6 +220,7 @@ impl Bundle {
             nodes_after_march_2021: asked.nodes_after_march_2021.unwrap_or(false),
             monitor_by_tag: asked.monitor_by_tag.unwrap_or(false),
             any_destination: asked.any_destination.clone(),
+            answers_dns: asked.answers_dns,
             api_server,
             dns_servers,
             region_cidrs,

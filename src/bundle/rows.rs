@@ -112,6 +112,10 @@ pub struct Row {
     /// Alternatives, the narrowest first: `api_server`, `region_cidrs`, `dns_servers`, a service tag, `*`.
     #[serde(default)]
     pub destinations: Vec<String>,
+    /// What the document prints as destination, where that is wildcards: it takes the place of a tag where egret answers the
+    /// clients' DNS questions, and so knows which addresses are behind them.
+    #[serde(default)]
+    pub wildcards: Vec<String>,
     /// `https:443`, `tcp:9000`; `dns` where a name is only asked for.
     pub protocols: Vec<String>,
     /// All must hold.

@@ -27,6 +27,7 @@ pub struct Selection<'a> {
     pub(super) nodes_after_march_2021: bool,
     pub(super) monitor_by_tag: bool,
     pub(super) any_destination: Vec<String>,
+    pub(super) answers_dns: bool,
     pub(super) api_server: Vec<Destination>,
     pub(super) dns_servers: Vec<Destination>,
     pub(super) region_cidrs: Vec<Destination>,
@@ -262,6 +263,9 @@ impl<'a> Selection<'a> {
                 Some([]) => {}
                 Some(destinations) => return Ok(Opening::Addresses(destinations.to_vec())),
                 None if word == "*" => {}
+                None if self.answers_dns && !row.wildcards.is_empty() => {
+                    return Ok(Opening::AddressesOf(row.wildcards.iter().map(|text| self.filled(text)).collect()));
+                }
                 None => return Ok(Opening::Addresses(vec![Destination::Tag(self.tag(word))])),
             }
         }

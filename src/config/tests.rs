@@ -283,7 +283,10 @@ fn synthetic_addresses_need_who_takes_them_and_a_place_to_be_kept() {
     assert_eq!(steered("{ pool: 198.19.0.0/20 }").unwrap().pool.size(), 4094);
     fault(&pool("{ pool: 20.0.0.0/16 }"), &[("3:23", "has public addresses")]);
     fault(&pool("{ pool: 198.18.0.0/30 }"), &[("3:23", "write a length from 8 to 28")]);
-    fault(&pool("{ pool6: 198.18.0.0/16 }"), &[("3:15", "each in its place")]);
+    fault(
+        &pool("{ pool6: 198.18.0.0/16 }"),
+        &[("3:15", "each in its place"), ("3:24", "write a length from 64 to 124")],
+    );
     fault(&format!("{all}dns: {{ steer: true }}\n"), &[("2:15", "write `learn.state_dir`")]);
     fault(&format!("{all}{state}fleet: true\ndns: {{ steer: true }}\n"), &[("4:15", "instances of a fleet")]);
     let alone = "listeners: [{ kind: dns, bind: \"[::]:53\" }]\n";

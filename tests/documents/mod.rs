@@ -374,14 +374,10 @@ pub fn says(row: &egret::bundle::Row, fact: &Fact) -> bool {
         "APIServerPublicIP" => row.destinations.iter().any(|d| d == "api_server"),
         "RegionCIDRs" => row.destinations.iter().any(|d| d == "region_cidrs"),
         "CustomDNSIP" => row.destinations.iter().any(|d| d == "dns_servers"),
-        // The second edition names the tunnel's other end; addresses stand in for it.
-        name if fact.port.starts_with("tcp:") && (name.starts_with("*.hcp.") || name.starts_with("*.tun.")) => {
-            row.destinations.iter().any(|d| d == "api_server")
-        }
         "AzureCloud.<Region>" => row.destinations.iter().any(|d| d == "AzureCloud.<location>"),
         name => {
             let is = |word: &String| word == name || word.split([' ']).any(|w| w == name);
-            row.fqdns.iter().chain(&row.destinations).chain(&row.printed).any(is)
+            row.fqdns.iter().chain(&row.wildcards).chain(&row.destinations).chain(&row.printed).any(is)
         }
     };
     // A port that is a slip of the print stands among what is printed.
