@@ -75,7 +75,7 @@ pub(super) fn settings(
     let kernel = netfilter::netfilter(out, &written, &listeners, &binds);
     let sources = netfilter::upstream_sources(out, &written.upstream.sources);
     let learn = netfilter::learn(out, &written.learn, kernel.is_some());
-    let nameserver = nameserver(out, &written, &listeners, dns.negative_ttl, &learn);
+    let nameserver = nameserver(out, &written, &listeners, &dns, &learn);
     what_goes_together(out, &written, kernel.as_ref(), &listeners);
     let limits = limits(out, &written.limits);
     let control = file::present(written.control.as_ref());

@@ -63,10 +63,10 @@ pub(super) fn nameserver(
     out: &mut Findings<'_>,
     written: &file::File,
     listeners: &[(ListenerSettings, String)],
-    refused_ttl: Duration,
+    dns_settings: &DnsSettings,
     learn: &LearnSettings,
 ) -> NameserverSettings {
-    let dns = &written.dns;
+    let (dns, max_ttl, refused_ttl) = (&written.dns, dns_settings.max_ttl, dns_settings.negative_ttl);
     let only_there = [
         ("filter", dns.filter.is_some()),
         ("refused", dns.refused.is_some()),
@@ -107,17 +107,20 @@ pub(super) fn nameserver(
     };
     let kinds = dns.types.iter().enumerate();
     let kinds = kinds.filter_map(|(at, text)| out.keep(&format!("dns.types[{at}]"), kind(text))).collect();
-    let steer = steer(out, written, listeners, learn);
+    let floor = duration(out, "learn.floor", written.learn.floor.as_deref(), 2 * 3600 + 600, Bounds::Zero);
+    let grace = duration(out, "learn.grace", written.learn.grace.as_deref(), 300, Bounds::Zero);
+    // For as long as an answer may be kept by anything on its way, its address is not another name's.
+    let remember = learn.remember.max(max_ttl.max(floor) + grace);
     NameserverSettings {
-        steer,
+        steer: steer(out, written, listeners, (learn, remember)),
         refused,
         refused_ttl,
         forwarders: out.nets("dns.forwarders", &dns.forwarders),
         local_ranges: out.nets("dns.local_ranges", &dns.local_ranges),
         keeps_chain: dns.chain == Some(file::DnsChain::Keep),
         kinds,
-        floor: duration(out, "learn.floor", written.learn.floor.as_deref(), 2 * 3600 + 600, Bounds::Zero),
-        grace: duration(out, "learn.grace", written.learn.grace.as_deref(), 300, Bounds::Zero),
+        floor,
+        grace,
     }
 }
 
@@ -126,7 +129,7 @@ fn steer(
     out: &mut Findings<'_>,
     written: &file::File,
     listeners: &[(ListenerSettings, String)],
-    learn: &LearnSettings,
+    (learn, remember): (&LearnSettings, Duration),
 ) -> Option<SteerSettings> {
     let written_pool = match written.dns.steer.as_ref()? {
         file::Steer::Usual(false) => return None,
@@ -153,7 +156,7 @@ fn steer(
         out.fault("dns.steer", "which name an address stands for must outlive a restart; write `learn.state_dir`");
         None
     })?;
-    Some(SteerSettings { pool: Pool { v4: Some(v4), v6: Some(v6) }, state_dir, remember: learn.remember })
+    Some(SteerSettings { pool: Pool { v4: Some(v4), v6: Some(v6) }, state_dir, remember })
 }
 
 /// A range for synthetic addresses, which must be nobody's.

@@ -201,20 +201,26 @@ fn write_anew(steered: &Steered, dir: &Path, path: &Path) -> io::Result<File> {
 
 /// Writes lines as they come, those that wait together.
 fn keep_writing(mut file: File, lines: &mpsc::Receiver<Entry>) {
-    let mut broken = false;
     while let Ok(first) = lines.recv() {
         let all: Vec<Entry> = std::iter::once(first).chain(lines.try_iter()).collect();
         let text: String = all.iter().map(|(line, _)| line.as_str()).collect();
-        // Half a line may stand there: the next one begins behind it.
-        let before = if broken { "\n" } else { "" };
-        let written = file.write_all([before, &text].concat().as_bytes()).and_then(|()| file.sync_data());
-        broken = written.is_err();
+        let written = write(&mut file, text.as_bytes());
         for (_, said) in all {
-            let result = written.as_ref().map(|()| ()).map_err(|error| io::Error::new(error.kind(), error.to_string()));
+            let result = written.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string())).copied();
             // Where its client has gone, nothing waits for it.
             let _ = said.send(result);
         }
     }
+}
+
+/// All of it, or nothing.
+fn write(file: &mut File, text: &[u8]) -> io::Result<()> {
+    let before = file.metadata()?.len();
+    let written = file.write_all(text).and_then(|()| file.sync_data());
+    if written.is_err() {
+        file.set_len(before)?;
+    }
+    written
 }
 
 #[cfg(test)]

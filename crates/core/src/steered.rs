@@ -4,7 +4,7 @@
 //! An address never passes to another name before `remember` has passed since the name was last answered or used, nor at
 //! all where a rule for `tcp:` ports has made use of it: bytes that are not looked at cannot show another name.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -127,9 +127,18 @@ pub struct Steered {
 struct Inner {
     places: HashMap<HostName, u32>,
     entries: Vec<Option<Entry>>,
-    wildcards: HashMap<Box<str>, u32>,
-    askers: HashMap<IpAddr, u32>,
-    /// No address can pass to another name before.
+    /// Places that stand for no name any more.
+    freed: VecDeque<u32>,
+    wildcards: HashMap<Box<str>, Share>,
+    askers: HashMap<IpAddr, Share>,
+    all: Share,
+}
+
+/// What is taken of the pool.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    taken: u32,
+    /// None of it is free before.
     none_before: Option<Instant>,
 }
 
@@ -163,20 +172,18 @@ impl Steered {
             entry.is_claimed |= wanted.is_claimed;
             return Ok(Assigned { place, is_new });
         }
-        let size = self.pool.size();
+        let (size, time) = (self.pool.size(), Time { remember: self.remember, now });
         if let Some(wildcard) = &wanted.wildcard {
-            if inner.wildcards.get(wildcard).is_some_and(|taken| *taken >= (size / SHARE_OF_A_WILDCARD).max(1)) {
-                let _ = inner.reclaim(self.remember, now, |entry| entry.wildcard.as_ref() == Some(wildcard));
-            }
-            if inner.wildcards.get(wildcard).is_some_and(|taken| *taken >= (size / SHARE_OF_A_WILDCARD).max(1)) {
+            if !inner.has_room(Whose::Wildcard(wildcard), size / SHARE_OF_A_WILDCARD, time) {
                 return Err(Full::Wildcard(wildcard.clone()));
             }
-            let taken = wanted.asker.and_then(|asker| inner.askers.get(&asker));
-            if taken.is_some_and(|taken| *taken >= (size / SHARE_OF_A_CLIENT).max(1)) {
-                return Err(Full::Client);
-            }
         }
-        let place = inner.free(size, self.remember, now).ok_or(Full::Pool)?;
+        if let Some(asker) = wanted.asker.filter(|_| wanted.wildcard.is_some())
+            && !inner.has_room(Whose::Asker(asker), size / SHARE_OF_A_CLIENT, time)
+        {
+            return Err(Full::Client);
+        }
+        let place = inner.free(size, time).ok_or(Full::Pool)?;
         inner.put(place, wanted, false, now);
         Ok(Assigned { place, is_new: true })
     }
@@ -238,35 +245,82 @@ impl Steered {
     }
 }
 
+/// This moment, and how long a name keeps its address after its last use.
+#[derive(Clone, Copy)]
+struct Time {
+    remember: Duration,
+    now: Instant,
+}
+
+/// What a share is of.
+#[derive(Clone, Copy)]
+enum Whose<'a> {
+    Wildcard(&'a str),
+    Asker(IpAddr),
+    All,
+}
+
+impl Whose<'_> {
+    fn is_of(self, entry: &Entry) -> bool {
+        match self {
+            Self::Wildcard(wildcard) => entry.wildcard.as_deref() == Some(wildcard),
+            Self::Asker(asker) => entry.asker == Some(asker),
+            Self::All => true,
+        }
+    }
+}
+
 impl Inner {
+    fn share(&mut self, whose: Whose<'_>) -> Option<&mut Share> {
+        match whose {
+            Whose::Wildcard(wildcard) => self.wildcards.get_mut(wildcard),
+            Whose::Asker(asker) => self.askers.get_mut(&asker),
+            Whose::All => Some(&mut self.all),
+        }
+    }
+
+    /// Whether there is room in a share, once the names in it that nothing uses any more are gone.
+    fn has_room(&mut self, whose: Whose<'_>, most: u32, time: Time) -> bool {
+        let is_full = |share: Option<&mut Share>| share.filter(|share| share.taken >= most.max(1)).map(|share| *share);
+        let Some(full) = is_full(self.share(whose)) else { return true };
+        if full.none_before.is_some_and(|until| time.now < until) {
+            return false;
+        }
+        let soonest = self.reclaim(time, whose);
+        if let Some(share) = self.share(whose) {
+            share.none_before = Some(soonest);
+        }
+        is_full(self.share(whose)).is_none()
+    }
+
     /// A place that stands for no name: one that was never used first.
-    fn free(&mut self, size: u32, remember: Duration, now: Instant) -> Option<u32> {
-        let fresh = u32::try_from(self.entries.len()).ok().filter(|fresh| *fresh < size);
-        if let Some(fresh) = fresh {
-            self.entries.push(None);
-            return Some(fresh);
+    fn free(&mut self, size: u32, time: Time) -> Option<u32> {
+        if !self.has_room(Whose::All, size, time) {
+            return None;
         }
-        let is_free = |inner: &Self| inner.entries.iter().position(Option::is_none);
-        if is_free(self).is_none() && self.none_before.is_none_or(|until| now >= until) {
-            self.none_before = self.reclaim(remember, now, |_| true);
+        match u32::try_from(self.entries.len()).ok().filter(|fresh| *fresh < size) {
+            Some(fresh) => {
+                self.entries.push(None);
+                Some(fresh)
+            }
+            // A place may have been taken since by what is written down.
+            None => std::iter::from_fn(|| self.freed.pop_front())
+                .find(|place| self.entries.get(*place as usize).is_some_and(Option::is_none)),
         }
-        is_free(self).and_then(|place| u32::try_from(place).ok())
     }
 
     /// Frees the places of names that nothing uses any more; when the next one may be free.
-    fn reclaim(&mut self, remember: Duration, now: Instant, which: impl Fn(&Entry) -> bool) -> Option<Instant> {
-        let (mut freed, mut soonest): (Vec<u32>, Option<Instant>) = (Vec::new(), None);
+    fn reclaim(&mut self, Time { remember, now }: Time, whose: Whose<'_>) -> Instant {
+        let (mut freed, mut soonest): (Vec<u32>, Instant) = (Vec::new(), now + remember);
         for (place, entry) in (0..).zip(&mut self.entries) {
-            let Some(entry) = entry.as_mut().filter(|entry| !entry.is_claimed && which(entry)) else { continue };
+            let Some(entry) = entry.as_mut().filter(|entry| !entry.is_claimed && whose.is_of(entry)) else { continue };
             // Its time runs from the end of its last connection, or from when that was seen.
             if Arc::strong_count(&entry.in_use) > 1 || std::mem::take(&mut entry.was_in_use) {
                 (entry.last, entry.was_in_use) = (now, Arc::strong_count(&entry.in_use) > 1);
             }
-            let over = entry.last + remember;
-            if over <= now {
-                freed.push(place);
-            } else {
-                soonest = Some(soonest.map_or(over, |soonest| soonest.min(over)));
+            match entry.last + remember {
+                over if over <= now => freed.push(place),
+                over => soonest = soonest.min(over),
             }
         }
         freed.into_iter().for_each(|place| self.remove(place));
@@ -275,14 +329,18 @@ impl Inner {
 
     fn put(&mut self, place: u32, wanted: &Wanted, is_written: bool, now: Instant) {
         while self.entries.len() <= place as usize {
+            // What is written down may leave places out.
+            let hole = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
+            self.freed.extend((hole < place).then_some(hole));
             self.entries.push(None);
         }
         let Some(slot) = self.entries.get_mut(place as usize) else { return };
         let Wanted { name, wildcard, asker, is_claimed } = wanted.clone();
         // Only names that a client may choose count against it.
         let asker = asker.filter(|_| wildcard.is_some());
-        wildcard.iter().for_each(|wildcard| *self.wildcards.entry(wildcard.clone()).or_default() += 1);
-        asker.iter().for_each(|asker| *self.askers.entry(*asker).or_default() += 1);
+        wildcard.iter().for_each(|wildcard| self.wildcards.entry(wildcard.clone()).or_default().taken += 1);
+        asker.iter().for_each(|asker| self.askers.entry(*asker).or_default().taken += 1);
+        self.all.taken += 1;
         self.places.insert(name.clone(), place);
         let (in_use, was_in_use) = (Arc::default(), false);
         *slot = Some(Entry { name, wildcard, asker, is_claimed, is_written, last: now, in_use, was_in_use });
@@ -291,22 +349,25 @@ impl Inner {
     fn remove(&mut self, place: u32) {
         let Some(entry) = self.entries.get_mut(place as usize).and_then(Option::take) else { return };
         self.places.remove(&entry.name);
-        if let Some(wildcard) = &entry.wildcard {
-            let left = self.wildcards.entry(wildcard.clone()).and_modify(|taken| *taken = taken.saturating_sub(1));
-            if *left.or_default() == 0 {
-                self.wildcards.remove(wildcard);
+        self.freed.push_back(place);
+        let wildcard = entry.wildcard.as_deref().map(Whose::Wildcard);
+        for whose in wildcard.into_iter().chain(entry.asker.map(Whose::Asker)).chain([Whose::All]) {
+            if let Some(share) = self.share(whose) {
+                share.taken = share.taken.saturating_sub(1);
             }
         }
-        if let Some(asker) = &entry.asker {
-            let left = self.askers.entry(*asker).and_modify(|taken| *taken = taken.saturating_sub(1));
-            if *left.or_default() == 0 {
-                self.askers.remove(asker);
-            }
+        let is_empty = |share: &Share| share.taken == 0;
+        if let Some(wildcard) = entry.wildcard.filter(|wildcard| self.wildcards.get(wildcard).is_some_and(is_empty)) {
+            self.wildcards.remove(&wildcard);
+        }
+        if let Some(asker) = entry.asker.filter(|asker| self.askers.get(asker).is_some_and(is_empty)) {
+            self.askers.remove(&asker);
         }
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "this crate has no other clock")]
 mod tests {
     use super::*;
 
@@ -399,7 +460,8 @@ mod tests {
         assert!(steered.assign(&under("*.b.example", 1, 2), now).is_err(), "this client has its share");
         assert!(steered.assign(&under("*.b.example", 1, 200), now).is_ok());
         assert!(steered.assign(&wanted("exact.example"), now).is_ok());
-        // A day later the wildcard's own names make room for others of it.
+        // A day later the names of the wildcard, and of the client, make room for others of theirs.
+        assert!(steered.assign(&under("*.b.example", 2, 1), now + DAY).is_ok());
         assert!(steered.assign(&under("*.a.example", 999_999, 201), now + DAY).is_ok());
     }
 
