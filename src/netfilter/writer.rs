@@ -241,7 +241,13 @@ impl Writer {
     fn narrow(&mut self, rule_sets: &RuleSets) -> Result<Narrowed, ReloadError> {
         let before = self.held.sets();
         let after = before.next(rule_sets)?;
-        self.turn_into(before.between(&after))?;
+        let between = before.between(&after);
+        self.turn_into(before.clone().beside(&between))?;
+        if let Err(error) = self.turn_into(between) {
+            // What was put in beside the old rules is theirs.
+            let _ = self.turn_into(before);
+            return Err(error);
+        }
         self.is_narrowed = true;
         Ok(Narrowed { before, after })
     }
@@ -252,7 +258,8 @@ impl Writer {
         let slots = self.held.read(|contents| contents.sets.counts());
         let (mut before, mut after) = (narrowed.before.resized(slots)?, narrowed.after.resized(slots)?);
         self.known(|known| [&mut before, &mut after].into_iter().for_each(|sets| sets.know(known)));
-        let Err(error) = self.turn_into(after) else { return Ok(()) };
+        let both = after.clone().beside(&self.held.sets());
+        let Err(error) = self.turn_into(both).and_then(|()| self.turn_into(after)) else { return Ok(()) };
         if let Err(second) = self.turn_into(before.clone()) {
             tracing::error!(error = %second, "the kernel does not take the old rules back either: what both policies let out is let out until its table is seen again");
             self.held.change(|held| *held = before);
