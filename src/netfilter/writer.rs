@@ -240,7 +240,9 @@ impl Writer {
 
     fn narrow(&mut self, rule_sets: &RuleSets) -> Result<Narrowed, ReloadError> {
         let before = self.held.sets();
-        let after = before.next(rule_sets)?;
+        let mut after = before.next(rule_sets)?;
+        // What was learned since the rules were read is open already.
+        self.known(|known| after.know(known));
         let between = before.between(&after);
         self.turn_into(before.clone().beside(&between))?;
         if let Err(error) = self.turn_into(between) {
