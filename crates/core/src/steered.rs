@@ -173,10 +173,10 @@ impl Steered {
             return Ok(Assigned { place, is_new });
         }
         let (size, time) = (self.pool.size(), Time { remember: self.remember, now });
-        if let Some(wildcard) = &wanted.wildcard {
-            if !inner.has_room(Whose::Wildcard(wildcard), size / SHARE_OF_A_WILDCARD, time) {
-                return Err(Full::Wildcard(wildcard.clone()));
-            }
+        if let Some(wildcard) = &wanted.wildcard
+            && !inner.has_room(Whose::Wildcard(wildcard), size / SHARE_OF_A_WILDCARD, time)
+        {
+            return Err(Full::Wildcard(wildcard.clone()));
         }
         if let Some(asker) = wanted.asker.filter(|_| wanted.wildcard.is_some())
             && !inner.has_room(Whose::Asker(asker), size / SHARE_OF_A_CLIENT, time)
