@@ -30,7 +30,7 @@ use egret_core::answers::Answers;
 use egret_core::name::HostName;
 use egret_core::outcome::{Reason, Refusal};
 use egret_core::policy::{Clearance, Destination, QuestionClearance};
-pub use hosts_file::HostsFile;
+pub use hosts_file::{Hosts, HostsFile};
 use lookups::{AtOnce, Lookups};
 use no_answer::NoAnswer;
 use records::RecordQuestion;
@@ -155,7 +155,7 @@ impl Resolver {
             Destination::Literal(ip) => return Ok(Answers::literal(*ip)),
             Destination::Name(name) => name,
         };
-        if let Some(answers) = self.context.of_hosts_file(name) {
+        if let Some(answers) = self.context.of_hosts(name) {
             return Ok(answers);
         }
         let old = match self.names.at_once(name, || self.context.is_failing(name)) {
@@ -168,7 +168,7 @@ impl Resolver {
         }
     }
 
-    /// What servers say to a question of a DNS client, or the hosts file. A look-up is counted for `client`.
+    /// What servers say to a question of a DNS client, or the configuration's own entries. A look-up is counted for `client`.
     ///
     /// # Errors
     /// As [`Resolver::resolve`].
@@ -179,7 +179,7 @@ impl Resolver {
         client: IpAddr,
     ) -> Result<Records, Refusal> {
         let question = RecordQuestion { name: clearance.name().clone(), kind };
-        if let Some(records) = self.context.records_of_hosts_file(&question) {
+        if let Some(records) = self.context.records_of_hosts(&question) {
             return Ok(records);
         }
         let old = match self.records.at_once(&question, || self.context.is_failing(&question.name)) {
@@ -202,7 +202,7 @@ impl Resolver {
         let cache = &self.context.cache;
         let is_new = |name| cache.answered_within(name, MOMENT, Instant::now());
         match (clearance.destination(), clearance.client()) {
-            (Destination::Name(name), Some(client)) if self.context.of_hosts_file(name).is_none() && !is_new(name) => {
+            (Destination::Name(name), Some(client)) if self.context.of_hosts(name).is_none() && !is_new(name) => {
                 Box::pin(self.look_up(name, client)).await
             }
             _ => self.resolve(clearance).await,
@@ -217,7 +217,7 @@ impl Resolver {
         match clearance.destination() {
             Destination::Literal(ip) => Ok(Answers::literal(*ip)),
             Destination::Name(name) => {
-                if let Some(answers) = self.context.of_hosts_file(name) {
+                if let Some(answers) = self.context.of_hosts(name) {
                     return Ok(answers);
                 }
                 Ok(self.context.look_up(name).await?)
@@ -243,15 +243,16 @@ impl Resolver {
 }
 
 impl LookupContext {
-    /// What the hosts file says, which is never older than the file.
-    fn of_hosts_file(&self, name: &HostName) -> Option<Answers> {
-        let addresses = self.settings.hosts.as_ref()?.get().get(name)?.to_vec();
+    /// What the configuration says, or the hosts file, which is never older than the file.
+    fn of_hosts(&self, name: &HostName) -> Option<Answers> {
+        let of_file = || Some(self.settings.hosts.as_ref()?.get().get(name)?.to_vec());
+        let addresses = self.settings.entries.get(name).map(<[_]>::to_vec).or_else(of_file)?;
         Some(Answers { addresses, ttl: self.settings.min_ttl, is_stale: false, from_servers: false })
     }
 
     /// The same of a DNS client's question.
-    fn records_of_hosts_file(&self, question: &RecordQuestion) -> Option<Records> {
-        let Answers { addresses, ttl, .. } = self.of_hosts_file(&question.name)?;
+    fn records_of_hosts(&self, question: &RecordQuestion) -> Option<Records> {
+        let Answers { addresses, ttl, .. } = self.of_hosts(&question.name)?;
         let name = absolute(&question.name).ok()?;
         let of_kind = addresses.into_iter().filter_map(|ip| match (ip, question.kind) {
             (IpAddr::V4(ip), RecordType::A) => Some(RData::A(ip.into())),

@@ -76,7 +76,21 @@ impl Explain {
             let verdict = policy.explain(&question);
             code = code.max(u8::from(verdict.is_err()));
             let clients = verdict.as_ref().ok().and_then(|matched| policy.clients_of(&matched.rule));
-            let answer = Explained { target, file: &file, verdict: &verdict, clients: clients.as_deref() };
+            let answered = match &question.subject {
+                Subject::Dns { name } => policy.by_question(&question.source, name).ok(),
+                _ => None,
+            };
+            let steers = nameserver.steer.is_some() && answered.as_ref().is_some_and(|a| policy.steers(a).is_some());
+            let opens =
+                answered.map(|answered| policy.opened_by(&answered).join("; ")).filter(|opens| !opens.is_empty());
+            let answer = Explained {
+                target,
+                file: &file,
+                verdict: &verdict,
+                clients: clients.as_deref(),
+                answer: steers.then_some("a synthetic address, which stands for the name"),
+                opens: opens.as_deref(),
+            };
             let gap = if at > 0 && !self.json { "\n" } else { "" };
             print(&format!("{gap}{}", if self.json { answer.json() } else { answer.text() }))?;
         }
@@ -112,6 +126,10 @@ struct Explained<'a> {
     verdict: &'a Result<MatchedRule, Refusal>,
     /// The clients that the rule lets out, where not all.
     clients: Option<&'a str>,
+    /// What a DNS client reads, where it is not what servers said.
+    answer: Option<&'a str>,
+    /// The network rules that the addresses of an answer open.
+    opens: Option<&'a str>,
 }
 
 impl Explained<'_> {
@@ -128,6 +146,8 @@ impl Explained<'_> {
             ("rule", rule),
             ("pattern", pattern),
             ("for", self.clients),
+            ("answer", self.answer),
+            ("opens", self.opens),
             ("nearest", hint.and_then(|hint| hint.nearest.as_deref())),
             ("fix", hint.and_then(|hint| hint.fix.as_deref())),
             ("config", Some(self.file)),

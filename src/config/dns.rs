@@ -1,7 +1,9 @@
 //! The servers that names are asked of, and how DNS clients are answered.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::rr::RecordType;
@@ -11,7 +13,7 @@ use super::file;
 use super::findings::Findings;
 use super::read::{Bounds, duration, loaded};
 use super::rule_parts::patterns;
-use crate::dns::settings::{DnsSettings, DnsTransport, DnsUpstream, HostsFile};
+use crate::dns::settings::{DnsSettings, DnsTransport, DnsUpstream, Hosts, HostsFile};
 use crate::files::read_bounded;
 use crate::learn::settings::{LearnSettings, SteerSettings};
 use crate::proxy::listen::settings::{ListenerKind, ListenerSettings};
@@ -54,8 +56,42 @@ pub(super) fn dns(out: &mut Findings<'_>, written: &file::Dns) -> DnsSettings {
     let stale = duration(out, "dns.stale", written.stale.as_deref(), 3600, Bounds::Zero);
     let hosts = written.hosts_file.as_ref().map(|name| HostsFile(out.folder.join(name)));
     let hosts = hosts.and_then(|file| loaded(out, "dns.hosts_file", file));
+    let entries = Arc::new(entries(out, &written.hosts));
     let (edns, randomize_case) = (written.edns != Some(false), written.randomize_case != Some(false));
-    DnsSettings { upstreams, zones, authorities, min_ttl, max_ttl, negative_ttl, stale, hosts, edns, randomize_case }
+    DnsSettings {
+        upstreams,
+        zones,
+        authorities,
+        min_ttl,
+        max_ttl,
+        negative_ttl,
+        stale,
+        entries,
+        hosts,
+        edns,
+        randomize_case,
+    }
+}
+
+/// Names with their addresses, as they stand in the configuration.
+fn entries(out: &mut Findings<'_>, written: &BTreeMap<String, Vec<String>>) -> Hosts {
+    let mut hosts = Hosts::default();
+    for (text, addresses) in written {
+        let path = format!("dns.hosts.{text}");
+        let name = Pattern::parse(text).ok().and_then(|pattern| pattern.exact());
+        let wrong = || format!("`{text}` is not a name in full; write such as db.example.com: [10.1.0.4]");
+        let Some(name) = out.keep(&path, name.ok_or_else(wrong)) else { continue };
+        if addresses.is_empty() {
+            out.fault(&path, "there is no address; write some, or remove the name");
+        }
+        for (at, address) in addresses.iter().enumerate() {
+            let wrong = |_| format!("`{address}` is not an address; write such as 10.1.0.4 or fd00::4");
+            if let Some(ip) = out.keep(&format!("{path}[{at}]"), address.parse::<IpAddr>().map_err(wrong)) {
+                hosts.add(name.clone(), ip);
+            }
+        }
+    }
+    hosts
 }
 
 /// How `dns` listeners answer.

@@ -318,6 +318,8 @@ pub(super) struct Dns {
     /// How long an answer may be used after its time while no upstream answers, or all refuse (RFC 8767). Default `1h`;
     /// `0s`: not at all.
     pub(super) stale: Option<String>,
+    /// Names with their addresses, asked before anything else: `db.example.com: ["10.1.0.4"]`. Default: none.
+    pub(super) hosts: BTreeMap<String, Vec<String>>,
     /// A file such as `/etc/hosts`, asked before any upstream. Default: none.
     pub(super) hosts_file: Option<String>,
     /// Whether upstreams are asked with EDNS (RFC 6891), as long as they can be. Default true.

@@ -266,6 +266,10 @@ fn answering_dns_clients_takes_a_listener_and_servers_other_than_itself() {
     let all = "listeners: [{ kind: dns, bind: \"[::]:53\" }]\n";
     fault(&format!("{all}dns: {{ zones: {{ a.example: [\"::1\"] }} }}\n"), &[("2:29", "it would ask itself")]);
     fault(
+        &format!("{dns}dns: {{ hosts: {{ \"*.a.example\": [10.0.0.1], a.example: [], b.example: [here] }} }}\n"),
+        &[("2:32", "not a name in full"), ("2:55", "there is no address"), ("2:71", "`here` is not an address")],
+    );
+    fault(
         &format!("{dns}dns: {{ types: [txt, ANY] }}\n"),
         &[("2:16", "in capitals"), ("2:21", "not for records of one kind")],
     );

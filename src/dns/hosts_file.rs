@@ -1,4 +1,4 @@
-//! A file of names and addresses in the form of hosts(5), asked before any server.
+//! Names and their addresses that are asked before any server: of the configuration, and of a file in the form of hosts(5).
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use egret_core::name::HostName;
 pub struct HostsFile(pub PathBuf);
 
 /// Addresses by name.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hosts(HashMap<HostName, Vec<IpAddr>>);
 
 impl Hosts {
@@ -52,12 +52,17 @@ impl Hosts {
         }
         for word in names {
             let name = HostName::from_wire(word.as_bytes()).map_err(|_| format!("`{word}` is not a host name"))?;
-            let known = self.0.entry(name).or_default();
-            if !known.contains(&ip) {
-                known.push(ip);
-            }
+            self.add(name, ip);
         }
         Ok(())
+    }
+
+    /// Gives a name one more address.
+    pub fn add(&mut self, name: HostName, ip: IpAddr) {
+        let known = self.0.entry(name).or_default();
+        if !known.contains(&ip) {
+            known.push(ip);
+        }
     }
 }
 

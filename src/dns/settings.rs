@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use super::hosts_file::HostsFile;
+pub use super::hosts_file::{Hosts, HostsFile};
 use crate::files::Refreshed;
 use egret_core::name::HostName;
 
@@ -20,6 +20,8 @@ pub struct DnsSettings {
     pub negative_ttl: Duration,
     /// How long an answer may still be used when its time is over and no server answers.
     pub stale: Duration,
+    /// Asked before anything else.
+    pub entries: Arc<Hosts>,
     /// Asked before any server.
     pub hosts: Option<Arc<Refreshed<HostsFile>>>,
     /// Whether questions have an OPT record (RFC 6891).

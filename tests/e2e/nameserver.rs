@@ -217,6 +217,10 @@ fn private_addresses_are_answered_where_their_range_is_listed() {
     assert_eq!(shown(&ask(&egret, "inside.test.", RecordType::A)), ["inside.test. 10.1.0.9"]);
     let local = nameserver(&dns, "  local_ranges: [\"10.1.0.0/16\"]");
     assert_eq!(ask(&local, "b.web.test.", RecordType::A).answers.len(), 2);
+    let fixed = nameserver(&dns, "  hosts: { web.test: [\"20.0.0.9\"], nope.test: [\"20.0.0.8\"] }");
+    assert_eq!(shown(&ask(&fixed, "web.test.", RecordType::A)), ["web.test. 20.0.0.9"]);
+    assert_eq!((ask(&fixed, "web.test.", RecordType::AAAA).answers.len(), dns.asked("web.test")), (0, 0));
+    refused(&fixed, "nope.test.", RecordType::A, ResponseCode::NXDomain, "no_rule");
     refused(&local, "c.web.test.", RecordType::A, ResponseCode::NoError, "address_denied");
 }
 
@@ -476,4 +480,27 @@ fn real_clients_read_the_answers() {
     }
     let said = dig(&["nope.test", "AAAA"]);
     assert!(said.contains("status: NXDOMAIN") && said.contains("EDE: 15 (Blocked): (no_rule)"), "{said}");
+}
+
+#[test]
+fn explain_says_what_an_answer_opens_and_whether_it_is_synthetic() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("egret.yaml");
+    let config = "listeners: [{ kind: dns, bind: \"127.0.0.1:53\" }, { kind: transparent, bind: \"[::]:3129\", capture: tproxy }]
+netfilter: { clients: [10.0.0.0/8] }
+dns: { steer: true }
+learn: { state_dir: state }
+policy:
+  application_rules:
+    - { name: web, fqdns: [\"*.web.test\"], protocols: [\"https:443\"] }
+  network_rules:
+    - { name: tunnel, fqdns: [\"*.tun.test\"], protocols: [\"tcp:9000\", \"udp:1194\"] }
+";
+    std::fs::write(&file, config).unwrap();
+    let explain =
+        |name: &str| text(&run(env!("CARGO_BIN_EXE_egret"), &["explain", "--config", file.to_str().unwrap(), name]));
+    let said = explain("dns://a.tun.test");
+    assert!(said.contains("opens    tunnel tcp:9000, udp:1194") && !said.contains("synthetic"), "{said}");
+    let said = explain("dns://a.web.test");
+    assert!(said.contains("answer   a synthetic address") && !said.contains("opens"), "{said}");
 }

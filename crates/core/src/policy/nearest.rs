@@ -227,7 +227,7 @@ pub(super) fn by_address(mut refusal: Refusal) -> Refusal {
     refusal
 }
 
-fn ports(ports: &[NetPort]) -> String {
+pub(super) fn ports(ports: &[NetPort]) -> String {
     let texts: Vec<String> = ports.iter().map(ToString::to_string).collect();
     texts.join(", ")
 }

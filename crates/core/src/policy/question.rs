@@ -10,6 +10,7 @@ use super::Policy;
 use super::evidence::Evidence;
 use super::hosts::{HostIndex, PatternId};
 use super::judge::{Votes, further};
+use super::nearest::ports;
 use super::permit::{Clearance, Destination, Grant, Lesson, LessonUse, MatchedRule, QuestionClearance, Steers};
 use crate::answers::Answers;
 use crate::claim::{Source, Transport};
@@ -214,6 +215,14 @@ impl Policy {
             *is_claimed |= rule.protocols.iter().any(|app| app.protocol == AppProtocol::Tcp);
         }
         steers
+    }
+
+    /// The network rules that an answer opens for the name, each with its ports.
+    #[must_use]
+    pub fn opened_by(&self, clearance: &QuestionClearance) -> Vec<String> {
+        let nets = clearance.grants.iter().filter(|grant| !matches!(grant, Grant::App { .. }));
+        let nets = nets.filter_map(|grant| self.nets.get(grant.rule() as usize));
+        nets.map(|rule| format!("{} {}", rule.name, ports(&rule.ports))).collect()
     }
 
     /// Whether some application rule of the name would let all of these addresses be dialled.
