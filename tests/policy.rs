@@ -20,7 +20,7 @@ use egret_core::name::{Host, HostName};
 use egret_core::outcome::{Reason, Refusal};
 use egret_core::policy::explain::{Question, Subject};
 use egret_core::policy::{Destination, LessonUse, MatchedRule, OwnAddresses, Passage, Policy};
-use egret_core::rule::LearnedName;
+use egret_core::rule::{LearnedName, Reach};
 use egret_core::wire::Sighting;
 use egret_core::wire::client_hello::{ClientHello, Sni};
 use egret_core::wire::http::RequestHead;
@@ -639,6 +639,37 @@ fn a_question_is_answered_where_some_rule_lists_the_name_for_the_client() {
         let explained = policy.explain(&question).map(|matched| matched.rule.to_string()).map_err(|r| r.reason);
         assert_eq!(explained, got, "{name} for {from}");
     }
+}
+
+#[test]
+fn an_address_answered_under_a_wildcard_is_open_by_its_rule_until_its_time_is_over() {
+    let text = "listeners: [{ kind: dns, bind: \"127.0.0.1:53\" }]\npolicy:\n  network_rules:\n    \
+                - { name: wild, fqdns: [\"*.a.example\"], protocols: [\"tcp:9000\"] }\n    \
+                - { name: other, fqdns: [\"*.b.example\"], protocols: [\"tcp:9001\"] }\n";
+    let policy = Policy::of(Settings::parse(text, "t", Path::new(".")).unwrap().rules, Arc::default());
+    let (learned, now) = (Learned::new(Duration::from_secs(86_400)), Instant::now());
+    let lasts = Duration::from_secs(60);
+    let teach = |rule: &str, name: &str, ip: &str| {
+        let name = LearnedName::new(HostName::from_wire(name.as_bytes()).unwrap(), Reach::default());
+        learned.learn_for(&rule.into(), &name, &[ip.parse().unwrap()], lasts, now);
+    };
+    teach("wild", "x.a.example", "20.0.0.1");
+    let to = |ip: &str, port, later: Duration| {
+        let (claim, known) = (claim(ip, port), Known::at(&learned, now + later));
+        let passage = policy.by_claim(&claim, known)?;
+        let Passage::Passthrough(clearance) = passage else { panic!("{passage:?}") };
+        let literal = Answers::literal(ip.parse().unwrap());
+        policy.by_address(&clearance, &literal, known).map(|permit| permit.matched_rule().rule.to_string())
+    };
+    let reason = |result: Result<String, Refusal>| result.map_err(|refusal| refusal.reason);
+    assert_eq!(reason(to("20.0.0.1", 9000, lasts / 2)), Ok("wild".into()));
+    assert_eq!(reason(to("20.0.0.1", 9001, lasts / 2)), Err(Reason::NoRule), "another rule's port");
+    assert_eq!(reason(to("20.0.0.2", 9000, lasts / 2)), Err(Reason::NoRule));
+    assert_eq!(reason(to("20.0.0.1", 9000, lasts)), Err(Reason::NoRule), "its time is over");
+    // Names of another rule at the same address, however many, leave it open.
+    (0..100).for_each(|n| teach("other", &format!("n{n}.b.example"), "20.0.0.1"));
+    assert_eq!(reason(to("20.0.0.1", 9000, lasts / 2)), Ok("wild".into()));
+    assert_eq!(reason(to("20.0.0.1", 9001, lasts / 2)), Ok("other".into()));
 }
 
 #[test]

@@ -158,6 +158,30 @@ fn a_pods_questions_are_answered_for_what_is_listed_whichever_server_it_asks() {
 }
 
 #[test]
+fn a_pods_answers_open_wildcards_of_network_rules() {
+    let Some(world) = World::build(Through::One) else { return };
+    open(&world);
+    let policy = POLICY.replace(", \"tcp:9000\"", "").replace(
+        "    - { name: dns, destinations: [10.224.0.1/32], protocols: [\"udp:53\"] }\n",
+        "    - { name: wild, fqdns: [\"*.tun.example\"], protocols: [\"tcp:9000\"] }\n",
+    );
+    let listener = "{ kind: dns, bind: \"[::]:5353\" }";
+    let config = config(&policy).replace("listeners: [", &format!("listeners: [{listener}, "));
+    world.dns.answer("x.tun.example", &[PARTNER]);
+    apply(&world, &config, &[]);
+    let egret = sidecar(&world, &config, "1129");
+    assert_eq!(
+        world.at("client", || tcp(PARTNER, 9000)),
+        Err(std::io::ErrorKind::ConnectionReset),
+        "nothing was answered yet"
+    );
+    let said = text(&world.at("client", || run("dig", &[&format!("@{DECOY}"), "x.tun.example", "+short"])));
+    assert_eq!(said.trim(), PARTNER);
+    assert_eq!(world.at("client", || tcp(PARTNER, 9000)), Ok(()));
+    egret.record("the flow", |line| line["rule"] == "wild" && line["verdict"] == "allow");
+}
+
+#[test]
 fn a_pods_names_are_kept_apart_by_synthetic_addresses() {
     let Some(world) = World::build(Through::One) else { return };
     open(&world);

@@ -23,6 +23,8 @@ pub const MOST_OF_ONE: usize = 1024;
 const MOST_OF_OTHERS: usize = 512 << 10;
 /// The same of names that one rule lists by wildcard: no rule's names make room for another's. 4 MiB.
 const MOST_OF_RULE: usize = 32 << 10;
+/// Names under wildcards that one address is known for; of more, the longest unseen go.
+const MOST_AT_ONE: usize = 16;
 /// What a name takes beside its addresses, in addresses.
 const NAME: usize = 8;
 /// What was learned a moment ago need not be learned again: connections to one name follow each other fast.
@@ -46,8 +48,8 @@ struct State {
     names: HashMap<LearnedName, Entry, RandomState>,
     /// Names that no rule keeps.
     others: HashMap<Group, Others, RandomState>,
-    /// The name under a rule's wildcards that an address was answered for last.
-    answered: HashMap<IpAddr, LearnedName, RandomState>,
+    /// The names under rules' wildcards that an address was answered for, the last one last.
+    answered: HashMap<IpAddr, Vec<LearnedName>, RandomState>,
     next: u64,
 }
 
@@ -157,7 +159,18 @@ impl Learned {
         if state.merge(name, &seen, |seen| self.holds(seen, now)) {
             self.changes.fetch_add(1, Ordering::Relaxed);
         }
-        state.answered.extend(found.iter().map(|ip| (*ip, name.clone())));
+        let State { names, answered, .. } = &mut *state;
+        let group = |name: &LearnedName| names.get(name).map(|entry| &entry.group);
+        for ip in found {
+            let of_address = answered.entry(*ip).or_default();
+            of_address.retain(|other| other != name);
+            if of_address.len() >= MOST_AT_ONE {
+                // No rule's names make room for another's, while there are some of its own.
+                let own = of_address.iter().position(|other| group(other) == group(name));
+                of_address.remove(own.unwrap_or(0));
+            }
+            of_address.push(name.clone());
+        }
         state.settle(name, now);
     }
 
@@ -258,12 +271,14 @@ impl State {
 
 /// Takes addresses out of the index where this name stands for them.
 fn forget<'a>(
-    answered: &mut HashMap<IpAddr, LearnedName, RandomState>,
+    answered: &mut HashMap<IpAddr, Vec<LearnedName>, RandomState>,
     name: &LearnedName,
     gone: impl IntoIterator<Item = &'a IpAddr>,
 ) {
     for ip in gone {
-        if answered.get(ip) == Some(name) {
+        let Some(names) = answered.get_mut(ip) else { continue };
+        names.retain(|other| other != name);
+        if names.is_empty() {
             answered.remove(ip);
         }
     }
@@ -318,7 +333,18 @@ impl<'a> Known<'a> {
     pub fn answered(self, ip: IpAddr) -> Option<HostName> {
         let (learned, _) = self.0?;
         let state = learned.state.read().unwrap_or_else(PoisonError::into_inner);
-        state.answered.get(&ip).map(|name| name.name().clone())
+        state.answered.get(&ip)?.last().map(|name| name.name().clone())
+    }
+
+    /// The names under rules' wildcards that an address stands for.
+    #[must_use]
+    pub fn stands_for(self, ip: IpAddr) -> Vec<LearnedName> {
+        let Some((learned, _)) = self.0 else { return Vec::new() };
+        let state = learned.state.read().unwrap_or_else(PoisonError::into_inner);
+        let mut names = state.answered.get(&ip).cloned().unwrap_or_default();
+        drop(state);
+        names.retain(|name| self.has(name, ip));
+        names
     }
 
     /// The names that no rule keeps, as far as they are wanted.

@@ -102,10 +102,10 @@ impl Policy {
             }
             // A literal leads where the rule's own destinations say, and nowhere else. The longest of its
             // prefixes opens what any of them would.
-            Grant::NetAddress { rule } => {
-                let rule = self.nets.get(rule as usize)?;
+            Grant::NetAddress { rule: id } => {
+                let rule = self.nets.get(id as usize)?;
                 let literal = answers.addresses.first().map(|ip| guard::effective(*ip, self.nat64));
-                let is_learned = literal.is_some_and(|ip| rule.kept.iter().any(|name| known.has(name, ip)));
+                let is_learned = literal.is_some_and(|ip| self.leads_by_name(id, rule, ip, known));
                 let prefix = literal.and_then(|ip| rule.destinations.longest(ip));
                 let nowhere = Reach { public: false, prefixes: Vec::new() };
                 let mut reach = if is_learned { rule.reach.clone() } else { nowhere };

@@ -1,10 +1,7 @@
 //! What is known when a name is judged, and how far a rule's conditions hold.
 
-use std::net::IpAddr;
-
 use crate::claim::{Claim, Source, Transport};
-use crate::learned::Known;
-use crate::rule::{Action, AppPort, AppProtocol, AppRule, Ech, InnerName, NetRule, paths};
+use crate::rule::{Action, AppPort, AppProtocol, AppRule, Ech, InnerName, paths};
 use crate::wire::http::{Overrides, RequestHead};
 
 /// A client and what it would send, for rules by address.
@@ -114,9 +111,4 @@ pub(super) fn conditions(rule: &AppRule, evidence: &Evidence<'_>) -> Result<(), 
     let hidden = evidence.ech && rule.ech == Ech::Deny;
     let other_name = evidence.inner != InnerName::Same && rule.inner != evidence.inner;
     if rule.action == Action::Allow && (hidden || other_name) { Err(Progress::Alpn) } else { Ok(()) }
-}
-
-/// Whether an address is one of a rule's destinations, or stands for one of its names.
-pub(super) fn covers(rule: &NetRule, ip: IpAddr, known: Known<'_>) -> bool {
-    rule.destinations.contains(ip) || rule.kept.iter().any(|name| known.has(name, ip))
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::evidence::{Evidence, Flow, Progress, Request, conditions, covers};
+use super::evidence::{Evidence, Flow, Progress, Request, conditions};
 use super::hosts::PatternId;
 use super::permit::{Clearance, Destination, Expectation, Grant, MatchedRule, Passage};
 use super::{Policy, nearest};
@@ -11,7 +11,7 @@ use crate::claim::{Claim, Source, Target, Via};
 use crate::learned::Known;
 use crate::name::{Host, HostName};
 use crate::outcome::{Reason, Refusal, Stage};
-use crate::rule::{Action, AppProtocol, InnerName, NetRule, guard};
+use crate::rule::{Action, AppProtocol, InnerName, LearnedName, NetRule, guard};
 use crate::wire::client_hello::{ClientHello, Sni};
 use crate::wire::http::{RequestHead, RequestTarget};
 use crate::wire::{Expected, Sighting};
@@ -244,14 +244,30 @@ impl Policy {
             return Err(self.refusal_by(Reason::RuleDenied, Stage::Network, grant));
         }
         let ip = guard::effective(ip, self.nat64);
-        Ok(self.net_rules(flow, Action::Allow, |rule| covers(rule, ip, known)).collect())
+        Ok(self.net_rules(flow, Action::Allow, |id, rule| self.covers(id, rule, ip, known)).collect())
     }
 
     /// A denial names no names: what has been learned does not matter to it.
     pub(super) fn net_denies(&self, flow: Flow<'_>, ip: IpAddr) -> Option<Grant> {
         let covered =
-            |rule: &NetRule| guard::equivalents(ip, self.nat64).iter().any(|ip| rule.destinations.contains(*ip));
+            |_, rule: &NetRule| guard::equivalents(ip, self.nat64).iter().any(|ip| rule.destinations.contains(*ip));
         self.net_rules(flow, Action::Deny, covered).next()
+    }
+
+    /// Whether an address is one of a rule's destinations, or stands for one of its names.
+    pub(super) fn covers(&self, id: u32, rule: &NetRule, ip: IpAddr, known: Known<'_>) -> bool {
+        rule.destinations.contains(ip) || self.leads_by_name(id, rule, ip, known)
+    }
+
+    /// Whether an address stands for one of a rule's names.
+    pub(super) fn leads_by_name(&self, id: u32, rule: &NetRule, ip: IpAddr, known: Known<'_>) -> bool {
+        let lists = |name: &LearnedName| {
+            let mut is_listed = false;
+            self.net_hosts.matches(name.name(), |pattern| is_listed |= self.net_hosts.rule(pattern) == id);
+            is_listed && *name.reach() == rule.reach
+        };
+        rule.kept.iter().any(|name| known.has(name, ip))
+            || (rule.fqdns.len() > rule.kept.len() && known.stands_for(ip).iter().any(lists))
     }
 
     /// Rules by address that fit, in the order of the configuration.
@@ -259,11 +275,11 @@ impl Policy {
         &self,
         flow: Flow<'_>,
         action: Action,
-        covers: impl Fn(&NetRule) -> bool,
+        covers: impl Fn(u32, &NetRule) -> bool,
     ) -> impl Iterator<Item = Grant> {
         let fits = move |rule: &NetRule| rule.sources.include(flow.source) && rule.takes(flow.transport, flow.port);
         let all = (0..).zip(&self.nets);
-        all.filter(move |(_, rule)| rule.action == action && fits(rule) && covers(rule))
+        all.filter(move |(id, rule)| rule.action == action && fits(rule) && covers(*id, rule))
             .map(|(rule, _)| Grant::NetAddress { rule })
     }
 

@@ -6,7 +6,7 @@ use std::cmp::Reverse;
 use std::net::IpAddr;
 
 use super::Policy;
-use super::evidence::{Evidence, Flow, Progress, covers};
+use super::evidence::{Evidence, Flow, Progress};
 use super::permit::{Grant, MatchedRule};
 use crate::claim::{Source, Transport};
 use crate::learned::Known;
@@ -128,11 +128,10 @@ impl Policy {
     }
 
     pub(super) fn address_hint(&self, flow: Flow<'_>, ip: IpAddr, known: Known<'_>) -> Hint {
-        let covering = self
-            .nets
-            .iter()
-            .find(|rule| rule.action == Action::Allow && covers(rule, ip, known))
-            .map(|rule| format!("rule {} covers the address on {}", rule.name, ports(&rule.ports)));
+        let covering = (0..)
+            .zip(&self.nets)
+            .find(|(id, rule)| rule.action == Action::Allow && self.covers(*id, rule, ip, known))
+            .map(|(_, rule)| format!("rule {} covers the address on {}", rule.name, ports(&rule.ports)));
         let nearest = covering.or_else(|| self.kept_hint(flow.transport, flow.port));
         let effective = guard::effective(ip, self.nat64);
         if guard::metadata().any(|metadata| effective == metadata) {
