@@ -83,7 +83,9 @@ fn refusal(services: &Services, refused: &Refused) -> Refusal {
         return plain.with(Hint { nearest: Some(nearest.into()), ..Hint::default() });
     }
     let question = Question { subject, source: Source::at(packet.from.ip()), dst: None, alpn: Vec::new() };
-    let explained = policy.explain_knowing(&question, services.known()).err();
+    // The name may have been asked for again since.
+    let expired = || policy.expired_since(&question, services.known());
+    let explained = policy.explain_knowing(&question, services.known()).err().or_else(expired);
     // The policy may have changed since. The kernel does not know why an address is in no set.
     let is_same = |explained: &Refusal| {
         explained.reason == *reason || (*reason, explained.reason) == (Reason::NoRule, Reason::LearnedExpired)

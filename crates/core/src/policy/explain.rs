@@ -234,6 +234,17 @@ impl Policy {
         Err(Refusal::new(Reason::NoRule, Stage::Network).with(hint))
     }
 
+    /// Why a flow was refused that would be let out now, where it may be that an answer's time was over.
+    #[must_use]
+    pub fn expired_since(&self, question: &Question, known: Known<'_>) -> Option<Refusal> {
+        let (transport, ip, port) = match question.subject {
+            Subject::Tcp { host: Host::Address(ip), port } => (Transport::Tcp, ip, port),
+            Subject::Udp { host: Host::Address(ip), port } => (Transport::Udp, ip, port),
+            _ => return None,
+        };
+        self.expired(Flow { source: &question.source, transport, port: Some(port) }, ip, known)
+    }
+
     /// An address that no rule leads to by itself, and that a rule's wildcard led to until the answer's time was over.
     fn expired(&self, flow: Flow<'_>, ip: IpAddr, known: Known<'_>) -> Option<Refusal> {
         let name = known.answered(ip)?;
