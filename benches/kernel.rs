@@ -15,6 +15,7 @@ use egret::config::Settings;
 use egret::netfilter::plan::RuleSets;
 use egret::netfilter::{self, LiveTable, names};
 use egret_core::learned::{Known, Learned};
+use egret_core::policy::SteeredNames;
 
 const STATIC: u32 = 50_000;
 const LEARNED: u32 = 20_000;
@@ -110,7 +111,7 @@ fn main() {
     // Ten prefixes go, and come back.
     let filters = [10, 0].map(|skip| {
         let rules = settings(skip).rules;
-        RuleSets::of(&rules.apps, &rules.nets, rules.nat64, Known::at(&learned, now()))
+        RuleSets::of(&rules.apps, &rules.nets, rules.nat64, &SteeredNames::default(), Known::at(&learned, now()))
     });
     let mut worst = Duration::ZERO;
     for filter in filters.iter().cycle().take(10) {

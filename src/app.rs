@@ -36,7 +36,7 @@ use crate::netlog::{self, Counted};
 use crate::privileges::Kept;
 use crate::proxy::listen::settings::{Capture, ListenerKind, ListenerSettings};
 use crate::proxy::listen::{self, ConnectionLimit, Listener};
-use crate::proxy::nameserver::{Nameserver, tcp, udp};
+use crate::proxy::nameserver::{self, Nameserver, tcp, udp};
 use crate::proxy::services::{Current, Services};
 use crate::proxy::session::{self, Arrival};
 use crate::record::{AccessLog, LogSender, LogState, LogThread};
@@ -242,7 +242,7 @@ impl App {
             access_log: Arc::new(AccessLog::new(sender, Arc::clone(&metrics))),
             sources: settings.sources.clone(),
             learned,
-            steering: settings.nameserver.steer.as_ref().map(Steering::open).transpose()?,
+            steering: settings.nameserver.steer.as_ref().map(Steering::open).transpose()?.map(Arc::new),
             table,
             own_dials: redirected.then(Arc::default),
         });
@@ -308,12 +308,16 @@ impl App {
         let listeners = self.listeners.iter().map(|(_, listener)| Arc::clone(listener)).collect();
         let files = tokio::spawn(watch_files(listeners, Arc::downgrade(&self.services)));
         let mut questions = self.questions.into_iter();
+        let mut keeps_steered = false;
         for (socket, listener) in self.listeners {
             let (services, of) = (Arc::clone(&self.services), Arc::clone(&listener));
             let (limit, access_log) = (Arc::clone(&services.connections), Arc::clone(&services.access_log));
             if listener.kind == ListenerKind::Dns {
                 let settings = self.source.began.nameserver.clone();
                 let nameserver = Arc::new(Nameserver::new(Arc::clone(&listener.name), services, settings));
+                if !std::mem::replace(&mut keeps_steered, true) {
+                    tokio::spawn(nameserver::keep_steered(Arc::downgrade(&nameserver)));
+                }
                 if let Some(questions) = questions.next() {
                     udp::start(questions, &nameserver, drain.guard())?;
                 }
@@ -342,10 +346,11 @@ impl App {
             tokio::spawn(state_file::keep_writing(dir, Arc::clone(&self.services.learned)));
         }
         let policies = watch::Sender::new(self.services.policy.get());
-        let Services { dns, learned, table: live_table, .. } = &*self.services;
+        let Services { dns, learned, steering, table: live_table, .. } = &*self.services;
         let (dns, learned, table_to_follow) = (Arc::clone(dns), Arc::clone(learned), live_table.clone());
+        let steering = steering.clone();
         let turns = Semaphore::new(refresh::AT_ONCE);
-        let refresh = Refresh { dns, learned, table: table_to_follow, settings: learn, turns };
+        let refresh = Refresh { dns, learned, steering, table: table_to_follow, settings: learn, turns };
         tokio::spawn(refresh::run(refresh, policies.subscribe()));
         let services = Arc::downgrade(&self.services);
         let reloads =

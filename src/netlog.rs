@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
 use crate::netfilter::conntrack::Endings;
@@ -12,7 +13,7 @@ use crate::netfilter::nflog::{Refusals, Refused};
 use crate::proxy::services::Services;
 use crate::record::NetVerdict;
 use egret_core::claim::Source;
-use egret_core::name::Host;
+use egret_core::name::{Host, HostName};
 use egret_core::outcome::{Ending, Hint, Reason, Refusal, Stage, Totals};
 use egret_core::policy::explain::{Question, Subject};
 
@@ -47,28 +48,36 @@ fn heard<T>(outcome: io::Result<T>, what: &str) -> Option<T> {
 fn log_refusal(services: &Services, refused: &Refused) {
     let Refused { packet, reason } = refused;
     let verdict = NetVerdict::Refused(refusal(services, refused));
-    services.access_log.net(verdict, packet.from, packet.to, protocol_name(packet.protocol));
+    let to = (packet.to, steered(services, packet.to));
+    services.access_log.net(verdict, packet.from, to, protocol_name(packet.protocol));
     if let Some(table) = &services.table {
         table.has_line(*reason);
     }
+}
+
+/// The name that a synthetic address stands for.
+fn steered(services: &Services, to: SocketAddr) -> Option<HostName> {
+    services.steering.as_ref()?.name(to.ip())
 }
 
 /// The refusal with the rule that denied it, or what would have to be written for it.
 fn refusal(services: &Services, refused: &Refused) -> Refusal {
     let Refused { packet, reason } = refused;
     let plain = Refusal::new(*reason, Stage::Network);
-    let (host, port) = (Host::Address(packet.to.ip()), packet.to.port());
-    let subject = match packet.protocol {
-        TCP => Subject::Tcp { host, port },
-        UDP => Subject::Udp { host, port },
-        other if *reason == Reason::ProtocolDenied => {
-            let nearest = match other {
-                ICMP | ICMPV6 => "an icmp rule lets out echo requests; errors pass as part of a flow".to_owned(),
-                other => format!("IP protocol {other}; rules are for tcp, udp and icmp"),
-            };
-            return plain.with(Hint { nearest: Some(nearest), ..Hint::default() });
-        }
-        _ => return plain,
+    let port = packet.to.port();
+    let subject = |host| match packet.protocol {
+        TCP => Some(Subject::Tcp { host, port }),
+        UDP => Some(Subject::Udp { host, port }),
+        _ => None,
+    };
+    let to = Host::Address(packet.to.ip());
+    let Some(by_address) = subject(to.clone()) else {
+        let nearest = match packet.protocol {
+            _ if *reason != Reason::ProtocolDenied => return plain,
+            ICMP | ICMPV6 => "an icmp rule lets out echo requests; errors pass as part of a flow".to_owned(),
+            other => format!("IP protocol {other}; rules are for tcp, udp and icmp"),
+        };
+        return plain.with(Hint { nearest: Some(nearest), ..Hint::default() });
     };
     if *reason == Reason::RateLimited {
         let nearest = "the client has reached netfilter.flows_per_client";
@@ -82,10 +91,12 @@ fn refusal(services: &Services, refused: &Refused) -> Refusal {
         let nearest = "this machine itself: clients reach its listeners and `health.bind`, and no rule opens more";
         return plain.with(Hint { nearest: Some(nearest.into()), ..Hint::default() });
     }
-    let question = Question { subject, source: Source::at(packet.from.ip()), dst: None, alpn: Vec::new() };
+    let question = |subject| Question { subject, source: Source::at(packet.from.ip()), dst: None, alpn: Vec::new() };
+    let asked =
+        question(subject(steered(services, packet.to).map_or(to, Host::Name)).unwrap_or_else(|| by_address.clone()));
     // The name may have been asked for again since.
-    let expired = || policy.expired_since(&question, services.known());
-    let explained = policy.explain_knowing(&question, services.known()).err().or_else(expired);
+    let expired = || policy.expired_since(&question(by_address), services.known());
+    let explained = policy.explain_knowing(&asked, services.known()).err().or_else(expired);
     // The policy may have changed since. The kernel does not know why an address is in no set.
     let is_same = |explained: &Refusal| {
         explained.reason == *reason || (*reason, explained.reason) == (Reason::NoRule, Reason::LearnedExpired)
@@ -112,7 +123,8 @@ fn log_flows(endings: &Endings, services: &Weak<Services>) {
             let was_cut = services.table.as_ref().is_some_and(|table| table.was_cut(&flow));
             let ending = if was_cut { Ending::Revoked } else { Ending::Closed };
             let verdict = NetVerdict::Ended { rule, upstream: flow.upstream, totals, duration, ending };
-            services.access_log.net(verdict, flow.client, flow.destination, protocol_name(flow.protocol));
+            let to = (flow.destination, steered(&services, flow.destination));
+            services.access_log.net(verdict, flow.client, to, protocol_name(flow.protocol));
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::metrics::Metrics;
 use egret_core::answers::Answers;
 use egret_core::claim::{Claim, ClientAddr, Identity, Target, Via};
 use egret_core::name::Host;
+use egret_core::name::HostName;
 use egret_core::outcome::{Ending, Reason, Refusal, Stage, Totals};
 use egret_core::policy::MatchedRule;
 use egret_core::wire::Sighting;
@@ -113,13 +114,23 @@ const KERNEL: &str = "netfilter";
 
 impl AccessLog {
     /// Writes down what the kernel judged. No connection waits for such a line: it is written where there is room.
-    pub fn net(&self, verdict: NetVerdict, client: SocketAddr, dst: SocketAddr, protocol: Option<&'static str>) {
+    ///
+    /// `name` is what the destination stands for, where that is a synthetic address.
+    pub fn net(
+        &self,
+        verdict: NetVerdict,
+        client: SocketAddr,
+        (dst, name): (SocketAddr, Option<HostName>),
+        protocol: Option<&'static str>,
+    ) {
         if !self.sender.writes() {
             return;
         }
         let mut line = self.net_line();
         line.client = Some(client);
         line.original_dst = Some(dst);
+        line.name_source = name.as_ref().map(|_| source(Via::Steered));
+        line.name = name.map(|name| name.as_str().into());
         line.port = Some(dst.port()).filter(|port| *port > 0);
         line.protocol = protocol;
         match verdict {

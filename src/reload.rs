@@ -83,6 +83,7 @@ impl Source {
         }
         let waits = self.began.differs(&settings);
         let (cuts, watches) = (settings.rules.cuts, settings.rules.watches);
+        settings.rules.pool = self.began.nameserver.steer.as_ref().map(|steer| steer.pool);
         let policy = Policy::of(std::mem::take(&mut settings.rules), Arc::clone(&self.own));
         if self.began.nameservers().next().is_some() {
             policy.prepare_for_questions();
@@ -273,7 +274,7 @@ async fn put_in_force(services: &Services, policy: &Arc<Policy>) -> Result<Arc<P
     let Some(table) = &services.table else { return Ok(services.policy.replace(Arc::clone(policy))) };
     let rule_sets = || {
         let (apps, nets) = (policy.application_rules(), policy.network_rules());
-        RuleSets::of(apps, nets, policy.nat64(), services.known())
+        RuleSets::of(apps, nets, policy.nat64(), policy.steered_names(), services.known())
     };
     let narrowed = match table.narrow(rule_sets()).await {
         // `egret netfilter apply` has just made another table, which is filled when it is first seen.

@@ -8,13 +8,14 @@ use crate::netfilter::plan::{Plan, RuleSets, SPARE};
 use crate::netfilter::sidecar::{Mesh, PodTable, Sidecar, TableFault, User, others};
 use crate::proxy::listen::settings::{Capture, ListenerKind};
 use egret_core::learned::Known;
+use egret_core::policy::SteeredNames;
 
 /// The plan of some settings; `None` where nothing is asked of the kernel.
 #[must_use]
 pub fn next_hop(settings: &Settings, known: Known<'_>) -> Option<Plan> {
     let part = settings.next_hop()?;
     let rules = &settings.rules;
-    let rule_sets = RuleSets::of(&rules.apps, &rules.nets, rules.nat64, known);
+    let rule_sets = RuleSets::of(&rules.apps, &rules.nets, rules.nat64, &SteeredNames::of(rules), known);
     let tproxy = settings.listeners.iter().filter_map(|listener| match listener.kind {
         ListenerKind::Transparent { capture: Capture::Tproxy, preserve_source } => {
             Some((listener.bind, preserve_source))

@@ -166,6 +166,7 @@ impl Maker<'_> {
             kept: Vec::new(),
             fqdns: Vec::new(),
             ports: Vec::new(),
+            steer: true,
             reach: self.reach.clone(),
         }
     }
@@ -193,7 +194,9 @@ impl Maker<'_> {
             }
         }
         let fqdns = rule_parts::plain_patterns(out, self.path, &names);
-        NetRule { destinations: nets.into_iter().collect(), kept, fqdns, ..self.empty() }
+        // Pods dial an API server by the addresses that the cluster knows it by.
+        let steer = kept.is_empty();
+        NetRule { destinations: nets.into_iter().collect(), kept, fqdns, steer, ..self.empty() }
     }
 
     /// A tag's prefixes, of this cloud's file and nothing but public.

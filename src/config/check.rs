@@ -69,13 +69,14 @@ pub(super) fn settings(
     let admin = admin.and_then(|part| out.keep("admin.bind", socket(&part.bind)));
     let (health, health_from) = health(out, written.health.as_ref(), has_clients);
     let dns = dns(out, &written.dns);
-    let rules = rules::rules(out, &written.policy, &written.dns);
+    let mut rules = rules::rules(out, &written.policy, &written.dns);
     let own_addresses = out.nets("own_addresses", &written.own_addresses);
     let binds = one_socket_each(out, &listeners, admin, health);
     let kernel = netfilter::netfilter(out, &written, &listeners, &binds);
     let sources = netfilter::upstream_sources(out, &written.upstream.sources);
     let learn = netfilter::learn(out, &written.learn, kernel.is_some());
     let nameserver = nameserver(out, &written, &listeners, &dns, &learn);
+    rules.pool = nameserver.steer.as_ref().map(|steer| steer.pool);
     what_goes_together(out, &written, kernel.as_ref(), &listeners);
     let limits = limits(out, &written.limits);
     let control = file::present(written.control.as_ref());

@@ -557,6 +557,9 @@ pub(super) struct NetworkRule {
     pub(super) fqdns: Vec<String>,
     /// `tcp:8443`, `tcp:9000-9010`, `udp:123`, `icmp`.
     pub(super) protocols: Vec<String>,
+    /// With `dns.steer`: whether DNS clients are answered with synthetic addresses for its `fqdns`. Default true.
+    #[serde(default)]
+    pub(super) steer: Option<bool>,
     /// Where the `fqdns` may lead. Default `[public]`.
     #[serde(default)]
     pub(super) addresses: Option<Vec<String>>,

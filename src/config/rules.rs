@@ -226,6 +226,12 @@ fn network_rule(out: &mut Findings<'_>, path: &str, written: &file::NetworkRule,
     if written.addresses.is_some() && written.fqdns.is_empty() {
         out.fault(&format!("{path}.addresses"), "only names need it; `destinations` already say where the rule leads");
     }
+    if written.steer.is_some() && written.fqdns.is_empty() {
+        out.fault(
+            &format!("{path}.steer"),
+            "only names have synthetic addresses, and the rule has no `fqdns`; remove it",
+        );
+    }
     let reach = reach(out, &format!("{path}.addresses"), written.addresses.as_deref());
     NetRule {
         name: rule_name(written.name.as_deref(), path),
@@ -235,6 +241,7 @@ fn network_rule(out: &mut Findings<'_>, path: &str, written: &file::NetworkRule,
         kept: kept(&fqdns, &reach),
         fqdns,
         ports,
+        steer: written.steer != Some(false),
         reach,
     }
 }

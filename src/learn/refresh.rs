@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::settings::LearnSettings;
+use super::steering::Steering;
 use crate::dns::Resolver;
 use crate::netfilter::LiveTable;
 use egret_core::learned::Learned;
@@ -32,6 +33,7 @@ const RETRY: Duration = Duration::from_secs(2);
 pub struct Refresh {
     pub dns: Arc<Resolver>,
     pub learned: Arc<Learned>,
+    pub steering: Option<Arc<Steering>>,
     /// On a next hop.
     pub table: Option<Arc<LiveTable>>,
     pub settings: LearnSettings,
@@ -82,8 +84,23 @@ impl Refresh {
     }
 
     /// Learns what was found. Should the kernel refuse it, the table is gone, which the next look says.
-    async fn learn(&self, name: &LearnedName, found: &[IpAddr]) {
-        self.learned.learn(name, found, Instant::now().into_std());
+    async fn learn(&self, policy: &Policy, name: &LearnedName, found: &[IpAddr]) {
+        let now = Instant::now().into_std();
+        match self.steering.as_ref().filter(|_| policy.steered_names().include(name.name())) {
+            None => drop(self.learned.learn(name, found, now)),
+            // Clients have synthetic addresses, and what is behind those is what was found.
+            Some(steering) => {
+                for synthetic in steering.keep(name.name()).into_iter().flatten() {
+                    let is_of_family = |ip: &IpAddr| ip.is_ipv4() == synthetic.is_ipv4();
+                    let found: Vec<IpAddr> = found.iter().copied().filter(is_of_family).collect();
+                    let behind = policy.forwardable(name.name(), &found);
+                    if !behind.is_empty() {
+                        self.learned.map(synthetic, &behind);
+                        self.learned.learn(name, &[synthetic], now);
+                    }
+                }
+            }
+        }
         if let Some(table) = &self.table
             && let Err(error) = table.follow(name).await
         {
@@ -96,11 +113,11 @@ async fn keep(refresh: Arc<Refresh>, policies: watch::Receiver<Arc<Policy>>, nam
     let mut failed = false;
     loop {
         let policy = Arc::clone(&policies.borrow());
-        let Some(looked_up) = refresh.look_up(policy, &name).await else { return };
+        let Some(looked_up) = refresh.look_up(Arc::clone(&policy), &name).await else { return };
         let every = refresh.settings.refresh;
         let pause = match looked_up {
             Ok((found, ttl)) => {
-                refresh.learn(&name, &found).await;
+                refresh.learn(&policy, &name, &found).await;
                 if std::mem::replace(&mut failed, false) {
                     tracing::info!(name = %name.name(), "resolved again");
                 }

@@ -107,6 +107,14 @@ impl Steering {
         Ok(self.pool().address(place, is_v6))
     }
 
+    /// The addresses that stand for a name, IPv4 and IPv6, for as long again as after an answer; none, where clients were
+    /// never answered with them.
+    #[must_use]
+    pub fn keep(&self, name: &HostName) -> [Option<IpAddr>; 2] {
+        let place = self.steered.touch(name, Instant::now().into_std());
+        [false, true].map(|is_v6| self.pool().address(place?, is_v6))
+    }
+
     /// Whether an address of the pool stands for a name, and which.
     #[must_use]
     pub fn name(&self, ip: IpAddr) -> Option<HostName> {
@@ -164,6 +172,9 @@ fn read(line: &str) -> Option<(u32, Wanted)> {
     let mut words = line.split(' ');
     let mut next = || words.next();
     let (place, name, how, wildcard) = (next()?, next()?, next()?, next()?);
+    if next().is_some() || !["tcp", "-"].contains(&how) {
+        return None;
+    }
     let name = HostName::from_wire(name.as_bytes()).ok()?;
     let wildcard = (wildcard != "-").then(|| wildcard.into());
     Some((place.parse().ok()?, Wanted { name, wildcard, asker: None, is_claimed: how == "tcp" }))

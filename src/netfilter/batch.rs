@@ -30,6 +30,7 @@ const LIST_SET: u16 = 2;
 const LIST_ELEMENTS: u16 = 3;
 const LIST_ELEMENT: u16 = 1;
 const ELEMENT_KEY: u16 = 1;
+const ELEMENT_DATA: u16 = 2;
 const ELEMENT_FLAGS: u16 = 3;
 const ELEMENT_TIMEOUT: u16 = 4;
 const ELEMENT_KEY_END: u16 = 10;
@@ -55,19 +56,27 @@ pub(super) struct Element {
     /// The first address behind an interval.
     is_end: bool,
     timeout: Option<Duration>,
+    /// In a map: what the key leads to.
+    data: Option<Vec<u8>>,
 }
 
 impl Element {
     /// A single value.
     #[must_use]
     pub(super) fn value(key: &[u8]) -> Self {
-        Self { key: key.to_vec(), end: None, is_end: false, timeout: None }
+        Self { key: key.to_vec(), end: None, is_end: false, timeout: None, data: None }
     }
 
     /// An address that counts for a while.
     #[must_use]
     pub(super) fn learned(ip: IpAddr, timeout: Duration) -> Self {
         Self { timeout: Some(timeout), ..Self::value(&octets(ip)) }
+    }
+
+    /// An address that a map leads from, and the one it leads to.
+    #[must_use]
+    pub(super) fn mapped(from: IpAddr, to: IpAddr) -> Self {
+        Self { data: Some(octets(to)), ..Self::value(&octets(from)) }
     }
 
     /// A protocol with a range of ports: each field has four bytes.
@@ -153,11 +162,16 @@ impl Batch {
         for part in elements.chunks(PER_LIST) {
             let mut message = self.messages.begin(kind, flags | ACK, &head(INET, 0));
             message.text(LIST_TABLE, TABLE).text(LIST_SET, set).nest(LIST_ELEMENTS, |list| {
-                for Element { key, end, is_end, timeout } in part {
+                for Element { key, end, is_end, timeout, data } in part {
                     list.nest(LIST_ELEMENT, |element| {
                         element.nest(ELEMENT_KEY, |data| {
                             data.attr(DATA_VALUE, key);
                         });
+                        if let Some(to) = data {
+                            element.nest(ELEMENT_DATA, |data| {
+                                data.attr(DATA_VALUE, to);
+                            });
+                        }
                         if let Some(end) = end {
                             element.nest(ELEMENT_KEY_END, |data| {
                                 data.attr(DATA_VALUE, end);

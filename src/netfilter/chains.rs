@@ -107,12 +107,8 @@ impl Table {
             chain.rule("ct state new tcp flags & (fin | syn | rst | ack) != syn goto refuse_no_flow");
             chain.rule("ip daddr @own4 goto refuse_own_address");
             chain.rule("ip6 daddr @own6 goto refuse_own_address");
-            let (v4, v6) = plan.steered.texts();
-            for pool in
-                v4.iter().map(|net| format!("ip daddr {net}")).chain(v6.iter().map(|net| format!("ip6 daddr {net}")))
-            {
-                chain.rule(format_args!("{pool} meta l4proto {TCP} ct mark set {CAPTURED:#x} goto to_egret"));
-                chain.rule(format_args!("{pool} goto refuse_no_rule"));
+            for pool in pools(plan) {
+                chain.rule(format_args!("{pool} goto steered"));
             }
             for family in ["ip daddr @bypass4", "ip6 daddr @bypass6"] {
                 chain.rule(format_args!("{family} goto bypassed"));
@@ -136,16 +132,9 @@ impl Table {
                     chain.rule(format_args!("ip6 daddr {disguised} goto refuse_no_rule"));
                 }
             }
-            chain.rule("meta l4proto != { tcp, udp, icmp, ipv6-icmp } goto refuse_protocol_denied");
-            chain.rule("meta nfproto ipv4 meta l4proto ipv6-icmp goto refuse_protocol_denied");
-            chain.rule("meta nfproto ipv6 meta l4proto icmp goto refuse_protocol_denied");
-            chain.rule("icmp type != echo-request goto refuse_protocol_denied");
-            chain.rule("icmpv6 type != echo-request goto refuse_protocol_denied");
+            chain.protocols();
             for (action, _, count) in each_action(plan).into_iter().rev() {
-                for number in 0..count {
-                    let ports = set_name(action, number, "ports");
-                    chain.rule(format_args!("meta l4proto . th dport @{ports} jump {action}{number}"));
-                }
+                chain.slots(action, count, action);
             }
             for (family, _) in nameservers(plan) {
                 chain.rule(format_args!(
@@ -160,6 +149,9 @@ impl Table {
             for number in 0..count {
                 self.slot_chains(action, number);
             }
+        }
+        if pools(plan).next().is_some() {
+            self.steered(plan);
         }
         self.chain("asking", None, |chain| {
             chain.rule("ct state new jump count_flow");
@@ -183,6 +175,48 @@ impl Table {
             // There is no listener: another service of this machine must not hear it.
             chain.rule("goto refuse_no_rule");
         });
+    }
+
+    /// What goes to synthetic addresses: on by a network rule of the name, or to egret, which knows the name.
+    fn steered(&mut self, plan: &Plan) {
+        let [allows, denies] = plan.slots;
+        self.chain("steered", None, |chain| {
+            chain.protocols();
+            chain.slots("allow", allows, "steered");
+            chain.rule(format_args!("meta l4proto {TCP} ct mark set {CAPTURED:#x} goto to_egret"));
+            chain.rule("goto refuse_no_rule");
+        });
+        for number in 0..allows {
+            self.chain(&format!("steered{number}"), None, |chain| {
+                for (ip, family) in [("ip", "4"), ("ip6", "6")] {
+                    let [sources, learned] = ["sources", "learned"].map(|what| format!("allow{number}_{what}{family}"));
+                    chain.rule(format_args!("{ip} saddr @{sources} {ip} daddr @{learned} goto allow{number}_passes"));
+                }
+            });
+        }
+        // Denials are of real addresses.
+        self.chain("steered_out", None, |chain| {
+            chain.slots("deny", denies, "deny");
+            chain.rule("ip daddr @own4 goto refuse_own_address");
+            chain.rule("ip6 daddr @own6 goto refuse_own_address");
+        });
+    }
+
+    /// Refuses what no rule can be about.
+    fn protocols(&mut self) {
+        self.rule("meta l4proto != { tcp, udp, icmp, ipv6-icmp } goto refuse_protocol_denied");
+        self.rule("meta nfproto ipv4 meta l4proto ipv6-icmp goto refuse_protocol_denied");
+        self.rule("meta nfproto ipv6 meta l4proto icmp goto refuse_protocol_denied");
+        self.rule("icmp type != echo-request goto refuse_protocol_denied");
+        self.rule("icmpv6 type != echo-request goto refuse_protocol_denied");
+    }
+
+    /// Asks the chains of slots whose ports fit.
+    fn slots(&mut self, action: &str, count: usize, chain: &str) {
+        for number in 0..count {
+            let ports = set_name(action, number, "ports");
+            self.rule(format_args!("meta l4proto . th dport @{ports} jump {chain}{number}"));
+        }
     }
 
     pub(super) fn slot_chains(&mut self, action: &'static str, number: usize) {
@@ -209,11 +243,16 @@ impl Table {
         });
     }
 
-    pub(super) fn forward(&mut self) {
+    pub(super) fn forward(&mut self, plan: &Plan) {
         self.chain("forward", Some("filter hook forward priority filter; policy drop"), |chain| {
             chain.rule(format_args!("ct mark & {STATE:#x} == {FORWARDED:#x} ct state != invalid goto forwarded"));
         });
         self.chain("forwarded", None, |chain| {
+            for pool in pools(plan) {
+                // Nothing is behind it.
+                chain.rule(format_args!("{pool} goto refuse_no_rule"));
+                chain.rule(format_args!("ct state new ct original {pool} jump steered_out"));
+            }
             // What some protocol's helper expects beside a flow is a flow of its own, which no rule has let out.
             chain.rule(format_args!("ct state related meta l4proto != {{ {ICMP}, {ICMPV6} }} goto refuse_no_rule"));
             chain.rule(format_args!(
@@ -357,6 +396,15 @@ impl Table {
                 }
             });
         }
+        if pools(plan).next().is_some() {
+            self.chain("real", Some("nat hook prerouting priority dstnat; policy accept"), |chain| {
+                for pool in pools(plan) {
+                    let (ip, map) = if pool.starts_with("ip6 ") { ("ip6", "steered6") } else { ("ip", "steered4") };
+                    let to = format!("dnat {ip} to {ip} daddr map @{map}");
+                    chain.rule(format_args!("ct mark & {STATE:#x} == {FORWARDED:#x} {pool} {to}"));
+                }
+            });
+        }
         if !plan.dnat.is_empty() {
             self.chain("ingress", Some("nat hook prerouting priority dstnat; policy accept"), |chain| {
                 for dnat in &plan.dnat {
@@ -421,6 +469,13 @@ impl Table {
             });
         }
     }
+}
+
+/// What is sent to synthetic addresses.
+fn pools(plan: &Plan) -> impl Iterator<Item = String> {
+    let (v4, v6) = plan.steered.texts();
+    let of = |ip: &'static str| move |net| format!("{ip} daddr {net}");
+    v4.into_iter().map(of("ip")).chain(v6.into_iter().map(of("ip6")))
 }
 
 fn interfaces(plan: &Plan) -> Option<String> {

@@ -1,7 +1,7 @@
 //! Flows that the kernel forwards, from conntrack (linux/netfilter/nfnetlink_conntrack.h): reported when they end, and ended
 //! when their rule is gone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -192,21 +192,35 @@ fn delete(socket: &Socket, family: u8, original: &[u8]) -> io::Result<bool> {
     }
 }
 
+/// Looks at every forwarded flow.
+fn forwarded(socket: &Socket, mut look: impl FnMut(Flow)) -> io::Result<()> {
+    let mut messages = Messages::default();
+    let mut message = messages.begin(GET, DUMP, &[0, 0, 0, 0]);
+    message.attr(MARK, &FORWARDED.to_be_bytes()).attr(MARK_MASK, &STATE.to_be_bytes());
+    drop(message);
+    socket.dump(&messages, |message| {
+        (message.kind == NEW).then(|| read(message.payload)).flatten().into_iter().for_each(&mut look);
+    })
+}
+
+/// The destinations of forwarded flows, as far as they are wanted.
+///
+/// # Errors
+/// The kernel's.
+pub fn destinations(is_wanted: impl Fn(IpAddr) -> bool) -> io::Result<HashSet<IpAddr>> {
+    let mut found = HashSet::new();
+    forwarded(&conntrack(0)?, |flow| found.extend(Some(flow.destination.ip()).filter(|ip| is_wanted(*ip))))?;
+    Ok(found)
+}
+
 /// Ends the forwarded flows that are not wanted any more; how many there were.
 ///
 /// # Errors
 /// The kernel's.
 pub fn cut(mut is_wanted: impl FnMut(&Flow) -> bool) -> io::Result<usize> {
     let socket = conntrack(0)?;
-    let mut messages = Messages::default();
-    let mut message = messages.begin(GET, DUMP, &[0, 0, 0, 0]);
-    message.attr(MARK, &FORWARDED.to_be_bytes()).attr(MARK_MASK, &STATE.to_be_bytes());
-    drop(message);
     let mut gone = Vec::new();
-    socket.dump(&messages, |message| {
-        let flow = (message.kind == NEW).then(|| read(message.payload)).flatten();
-        gone.extend(flow.filter(|flow| !is_wanted(flow)));
-    })?;
+    forwarded(&socket, |flow| gone.extend(Some(flow).filter(|flow| !is_wanted(flow))))?;
     let (mut count, mut failed) = (0, None);
     for flow in gone {
         match delete(&socket, flow.family, &flow.tuple) {

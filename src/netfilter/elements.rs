@@ -263,6 +263,7 @@ mod tests {
             kept: Vec::new(),
             fqdns: Vec::new(),
             ports: vec![NetPort::Tcp(22..=22), NetPort::Tcp(23..=30), NetPort::Udp(1..=1)],
+            steer: true,
             reach: Reach::default(),
         }
     }

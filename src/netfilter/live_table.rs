@@ -151,8 +151,9 @@ impl LiveTable {
         conntrack::cut(|flow| {
             // Of slots, too, that a table before this one had.
             let is_of_rule = ![BYPASSED, INGRESS, INGRESS_PLAIN].contains(&flow.mark);
-            let holds = |slots: &Slots| slots.hold(flow.client.ip(), flow.destination, flow.protocol);
-            let stays = !is_of_rule || (holds(&allows) && !holds(&denies));
+            let holds = |slots: &Slots, to| slots.hold(flow.client.ip(), to, flow.protocol);
+            // Denials are of real addresses, to which synthetic ones lead.
+            let stays = !is_of_rule || (holds(&allows, flow.destination) && !holds(&denies, flow.upstream));
             if !stays {
                 revoked.insert((flow.client, flow.destination, flow.protocol));
             }
@@ -198,7 +199,7 @@ impl LiveTable {
     /// [`ReloadError`]; the old policy must be put back then, and the sets are as they were before the reload, or else
     /// hold what both policies let out.
     pub async fn widen(&self, narrowed: Narrowed) -> Result<(), ReloadError> {
-        self.ask(|done| Job::Widen(narrowed, done)).await.unwrap_or(Err(ReloadError::NoTable))
+        self.ask(|done| Job::Widen(Box::new(narrowed), done)).await.unwrap_or(Err(ReloadError::NoTable))
     }
 
     /// Gives the writer a job; its outcome comes when it is done.

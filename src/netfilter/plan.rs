@@ -10,7 +10,7 @@ use ipnet::Ipv6Net;
 use super::elements::{Addresses, Elements};
 use super::settings::Dnat;
 use egret_core::learned::Known;
-use egret_core::policy::Wild;
+use egret_core::policy::{SteeredNames, Wild};
 use egret_core::rule::{Action, AppProtocol, AppRule, LearnedName, NetRule, guard};
 
 /// Rules that a reload may add before the table must be made anew.
@@ -57,6 +57,9 @@ pub struct RuleSets {
     pub allows: Vec<RuleSet>,
     pub denies: Vec<RuleSet>,
     pub nat64: Option<Ipv6Net>,
+    pub steered_names: SteeredNames,
+    /// The real addresses behind synthetic ones.
+    pub mapped: BTreeMap<IpAddr, IpAddr>,
 }
 
 /// One network rule in the table.
@@ -75,7 +78,13 @@ pub struct RuleSet {
 impl RuleSets {
     /// What rules come to. The kernel sees no certificate: rules for `clients` stay with the listeners that do.
     #[must_use]
-    pub fn of(apps: &[AppRule], nets: &[NetRule], nat64: Option<Ipv6Net>, known: Known<'_>) -> Self {
+    pub fn of(
+        apps: &[AppRule],
+        nets: &[NetRule],
+        nat64: Option<Ipv6Net>,
+        steered_names: &SteeredNames,
+        known: Known<'_>,
+    ) -> Self {
         let allowing = apps.iter().filter(|rule| rule.action == Action::Allow);
         let captured = allowing.flat_map(|rule| &rule.protocols);
         let captured = captured.filter(|app| app.protocol != AppProtocol::Tcp).map(|app| app.port).collect();
@@ -86,16 +95,19 @@ impl RuleSets {
             wild: Wild::of(rule),
             learned: Vec::new(),
         };
-        let set = |rule: &NetRule| set(rule).knowing(nat64, known);
+        let set = |rule: &NetRule| set(rule).knowing(steered_names, nat64, known);
         let of = |action: &Action| nets.iter().filter(|rule| rule.action == *action).map(set).collect();
-        Self { captured, allows: of(&Action::Allow), denies: of(&Action::Deny), nat64 }
+        let mapped = mapped(steered_names, known);
+        let (allows, denies) = (of(&Action::Allow), of(&Action::Deny));
+        Self { captured, allows, denies, nat64, steered_names: steered_names.clone(), mapped }
     }
 }
 
 impl RuleSet {
     /// The same with what has been learned for its names.
-    pub(super) fn knowing(self, nat64: Option<Ipv6Net>, known: Known<'_>) -> Self {
-        Self { learned: learned(&all_names(&self.names, self.wild.as_ref(), known), nat64, known), ..self }
+    pub(super) fn knowing(self, steered_names: &SteeredNames, nat64: Option<Ipv6Net>, known: Known<'_>) -> Self {
+        let names = all_names(&self.names, self.wild.as_ref(), known);
+        Self { learned: learned(&names, steered_names, nat64, known), ..self }
     }
 }
 
@@ -105,18 +117,31 @@ pub(super) fn all_names(names: &[LearnedName], wild: Option<&Wild>, known: Known
     names.iter().cloned().chain(listed.into_iter().flatten()).collect()
 }
 
+/// The real addresses behind synthetic ones.
+pub(super) fn mapped(steered_names: &SteeredNames, known: Known<'_>) -> BTreeMap<IpAddr, IpAddr> {
+    known.mapped().into_iter().filter(|(synthetic, _)| steered_names.is_synthetic(*synthetic)).collect()
+}
+
 /// The addresses that stand for names, and how long each still does. Behind a translator whose prefix the table cannot
 /// look through (RFC 6052 §2.2: other than 96 bits) denials would not hold: such addresses are left out.
-pub(super) fn learned(names: &[LearnedName], nat64: Option<Ipv6Net>, known: Known<'_>) -> Vec<(IpAddr, Duration)> {
-    let is_hidden = |ip: &IpAddr| {
+pub(super) fn learned(
+    names: &[LearnedName],
+    steered_names: &SteeredNames,
+    nat64: Option<Ipv6Net>,
+    known: Known<'_>,
+) -> Vec<(IpAddr, Duration)> {
+    let is_hidden = |ip: IpAddr| {
         let opaque = nat64.filter(|prefix| prefix.prefix_len() != 96);
-        matches!(ip, IpAddr::V6(v6) if opaque.is_some_and(|prefix| prefix.contains(v6)))
+        matches!(ip, IpAddr::V6(v6) if opaque.is_some_and(|prefix| prefix.contains(&v6)))
     };
+    // Where flows to it go in the end.
+    let end = |ip: IpAddr| if steered_names.is_synthetic(ip) { known.behind(ip) } else { Some(ip) };
     let mut all: BTreeMap<IpAddr, Duration> = BTreeMap::new();
     for name in names {
         // Judged when it was learned; the translator's prefix may have changed since.
-        let leads = |ip: IpAddr| guard::judge(ip, name.reach(), nat64) == guard::Judgement::Permitted;
-        for (ip, left) in known.of(name).into_iter().filter(|(ip, _)| leads(*ip) && !is_hidden(ip)) {
+        let leads = |ip: IpAddr| !is_hidden(ip) && guard::judge(ip, name.reach(), nat64) == guard::Judgement::Permitted;
+        let opens = |ip: IpAddr| steered_names.admit(name.name(), ip) && end(ip).is_some_and(leads);
+        for (ip, left) in known.of(name).into_iter().filter(|(ip, _)| opens(*ip)) {
             let longest = all.entry(ip).or_default();
             *longest = left.max(*longest);
         }
@@ -212,6 +237,7 @@ mod tests {
             kept: Vec::new(),
             fqdns: Vec::new(),
             ports,
+            steer: true,
             reach: Reach::default(),
         });
         proptest::collection::vec(rule, 1..5)
@@ -225,7 +251,7 @@ mod tests {
             nat64 in select(vec![None, Some("64:ff9b::/96".parse::<Ipv6Net>().unwrap())]),
             is_tcp in any::<bool>(),
         ) {
-            let sets = RuleSets::of(&[], &rules, nat64, Known::nothing());
+            let sets = RuleSets::of(&[], &rules, nat64, &SteeredNames::default(), Known::nothing());
             let sets = Sets::of(&sets, [5, 5]);
             let policy = Policy::compile(Vec::new(), rules, nat64, Arc::new(OwnAddresses::new(Vec::new(), Vec::new())));
             for (client, to, port) in CLIENTS.iter().flat_map(|c| ADDRESSES.iter().flat_map(move |a| (1..5).map(move |p| (c, a, p)))) {

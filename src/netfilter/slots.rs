@@ -12,9 +12,9 @@ use tokio::time::Instant;
 use super::batch::{Batch, Element};
 use super::elements::{Addresses, Elements};
 use super::names::set_name;
-use super::plan::{RuleSet, RuleSets, all_names, learned};
+use super::plan::{RuleSet, RuleSets, all_names, learned, mapped};
 use egret_core::learned::Known;
-use egret_core::policy::Wild;
+use egret_core::policy::{SteeredNames, Wild};
 use egret_core::rule::LearnedName;
 
 /// Every set that changes while egret runs.
@@ -22,6 +22,9 @@ use egret_core::rule::LearnedName;
 pub(super) struct Sets {
     captured: BTreeSet<u16>,
     nat64: Option<Ipv6Net>,
+    steered_names: SteeredNames,
+    /// The real addresses behind synthetic ones.
+    mapped: BTreeMap<IpAddr, IpAddr>,
     pub(super) allows: Slots,
     pub(super) denies: Slots,
 }
@@ -60,6 +63,8 @@ impl Sets {
         Self {
             captured: filter.captured.clone(),
             nat64: filter.nat64,
+            steered_names: filter.steered_names.clone(),
+            mapped: filter.mapped.clone(),
             allows: Slots::of("allow", &filter.allows, allows),
             denies: Slots::of("deny", &filter.denies, denies),
         }
@@ -68,7 +73,8 @@ impl Sets {
     /// The same slots under other rules.
     pub(super) fn next(&self, filter: &RuleSets) -> Result<Self, NoSlot> {
         let (allows, denies) = (self.allows.next(&filter.allows)?, self.denies.next(&filter.denies)?);
-        Ok(Self { captured: filter.captured.clone(), nat64: filter.nat64, allows, denies })
+        let RuleSets { captured, nat64, steered_names, mapped, .. } = filter.clone();
+        Ok(Self { captured, nat64, steered_names, mapped, allows, denies })
     }
 
     /// How many slots there are.
@@ -78,9 +84,8 @@ impl Sets {
 
     /// The same for a table with so many slots.
     pub(super) fn resized(&self, [allows, denies]: [usize; 2]) -> Result<Self, NoSlot> {
-        let captured = self.captured.clone();
         let (allows, denies) = (self.allows.resized(allows)?, self.denies.resized(denies)?);
-        Ok(Self { captured, nat64: self.nat64, allows, denies })
+        Ok(Self { allows, denies, ..self.clone() })
     }
 
     /// What stands while one policy follows another: what both let out, and no more. A port that either captures is
@@ -89,6 +94,8 @@ impl Sets {
         Self {
             captured: self.captured.union(&next.captured).copied().collect(),
             nat64: next.nat64,
+            steered_names: next.steered_names.clone(),
+            mapped: next.mapped.clone(),
             allows: self.allows.common(&next.allows),
             denies: self.denies.together(&next.denies),
         }
@@ -108,17 +115,20 @@ impl Sets {
         };
         batch.take("captured", &only(&self.captured, &next.captured));
         batch.add("captured", &only(&next.captured, &self.captured));
+        lead(&self.mapped, &next.mapped, batch);
         self.allows.change(&next.allows, batch);
         self.denies.change(&next.denies, batch);
     }
 
     /// Writes all of it into sets that hold whatever they hold.
     pub(super) fn fill(&self, batch: &mut Batch) {
-        batch.flush("captured");
+        ["captured", "steered4", "steered6"].into_iter().for_each(|set| batch.flush(set));
         let empty = |slots: &Slots| Slots { action: slots.action, taken: slots.taken.iter().map(|_| None).collect() };
         let empty = Self {
             captured: BTreeSet::new(),
             nat64: self.nat64,
+            steered_names: self.steered_names.clone(),
+            mapped: BTreeMap::new(),
             allows: empty(&self.allows),
             denies: empty(&self.denies),
         };
@@ -128,15 +138,24 @@ impl Sets {
 
     /// Writes what has been learned since for some names into the sets of the rules that keep them.
     pub(super) fn follow(&mut self, learned_names: &[LearnedName], known: Known<'_>, batch: &mut Batch) {
-        self.allows.follow(learned_names, self.nat64, known, batch);
+        let (nat64, steered_names) = (self.nat64, &self.steered_names);
+        self.allows.follow(learned_names, |names| learned(names, steered_names, nat64, known), batch);
+        for (synthetic, _) in learned_names.iter().flat_map(|name| known.of(name)) {
+            let Some(real) = known.behind(synthetic).filter(|_| steered_names.is_synthetic(synthetic)) else {
+                continue;
+            };
+            let (one, before) = (BTreeMap::from([(synthetic, real)]), self.mapped.insert(synthetic, real));
+            lead(&before.map(|before| (synthetic, before)).into_iter().collect(), &one, batch);
+        }
     }
 
     /// Takes in what has been learned, without a word to the kernel.
     pub(super) fn know(&mut self, known: Known<'_>) {
         for slot in self.allows.taken.iter_mut().flatten() {
             let names = all_names(&slot.names, slot.wild.as_ref(), known);
-            slot.learned = until(&learned(&names, self.nat64, known));
+            slot.learned = until(&learned(&names, &self.steered_names, self.nat64, known));
         }
+        self.mapped = mapped(&self.steered_names, known);
     }
 }
 
@@ -195,17 +214,22 @@ impl Slots {
     }
 
     /// Learns for every slot what there is for its names among these: writes it, and takes out what counts no more.
-    fn follow(&mut self, news: &[LearnedName], nat64: Option<Ipv6Net>, known: Known<'_>, batch: &mut Batch) {
+    fn follow(
+        &mut self,
+        news: &[LearnedName],
+        learned: impl Fn(&[LearnedName]) -> Vec<(IpAddr, Duration)>,
+        batch: &mut Batch,
+    ) {
         for number in 0..self.taken.len() {
             let Some(Some(slot)) = self.taken.get(number) else { continue };
             let is_kept = |name: &LearnedName| slot.names.contains(name);
             match &slot.wild {
-                None if news.iter().any(is_kept) => self.learn(number, &learned(&slot.names, nat64, known), batch),
+                None if news.iter().any(is_kept) => self.learn(number, &learned(&slot.names), batch),
                 None => {}
                 Some(wild) => {
                     let own = news.iter().filter(|name| wild.covers(name) || is_kept(name));
                     let own: Vec<LearnedName> = own.cloned().collect();
-                    self.learn_more(number, &learned(&own, nat64, known), batch);
+                    self.learn_more(number, &learned(&own), batch);
                 }
             }
         }
@@ -460,6 +484,20 @@ fn until(addresses: &[(IpAddr, Duration)]) -> BTreeMap<IpAddr, Instant> {
     addresses.iter().map(|(ip, left)| (*ip, now + *left)).collect()
 }
 
+/// Writes what leads from one content of the maps of synthetic addresses to another.
+fn lead(was: &BTreeMap<IpAddr, IpAddr>, will: &BTreeMap<IpAddr, IpAddr>, batch: &mut Batch) {
+    let only = |one: &BTreeMap<IpAddr, IpAddr>, other: &BTreeMap<IpAddr, IpAddr>, is_v4: bool| -> Vec<Element> {
+        let only = one
+            .iter()
+            .filter(|(from, to)| (from.is_ipv4(), to.is_ipv4()) == (is_v4, is_v4) && other.get(*from) != Some(*to));
+        only.map(|(from, to)| Element::mapped(*from, *to)).collect()
+    };
+    for (map, is_v4) in [("steered4", true), ("steered6", false)] {
+        batch.take(map, &only(was, will, is_v4));
+        batch.add(map, &only(will, was, is_v4));
+    }
+}
+
 /// Writes addresses into a pair of sets that hold whatever they hold.
 pub(super) fn fill_addresses(batch: &mut Batch, name: &str, addresses: &Addresses) {
     let (v4, v6) = (format!("{name}4"), format!("{name}6"));
@@ -608,6 +646,7 @@ mod tests {
             kept: Vec::new(),
             fqdns: vec![egret_core::rule::pattern::Pattern::parse("*.w.example").unwrap()],
             ports: Vec::new(),
+            steer: true,
             reach: egret_core::rule::Reach::default(),
         };
         let wild = Wild::of(&rule);
@@ -619,7 +658,9 @@ mod tests {
             let name = LearnedName::new(name, egret_core::rule::Reach::default());
             learned.learn_for(&"w".into(), &name, &[ip.into()], Duration::from_secs(60), now);
             let mut batch = Batch::of("t");
-            slots.follow(&[name], None, Known::at(&learned, now), &mut batch);
+            let known = Known::at(&learned, now);
+            let of = |names: &[LearnedName]| super::learned(names, &SteeredNames::default(), None, known);
+            slots.follow(&[name], of, &mut batch);
             (batch.names(ip.into()), slots.taken[0].as_ref().unwrap().learned.len())
         };
         assert_eq!(follow("a.w.example", [20, 0, 0, 1]), (true, 1));

@@ -74,7 +74,7 @@ impl Table {
             let _ = writeln!(table.text, "  counter {reason} {{ }}");
         }
         table.prerouting(plan);
-        table.forward();
+        table.forward(plan);
         table.platform(plan);
         table.input(plan);
         table.nat(plan);
@@ -85,6 +85,13 @@ impl Table {
     pub(super) fn changing_sets(&mut self, plan: &Plan) {
         let captured: Vec<String> = plan.rule_sets.captured.iter().map(u16::to_string).collect();
         self.set("captured", "inet_service", "", &captured);
+        for (name, kind, is_v4) in [("steered4", "ipv4_addr", true), ("steered6", "ipv6_addr", false)] {
+            let of_family =
+                plan.rule_sets.mapped.iter().filter(|(from, to)| (from.is_ipv4(), to.is_ipv4()) == (is_v4, is_v4));
+            let all: Vec<String> = of_family.map(|(from, to)| format!("{from} : {to}")).collect();
+            let elements = if all.is_empty() { String::new() } else { format!(" elements = {{ {} }}", all.join(", ")) };
+            let _ = writeln!(self.text, "  map {name} {{ type {kind} : {kind};{elements} }}");
+        }
         for (action, rule_sets, count) in each_action(plan) {
             for number in 0..count {
                 self.slot(action, number, rule_sets.get(number));

@@ -30,7 +30,7 @@ pub(super) enum Job {
     /// Something has been learned for a name.
     Follow(LearnedName, oneshot::Sender<io::Result<()>>),
     Narrow(RuleSets, oneshot::Sender<Result<Narrowed, ReloadError>>),
-    Widen(Narrowed, oneshot::Sender<Result<(), ReloadError>>),
+    Widen(Box<Narrowed>, oneshot::Sender<Result<(), ReloadError>>),
     /// A table has been seen in the kernel.
     Seen(Seen, oneshot::Sender<Result<(), String>>),
 }

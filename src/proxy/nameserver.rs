@@ -12,20 +12,22 @@ mod teach;
 pub mod udp;
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
 use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::rdata::{PTR, SOA};
+use hickory_proto::rr::rdata::{A, AAAA, PTR, SOA};
 use hickory_proto::rr::{Name as DnsName, RData, Record, RecordType};
 use moka::sync::Cache;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::services::Services;
 use crate::budget::{Budget, Share};
 use crate::dns::{Records, absolute};
 use crate::learn::steering::Steering;
+use crate::netfilter::conntrack;
 use crate::record::QuestionName;
 use egret_core::claim::{ClientAddr, Source, network_of};
 use egret_core::name::HostName;
@@ -51,6 +53,38 @@ const PATIENCE_OF_CLIENTS: Duration = Duration::from_secs(4);
 /// RFC 1035 §3.2.4, RFC 1035 §3.2.5.
 const CLASS_IN: u16 = 1;
 const CLASS_ANY: u16 = 255;
+
+/// How often flows to synthetic addresses are looked at, which is a look at every forwarded flow.
+const FLOWS_EVERY: Duration = Duration::from_secs(30);
+/// Names with such flows that are asked for at once.
+const AT_ONCE: usize = 32;
+
+/// Keeps names resolved that flows go to by synthetic addresses, until there is no nameserver: their clients may begin
+/// others, and not ask again.
+pub async fn keep_steered(nameserver: Weak<Nameserver>) {
+    loop {
+        tokio::time::sleep(FLOWS_EVERY).await;
+        let Some(nameserver) = nameserver.upgrade() else { return };
+        let Services { steering: Some(steering), table: Some(_), .. } = &*nameserver.services else { return };
+        let pool = steering.pool();
+        let looked = tokio::task::spawn_blocking(move || conntrack::destinations(|ip| pool.contains(ip)));
+        match looked.await {
+            Ok(Ok(used)) => {
+                let mut asking = JoinSet::new();
+                for (ip, name) in used.into_iter().filter_map(|ip| Some((ip, steering.name(ip)?))) {
+                    if asking.len() >= AT_ONCE {
+                        asking.join_next().await;
+                    }
+                    asking.spawn(Arc::clone(&nameserver).renew(name, ip.is_ipv6()));
+                }
+                asking.join_all().await;
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "cannot read which synthetic addresses flows go to"),
+            // The runtime ends.
+            Err(_) => return,
+        }
+    }
+}
 
 /// One `dns` listener, but for its sockets.
 #[derive(Debug)]
@@ -249,6 +283,17 @@ impl Nameserver {
         Ok(Prompt::Ask(Box::new(Judged { policy, clearance, kind, holder, key, since })))
     }
 
+    /// Asks for a name as its clients would.
+    async fn renew(self: Arc<Self>, name: HostName, is_v6: bool) {
+        let (policy, _) = self.services.policy.numbered();
+        let Ok(clearance) = policy.by_question(&Source::anybody(), &name) else { return };
+        let kind = if is_v6 { RecordType::AAAA } else { RecordType::A };
+        let holder = self.teacher.holder_of(name.as_str());
+        let judged = Judged { policy, clearance, kind, holder, key: None, since: Instant::now() };
+        // What it led to before stays open until its time is over.
+        drop(self.resolve(&judged).await);
+    }
+
     /// Asks servers, and keeps the answer for clients of the same class.
     async fn resolve(&self, judged: &Judged) -> Result<Answer, Denial> {
         let Judged { policy, clearance, kind, holder, key, .. } = judged;
@@ -286,9 +331,23 @@ impl Nameserver {
                 if refusal.stage == Stage::Dns { unanswered(refusal) } else { self.filtered(name, refusal) }
             })?;
         let is_address = matches!(kind, RecordType::A | RecordType::AAAA) && !addresses.is_empty();
-        let steered = steered.filter(|_| is_address && policy.could_dial(clearance, &addresses));
+        let steered = steered.filter(|_| is_address).and_then(|(steering, steers)| {
+            let behind = policy.forwardable(name, &addresses);
+            let leads_somewhere =
+                (steers.is_forwarded && !behind.is_empty()) || policy.could_dial(clearance, &addresses);
+            leads_somewhere.then_some((steering, steers, behind))
+        });
         let answers = match steered {
-            Some((steering, steers)) => self.steer(steering, steers, clearance, kind, (&question, answers)).await?,
+            Some((steering, steers, behind)) => {
+                let address = self.steer(steering, steers, clearance, kind).await.map_err(unanswered)?;
+                if let Some(address) = address {
+                    let taught = self.teacher.teach_steered(policy, clearance, address, &behind, records.life).await;
+                    taught.map_err(unanswered)?;
+                }
+                let ttl = answers.iter().map(|record| record.ttl).min().unwrap_or(0);
+                let record = |ip| Record::from_rdata(question.clone(), ttl, address_data(ip));
+                address.map(record).into_iter().collect()
+            }
             None => {
                 self.teacher.teach(policy, clearance, &addresses, records.life).await.map_err(unanswered)?;
                 answers
@@ -302,28 +361,21 @@ impl Nameserver {
         Ok(Answer { reply: Arc::new(reply), answered: Some(records.answered) })
     }
 
-    /// The synthetic address that stands for a name, in place of its own.
+    /// The synthetic address that stands for a name, in place of its own; `None`: the pool has none of the family.
     async fn steer(
         &self,
         steering: &Steering,
         steers: Steers,
         clearance: &QuestionClearance,
         kind: RecordType,
-        (question, answers): (&DnsName, Vec<Record>),
-    ) -> Result<Vec<Record>, Denial> {
+    ) -> Result<Option<IpAddr>, Refusal> {
         let wanted = Wanted {
             name: clearance.name().clone(),
             wildcard: clearance.wildcard().map(Into::into),
             asker: clearance.source().ip.map(network_of),
             is_claimed: steers.is_claimed,
         };
-        let address = steering.address(&wanted, kind == RecordType::AAAA).await.map_err(unanswered)?;
-        let ttl = answers.iter().map(|record| record.ttl).min().unwrap_or(0);
-        let data = address.map(|ip| match ip {
-            IpAddr::V4(ip) => RData::A(ip.into()),
-            IpAddr::V6(ip) => RData::AAAA(ip.into()),
-        });
-        Ok(data.map(|data| Record::from_rdata(question.clone(), ttl, data)).into_iter().collect())
+        steering.address(&wanted, kind == RecordType::AAAA).await
     }
 
     /// The answer to a question for the name of a synthetic address; `None`: it is about another one.
@@ -397,6 +449,13 @@ impl Nameserver {
         };
         self.services.access_log.dns(&self.name, client, Some(&name), since, &refusal);
         Answer::of(reply)
+    }
+}
+
+const fn address_data(ip: IpAddr) -> RData {
+    match ip {
+        IpAddr::V4(ip) => RData::A(A(ip)),
+        IpAddr::V6(ip) => RData::AAAA(AAAA(ip)),
     }
 }
 

@@ -34,7 +34,7 @@ pub struct Services {
     /// Addresses that stand for names.
     pub learned: Arc<Learned>,
     /// Synthetic addresses, where DNS clients are answered with them.
-    pub steering: Option<Steering>,
+    pub steering: Option<Arc<Steering>>,
     /// The kernel's rules, on a next hop.
     pub table: Option<Arc<LiveTable>>,
     /// What egret dials, where the kernel leads this machine's own connections here.

@@ -1,7 +1,7 @@
 //! Synthetic addresses through the hop: names that share an address stay apart, on any port.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use hickory_proto::rr::Name;
@@ -12,6 +12,8 @@ use crate::support::{ADMIN, allowed, curl, eventually, refused, run, text};
 use crate::world::{HOP1, ORIGIN, Through, World, ip};
 
 const PORT: u16 = 5432;
+/// What network rules open.
+const TUNNEL: u16 = 9001;
 const SERVERS: u8 = 10;
 /// The one address that many names share.
 const SHARED: &str = "20.60.4.1";
@@ -22,7 +24,10 @@ const POLICY: &str = "
     - { name: db, fqdns: [\"*.db.example\"], protocols: [\"tcp:5432\"] }
     - { name: real, fqdns: [real.example], protocols: [\"tcp:5432\"], steer: false }
   network_rules:
-    - { name: both, fqdns: [both.example], protocols: [\"tcp:9001\"] }
+    - { name: tunnel, fqdns: [\"*.tun.example\"], protocols: [\"tcp:9001\", \"udp:9001\", icmp] }
+    - { name: time, fqdns: [time.example], protocols: [\"udp:9001\"] }
+    - { name: plain, fqdns: [plain.example], protocols: [\"udp:9001\"], steer: false }
+    - { name: closed, action: deny, destinations: [20.60.4.9], protocols: [\"udp:9001\"] }
 ";
 
 fn config(policy: &str) -> String {
@@ -39,10 +44,11 @@ fn config(policy: &str) -> String {
 /// A world with servers that say where they are, and then what they hear.
 fn world() -> Option<World> {
     let world = World::build(Through::One)?;
+    let servers = (1..=SERVERS).map(|n| IpAddr::from([20, 60, 4, n]));
     world.at("internet", || {
         ip(&["route", "add", "local", "20.60.4.0/24", "dev", "lo"]);
-        for server in (1..=SERVERS).map(|n| IpAddr::from([20, 60, 4, n])) {
-            let listener = TcpListener::bind((server, PORT)).unwrap();
+        for (server, port) in servers.clone().flat_map(|server| [(server, PORT), (server, TUNNEL)]) {
+            let listener = TcpListener::bind((server, port)).unwrap();
             std::thread::spawn(move || {
                 for mut stream in listener.incoming().flatten() {
                     std::thread::spawn(move || {
@@ -52,6 +58,14 @@ fn world() -> Option<World> {
                             let _ = stream.write_all(&buffer[..len]);
                         }
                     });
+                }
+            });
+        }
+        for server in servers.clone() {
+            let socket = UdpSocket::bind((server, TUNNEL)).unwrap();
+            std::thread::spawn(move || {
+                while let Ok((_, from)) = socket.recv_from(&mut [0; 100]) {
+                    let _ = socket.send_to(server.to_string().as_bytes(), from);
                 }
             });
         }
@@ -109,10 +123,8 @@ fn names_that_share_an_address_stay_apart() {
         assert!(!get("x.example", web).status.success());
         assert!(greeting(web, PORT).is_err());
 
-        // Real addresses, where a rule says so or needs them.
-        for name in ["real.example.", "both.example."] {
-            assert_eq!(resolve(&server(), name).unwrap().to_string(), SHARED, "{name}");
-        }
+        // Real addresses, where a rule says so.
+        assert_eq!(resolve(&server(), "real.example.").unwrap().to_string(), SHARED);
         let reverse = |ip: Ipv4Addr| {
             let name = Name::from(IpAddr::from(ip)).to_ascii();
             text(&run("dig", &["+short", &format!("@{HOP1}"), &name, "PTR"])).trim().to_owned()
@@ -131,6 +143,80 @@ fn names_that_share_an_address_stay_apart() {
     assert_eq!(line["reason"], "name_mismatch", "{line:#}");
     egret.record("UDP", |line| line["event"] == "net" && line["protocol"] == "udp" && line["reason"] == "no_rule");
     capture.saw_nothing("net 198.18.0.0/15");
+}
+
+/// Which server answers over UDP.
+fn says(socket: &UdpSocket) -> Result<String, ErrorKind> {
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket.send(b"where?").map_err(|error| error.kind())?;
+    let mut said = [0; 100];
+    let len = socket.recv(&mut said).map_err(|error| error.kind())?;
+    Ok(String::from_utf8_lossy(&said[..len]).into_owned())
+}
+
+fn socket_to(ip: Ipv4Addr, port: u16) -> UdpSocket {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.connect((ip, port)).unwrap();
+    socket
+}
+
+fn over_udp(ip: Ipv4Addr, port: u16) -> Result<String, ErrorKind> {
+    says(&socket_to(ip, port))
+}
+
+#[test]
+fn network_rules_lead_to_what_is_behind_a_name() {
+    let Some(world) = world() else { return };
+    world.dns.answer("moves.tun.example", &["20.60.4.2"]).answer("closed.tun.example", &["20.60.4.9"]);
+    world.dns.answer("plain.example", &["20.60.4.4"]);
+    let mut capture = world.capture();
+    let egret = hop(&world, &config(POLICY));
+    let ask = |name: &str| resolve(&server(), &format!("{name}.")).unwrap();
+    world.at("client", || {
+        let name = ask("one.tun.example");
+        assert!(is_synthetic(name));
+        assert_eq!(over_udp(name, TUNNEL).as_deref(), Ok(SHARED));
+        assert_eq!(greeting(name, TUNNEL).as_deref(), Ok(SHARED));
+        assert!(run("ping", &["-c1", "-W2", &name.to_string()]).status.success());
+        // No other port of the name; nothing at the address itself, or at another name there.
+        assert!(greeting(name, PORT).is_err());
+        assert_eq!(over_udp(name, TUNNEL + 1), Err(ErrorKind::ConnectionRefused));
+        let shared = SHARED.parse().unwrap();
+        assert_eq!(over_udp(shared, TUNNEL), Err(ErrorKind::ConnectionRefused));
+        assert!(greeting(shared, TUNNEL).is_err());
+        assert!(resolve(&server(), "other.example.").is_err());
+        // A name that is kept resolved has a synthetic address, too, unless its rule says otherwise.
+        let time = ask("time.example");
+        assert!(is_synthetic(time));
+        assert_eq!(over_udp(time, TUNNEL).as_deref(), Ok(SHARED));
+        assert!(greeting(time, TUNNEL).is_err(), "its rule is for UDP");
+        assert_eq!(over_udp(ask("closed.tun.example"), TUNNEL), Err(ErrorKind::ConnectionRefused), "a denial");
+
+        // What is behind a name moves when servers say so; open flows stay where they are.
+        let moves = ask("moves.tun.example");
+        let open = socket_to(moves, TUNNEL);
+        assert_eq!(says(&open).as_deref(), Ok("20.60.4.2"));
+        world.dns.answer("moves.tun.example", &["20.60.4.3", "20.60.4.2"]);
+        std::thread::sleep(Duration::from_secs(2));
+        assert_eq!(ask("moves.tun.example"), moves);
+        assert_eq!(over_udp(moves, TUNNEL).as_deref(), Ok("20.60.4.2"), "it is still among the answers");
+        world.dns.answer("moves.tun.example", &["20.60.4.3"]);
+        std::thread::sleep(Duration::from_secs(2));
+        assert_eq!(ask("moves.tun.example"), moves);
+        assert_eq!(over_udp(moves, TUNNEL).as_deref(), Ok("20.60.4.3"));
+        assert_eq!(greeting(moves, TUNNEL).as_deref(), Ok("20.60.4.3"));
+        assert_eq!(says(&open).as_deref(), Ok("20.60.4.2"));
+    });
+    egret.record("the denial", |line| line["event"] == "net" && line["reason"] == "rule_denied");
+    let line = egret.record("the other port", |line| line["event"] == "net" && line["name"] == "one.tun.example");
+    assert_eq!((&line["reason"], &line["port"]), (&"no_rule".into(), &(TUNNEL + 1).into()), "{line:#}");
+    capture.saw_nothing("net 198.18.0.0/15");
+    // A rule that keeps its names' own addresses.
+    world.at("client", || {
+        let plain = ask("plain.example");
+        assert_eq!(plain.to_string(), "20.60.4.4");
+        assert_eq!(over_udp(plain, TUNNEL).as_deref(), Ok("20.60.4.4"));
+    });
 }
 
 #[test]

@@ -39,6 +39,8 @@ pub struct Learned {
     /// How long an address stands for its name that is answered no more: connections are older than answers.
     remember: Duration,
     state: RwLock<State>,
+    /// The real addresses behind synthetic ones, to which the kernel leads flows.
+    behind: RwLock<HashMap<IpAddr, IpAddr, RandomState>>,
     /// Counts changes of addresses, not of their times.
     changes: AtomicU64,
 }
@@ -84,7 +86,7 @@ struct Entry {
 impl Learned {
     #[must_use]
     pub fn new(remember: Duration) -> Self {
-        Self { remember, state: RwLock::default(), changes: AtomicU64::new(0) }
+        Self { remember, state: RwLock::default(), behind: RwLock::default(), changes: AtomicU64::new(0) }
     }
 
     /// How long an address stands for its name that is answered no more.
@@ -183,6 +185,24 @@ impl Learned {
             self.changes.fetch_add(1, Ordering::Relaxed);
         }
         is_new
+    }
+
+    /// Leads a synthetic address to one of those that were found for its name, which must have been judged: the one that it
+    /// led to stays while it is among them. Whether it leads elsewhere now.
+    pub fn map(&self, synthetic: IpAddr, found: &[IpAddr]) -> bool {
+        let mut behind = self.behind.write().unwrap_or_else(PoisonError::into_inner);
+        let is_there = behind.get(&synthetic).is_some_and(|ip| found.contains(ip));
+        let Some(first) = found.first().filter(|_| !is_there) else { return false };
+        behind.insert(synthetic, *first);
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    /// Leads a synthetic address nowhere.
+    pub fn unmap(&self, synthetic: IpAddr) {
+        if self.behind.write().unwrap_or_else(PoisonError::into_inner).remove(&synthetic).is_some() {
+            self.changes.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     fn holds(&self, seen: Instant, now: Instant) -> bool {
@@ -325,6 +345,21 @@ impl<'a> Known<'a> {
             let left = |seen| entry.left(seen, learned.remember, now);
             entry.addresses.iter().map(|(ip, seen)| (*ip, left(*seen))).filter(|(_, left)| !left.is_zero()).collect()
         })
+    }
+
+    /// The real address behind a synthetic one.
+    #[must_use]
+    pub fn behind(self, synthetic: IpAddr) -> Option<IpAddr> {
+        let (learned, _) = self.0?;
+        learned.behind.read().unwrap_or_else(PoisonError::into_inner).get(&synthetic).copied()
+    }
+
+    /// Every synthetic address that leads to a real one, with that.
+    #[must_use]
+    pub fn mapped(self) -> Vec<(IpAddr, IpAddr)> {
+        let Some((learned, _)) = self.0 else { return Vec::new() };
+        let behind = learned.behind.read().unwrap_or_else(PoisonError::into_inner);
+        behind.iter().map(|(synthetic, real)| (*synthetic, *real)).collect()
     }
 
     /// The name under a rule's wildcards that an address was answered for last, whether or not its time is over: of a packet

@@ -19,6 +19,7 @@ mod nearest;
 mod own_addresses;
 mod permit;
 mod question;
+mod steered_names;
 mod wild;
 
 use std::collections::{HashMap, HashSet};
@@ -37,6 +38,7 @@ use permit::Grant;
 pub use permit::{
     Clearance, Destination, Expectation, Lesson, LessonUse, MatchedRule, Passage, Permit, QuestionClearance, Steers,
 };
+pub use steered_names::SteeredNames;
 pub use wild::Wild;
 
 /// The compiled policy.
@@ -52,6 +54,7 @@ pub struct Policy {
     claimed_ports: HashSet<u16>,
     nat64: Option<Ipv6Net>,
     own: Arc<OwnAddresses>,
+    steered_names: SteeredNames,
     /// The clients that rules tell apart; `None`: too many for a class each.
     sources: Option<Vec<Sources>>,
     /// Names above those that rules list, and for which clients, once a DNS client has asked.
@@ -62,10 +65,11 @@ impl Policy {
     /// The policy of a configuration's rules.
     #[must_use]
     pub fn of(rules: Rules, own: Arc<OwnAddresses>) -> Self {
-        Self::compile(rules.apps, rules.nets, rules.nat64, own)
+        let steered_names = SteeredNames::of(&rules);
+        Self { steered_names, ..Self::compile(rules.apps, rules.nets, rules.nat64, own) }
     }
 
-    /// Compiles checked rules.
+    /// Compiles checked rules; names have their own addresses.
     #[must_use]
     pub fn compile(apps: Vec<AppRule>, nets: Vec<NetRule>, nat64: Option<Ipv6Net>, own: Arc<OwnAddresses>) -> Self {
         let written = || apps.iter().flat_map(|rule| &rule.fqdns).map(|pattern| pattern.as_str().len());
@@ -96,7 +100,9 @@ impl Policy {
             }
         }
         let sources = distinct(apps.iter().map(|rule| &rule.sources).chain(nets.iter().map(|rule| &rule.sources)));
-        Self { apps, app_hosts, nets, net_hosts, ports, claimed_ports, nat64, own, sources, above: OnceLock::new() }
+        let steered_names = SteeredNames::default();
+        let above = OnceLock::new();
+        Self { apps, app_hosts, nets, net_hosts, ports, claimed_ports, nat64, own, steered_names, sources, above }
     }
 
     /// Which of the clients that rules tell apart include this one, a bit each: clients of one class are judged alike. `None`
@@ -144,6 +150,12 @@ impl Policy {
     #[must_use]
     pub fn own_addresses(&self) -> &OwnAddresses {
         &self.own
+    }
+
+    /// The names that have synthetic addresses.
+    #[must_use]
+    pub const fn steered_names(&self) -> &SteeredNames {
+        &self.steered_names
     }
 
     #[must_use]

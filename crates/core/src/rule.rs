@@ -214,6 +214,8 @@ pub struct NetRule {
     pub kept: Vec<LearnedName>,
     pub fqdns: Vec<Pattern>,
     pub ports: Vec<NetPort>,
+    /// Whether DNS clients may be answered with synthetic addresses for its names.
+    pub steer: bool,
     /// Where its `fqdns` and `kept` names may lead.
     pub reach: Reach,
 }

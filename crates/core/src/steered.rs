@@ -219,6 +219,15 @@ impl Steered {
         Some((entry.name.clone(), InUse(Arc::clone(&entry.in_use))))
     }
 
+    /// The place of a name that was answered with it, which is now used again.
+    pub fn touch(&self, name: &HostName, now: Instant) -> Option<u32> {
+        let inner = &mut *self.lock();
+        let place = inner.places.get(name).copied()?;
+        let entry = inner.entries.get_mut(place as usize)?.as_mut().filter(|entry| entry.is_written)?;
+        entry.last = now;
+        Some(place)
+    }
+
     /// The name that an address stands for.
     #[must_use]
     pub fn name(&self, ip: IpAddr) -> Option<HostName> {

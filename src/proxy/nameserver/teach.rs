@@ -60,11 +60,53 @@ impl Teacher {
         {
             lessons.push(self.spare(clearance.name()));
         }
+        self.learn(lessons, addresses, ttl, false).await
+    }
+
+    /// The same of a name's synthetic address, which leads to one of those `behind` it.
+    ///
+    /// # Errors
+    /// As [`Self::teach`].
+    pub(super) async fn teach_steered(
+        &self,
+        policy: &Policy,
+        clearance: &QuestionClearance,
+        synthetic: IpAddr,
+        behind: &[IpAddr],
+        ttl: Duration,
+    ) -> Result<(), Refusal> {
+        if self.services.table.is_none() {
+            // Whatever goes there comes to egret.
+            return Ok(());
+        }
+        if behind.is_empty() {
+            // An earlier name's.
+            self.services.learned.unmap(synthetic);
+            return Ok(());
+        }
+        let has_moved = self.services.learned.map(synthetic, behind);
+        let mut lessons = policy.taught(clearance, behind);
+        lessons.retain(|lesson| lesson.by != LessonUse::Destination);
+        if lessons.is_empty() {
+            lessons.push(self.spare(clearance.name()));
+        }
+        self.learn(lessons, &[synthetic], ttl, has_moved).await
+    }
+
+    async fn learn(
+        &self,
+        lessons: Vec<Lesson>,
+        addresses: &[IpAddr],
+        ttl: Duration,
+        is_due: bool,
+    ) -> Result<(), Refusal> {
         for Lesson { name, rule, by } in lessons {
             let key = (name, rule);
-            if self.acknowledged.get(&key).is_some_and(|known| addresses.iter().all(|ip| known.contains(ip))) {
+            let is_known = |known: Arc<[IpAddr]>| addresses.iter().all(|ip| known.contains(ip));
+            if !is_due && self.acknowledged.get(&key).is_some_and(is_known) {
                 continue;
             }
+            self.acknowledged.invalidate(&key);
             let (learned, now) = (&self.services.learned, Instant::now().into_std());
             let (name, rule) = &key;
             match by {

@@ -264,9 +264,9 @@ impl Policy {
         let lists = |name: &LearnedName| {
             let mut is_listed = false;
             self.net_hosts.matches(name.name(), |pattern| is_listed |= self.net_hosts.rule(pattern) == id);
-            is_listed && *name.reach() == rule.reach
+            is_listed && *name.reach() == rule.reach && self.steered_names.admit(name.name(), ip)
         };
-        rule.kept.iter().any(|name| known.has(name, ip))
+        rule.kept.iter().any(|name| known.has(name, ip) && self.steered_names.admit(name.name(), ip))
             || (rule.fqdns.len() > rule.kept.len() && known.stands_for(ip).iter().any(lists))
     }
 

@@ -131,6 +131,8 @@ pub enum LessonUse {
 pub struct Steers {
     /// Whether some rule judges the name by the claim alone.
     pub is_claimed: bool,
+    /// Whether some network rule lists it, whose flows the kernel leads on.
+    pub is_forwarded: bool,
 }
 
 /// Leave to ask servers about one name on behalf of a DNS client. Made by [`Policy`](super::Policy) alone.

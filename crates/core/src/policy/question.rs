@@ -198,23 +198,46 @@ impl Policy {
         Err(Refusal::new(reason, Stage::Address).with(hint))
     }
 
-    /// How a name can be answered with a synthetic address: where application rules use it, and no network rule, which goes
-    /// by real ones. `None`: it cannot.
+    /// How a name is answered with a synthetic address; `None`: with its own, which nothing uses, or a rule wants.
     #[must_use]
     pub fn steers(&self, clearance: &QuestionClearance) -> Option<Steers> {
+        if !self.steered_names.include(&clearance.name) {
+            return None;
+        }
         let mut steers = None;
         for grant in &clearance.grants {
-            let Grant::App { rule, .. } = *grant else { return None };
-            let rule = self.apps.get(rule as usize)?;
-            match rule.is_dns_only() {
-                true => continue,
-                false if !rule.steer => return None,
-                false => {}
+            let none = Steers { is_claimed: false, is_forwarded: false };
+            match *grant {
+                Grant::App { rule, .. } => {
+                    let rule = self.apps.get(rule as usize).filter(|rule| !rule.is_dns_only());
+                    let Some(rule) = rule else { continue };
+                    let is_claimed = rule.protocols.iter().any(|app| app.protocol == AppProtocol::Tcp);
+                    steers.get_or_insert(none).is_claimed |= is_claimed;
+                }
+                _ => steers.get_or_insert(none).is_forwarded = true,
             }
-            let Steers { is_claimed } = steers.get_or_insert(Steers { is_claimed: false });
-            *is_claimed |= rule.protocols.iter().any(|app| app.protocol == AppProtocol::Tcp);
         }
         steers
+    }
+
+    /// Those of a name's addresses that every network rule which lists it lets it lead to: what is behind a synthetic address
+    /// is the same for all clients.
+    #[must_use]
+    pub fn forwardable(&self, name: &HostName, addresses: &[IpAddr]) -> Vec<IpAddr> {
+        let rules = self.net_by_name(&Source::anybody(), name, |_| true);
+        let rules = rules.iter().filter_map(|grant| self.nets.get(grant.rule() as usize));
+        let mut reaches: Vec<&Reach> = rules.map(|rule| &rule.reach).collect();
+        let public = Reach::default();
+        if reaches.is_empty() {
+            // For a rule to come.
+            reaches.push(&public);
+        }
+        let permits = |reach: &&Reach, ip| guard::judge(ip, reach, self.nat64) == Judgement::Permitted;
+        let leads = |ip: &&IpAddr| {
+            let is_own = guard::equivalents(**ip, self.nat64).into_iter().any(|ip| self.own.own(ip, None).is_some());
+            !is_own && reaches.iter().all(|reach| permits(reach, **ip))
+        };
+        addresses.iter().filter(leads).copied().collect()
     }
 
     /// The network rules that an answer opens for the name, each with its ports.

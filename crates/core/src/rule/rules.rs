@@ -3,6 +3,7 @@
 use ipnet::Ipv6Net;
 
 use crate::rule::{AppRule, NetRule};
+use crate::steered::Pool;
 
 /// Checked rules, ready to be compiled.
 #[derive(Debug, Default)]
@@ -10,6 +11,8 @@ pub struct Rules {
     pub apps: Vec<AppRule>,
     pub nets: Vec<NetRule>,
     pub nat64: Option<Ipv6Net>,
+    /// Where synthetic addresses are taken from; `None`: names have their own.
+    pub pool: Option<Pool>,
     /// Whether flows of the kernel end with the rule that let them out.
     pub cuts: bool,
     /// Whether the policy is read again when its files change.
