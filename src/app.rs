@@ -45,6 +45,7 @@ use crate::socket;
 use capacity::{Room, raise_descriptors};
 use egret_core::claim::ClientAddr;
 use egret_core::learned::{Known, Learned};
+use egret_core::name::HostName;
 use egret_core::policy::OwnAddresses;
 use egret_core::policy::Policy;
 use screen::Screen;
@@ -201,7 +202,15 @@ impl App {
         own.set_local(local::addresses().map_err(StartError::Interfaces)?);
         let foreign = settings.sources.iter().find(|ip| !ip.is_loopback() && !own.is_local(**ip));
         foreign.map_or(Ok(()), |ip| Err(StartError::Source(*ip)))?;
-        let known = Known::at(&learned, Instant::now().into_std());
+        let steering = settings.nameserver.steer.as_ref().map(Steering::open).transpose()?.map(Arc::new);
+        let now = Instant::now().into_std();
+        if let Some(steering) = &steering {
+            // The file of their names says what they stand for.
+            let stands =
+                |name: &HostName, ip| !steering.pool().contains(ip) || steering.name(ip).as_ref() == Some(name);
+            learned.retain(stands, now);
+        }
+        let known = Known::at(&learned, now);
         let table = plan::next_hop(&settings, known).map(|plan| LiveTable::new(plan, Arc::clone(&learned)));
         let table = table.transpose().map_err(StartError::Kernel)?.map(Arc::new);
         let counters = table.as_ref().map(|table| table.inspect()).transpose().map_err(StartError::Table)?;
@@ -242,7 +251,7 @@ impl App {
             access_log: Arc::new(AccessLog::new(sender, Arc::clone(&metrics))),
             sources: settings.sources.clone(),
             learned,
-            steering: settings.nameserver.steer.as_ref().map(Steering::open).transpose()?.map(Arc::new),
+            steering,
             table,
             own_dials: redirected.then(Arc::default),
         });
@@ -342,7 +351,8 @@ impl App {
         let control = self.control.map(|listener| tokio::spawn(control::serve(listener, ask)));
         let control_path = self.source.began.control.clone();
         let learn = self.source.began.learn.clone();
-        if let Some(dir) = learn.state_dir.clone() {
+        let state_dir = learn.state_dir.clone();
+        if let Some(dir) = state_dir.clone() {
             tokio::spawn(state_file::keep_writing(dir, Arc::clone(&self.services.learned)));
         }
         let policies = watch::Sender::new(self.services.policy.get());
@@ -376,6 +386,11 @@ impl App {
         table.iter().chain(&pod_table).chain(&control).for_each(JoinHandle::abort);
         files.abort();
         reloads.abort();
+        if let Some(dir) = state_dir
+            && let Err(error) = state_file::save(&dir, &self.services.learned)
+        {
+            tracing::warn!(%error, dir = %dir.display(), "what was learned last is not known after a restart");
+        }
         // The watch holds no access_log; the last sender goes with the services, and the writer ends.
         drop(self.services);
         self.writer.finish().await;

@@ -63,7 +63,9 @@ const AT_ONCE: usize = 32;
 /// others, and not ask again.
 pub async fn keep_steered(nameserver: Weak<Nameserver>) {
     loop {
-        tokio::time::sleep(FLOWS_EVERY).await;
+        let every = nameserver.upgrade().map(|nameserver| FLOWS_EVERY.min(nameserver.teacher.acknowledged()));
+        let Some(every) = every else { return };
+        tokio::time::sleep(every).await;
         let Some(nameserver) = nameserver.upgrade() else { return };
         let Services { steering: Some(steering), table: Some(_), .. } = &*nameserver.services else { return };
         let pool = steering.pool();

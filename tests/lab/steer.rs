@@ -220,6 +220,42 @@ fn network_rules_lead_to_what_is_behind_a_name() {
 }
 
 #[test]
+fn a_name_that_flows_go_to_is_kept_resolved_and_outlives_a_restart() {
+    let Some(world) = world() else { return };
+    let state = tempfile::tempdir().unwrap();
+    let learn = format!("state_dir: {}, floor: 3s, grace: 1s", state.path().display());
+    let config = config(POLICY).replace("state_dir: state", &learn);
+    let mut egret = hop(&world, &config);
+    let (used, idle, open) = world.at("client", || {
+        let [used, idle] = ["used", "idle"].map(|name| resolve(&server(), &format!("{name}.tun.example.")).unwrap());
+        let open = socket_to(used, TUNNEL);
+        for second in 0..8 {
+            assert_eq!(says(&open).as_deref(), Ok(SHARED), "after {second} seconds");
+            if second == 2 {
+                world.dns.answer("used.tun.example", &["20.60.4.3"]);
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        // Its client has not asked again, and new flows find what is behind it now.
+        assert_eq!(over_udp(used, TUNNEL).as_deref(), Ok("20.60.4.3"));
+        assert_eq!(over_udp(idle, TUNNEL), Err(ErrorKind::ConnectionRefused), "its time is over");
+        (used, idle, open)
+    });
+    let line = egret.record("the idle name", |line| line["name"] == "idle.tun.example");
+    assert_eq!(line["reason"], "learned_expired", "{line:#}");
+    world.at("client", || assert_eq!(resolve(&server(), "idle.tun.example."), Ok(idle)));
+    egret.signal("TERM");
+    assert_eq!(egret.wait(), 0);
+    drop(egret);
+    let _egret = hop(&world, &config);
+    world.at("client", || {
+        assert_eq!(over_udp(idle, TUNNEL).as_deref(), Ok(SHARED), "it was answered a moment ago");
+        assert_eq!(over_udp(used, TUNNEL).as_deref(), Ok("20.60.4.3"));
+        assert_eq!(says(&open).as_deref(), Ok(SHARED), "what was open goes on");
+    });
+}
+
+#[test]
 fn every_name_leads_to_its_own_server() {
     let Some(world) = world() else { return };
     for n in 0..1000 {

@@ -33,6 +33,16 @@ const MOMENT: Duration = Duration::from_secs(1);
 /// An address and when it was answered last.
 pub type Seen = (IpAddr, Instant);
 
+/// What DNS clients were answered for a name under a rule's wildcards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    pub rule: Arc<str>,
+    pub name: LearnedName,
+    pub addresses: Vec<Seen>,
+    /// How long they stand for the name.
+    pub until: Instant,
+}
+
 /// The store.
 #[derive(Debug)]
 pub struct Learned {
@@ -150,20 +160,27 @@ impl Learned {
     /// Learns the addresses of an answer that a DNS client was given for a name under a rule's wildcards. They stand for it
     /// for so long, and so do those of former answers that are remembered: caches hand them out while they ask anew.
     pub fn learn_for(&self, rule: &Arc<str>, name: &LearnedName, found: &[IpAddr], lasts: Duration, now: Instant) {
+        let until = now + lasts.min(self.remember);
+        let addresses = found.iter().map(|ip| (*ip, now)).collect();
+        self.learn_answered(&Answered { rule: Arc::clone(rule), name: name.clone(), addresses, until }, now);
+    }
+
+    /// The same of answers that were given before.
+    pub fn learn_answered(&self, answered: &Answered, now: Instant) {
+        let Answered { rule, name, addresses: seen, until } = answered;
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let entry = state.names.entry(name.clone()).or_default();
-        let until = now + lasts.min(self.remember);
+        let until = (*until).min(now + self.remember);
         if entry.group.is_some() || entry.addresses.is_empty() {
             entry.group = Some(Arc::clone(rule));
             entry.until = Some(entry.until.map_or(until, |before| before.max(until)));
         }
-        let seen: Vec<Seen> = found.iter().map(|ip| (*ip, now)).collect();
-        if state.merge(name, &seen, |seen| self.holds(seen, now)) {
+        if state.merge(name, seen, |seen| self.holds(seen, now)) {
             self.changes.fetch_add(1, Ordering::Relaxed);
         }
         let State { names, answered, .. } = &mut *state;
         let group = |name: &LearnedName| names.get(name).map(|entry| &entry.group);
-        for ip in found {
+        for (ip, _) in seen {
             let of_address = answered.entry(*ip).or_default();
             of_address.retain(|other| other != name);
             if of_address.len() >= MOST_AT_ONE {
@@ -222,6 +239,30 @@ impl Learned {
         let holds = |(_, seen): &&Seen| self.holds(*seen, now);
         let kept = state.names.iter().filter(|(_, entry)| entry.is_kept);
         kept.map(|(name, entry)| (name.clone(), entry.addresses.iter().filter(holds).copied().collect())).collect()
+    }
+
+    /// What DNS clients were answered under rules' wildcards, as far as it still stands.
+    #[must_use]
+    pub fn answers(&self, now: Instant) -> Vec<Answered> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let answered = state.names.iter().filter_map(|(name, entry)| {
+            let (rule, until) = (entry.group.clone()?, entry.until.filter(|until| *until > now)?);
+            Some(Answered { rule, name: name.clone(), addresses: entry.addresses.clone(), until })
+        });
+        answered.collect()
+    }
+
+    /// Forgets addresses of names that are not wanted.
+    pub fn retain(&self, is_wanted: impl Fn(&HostName, IpAddr) -> bool, now: Instant) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let State { names, answered, .. } = &mut *state;
+        for (name, entry) in &mut *names {
+            let is_gone = |ip: &IpAddr| !is_wanted(name.name(), *ip);
+            forget(answered, name, entry.addresses.iter().map(|(ip, _)| ip).filter(|ip| is_gone(ip)));
+            entry.addresses.retain(|(ip, _)| !is_gone(ip));
+        }
+        let all: Vec<LearnedName> = names.keys().cloned().collect();
+        all.iter().for_each(|name| state.settle(name, now));
     }
 }
 
