@@ -80,6 +80,9 @@ impl Explain {
                 Subject::Dns { name } => policy.by_question(&question.source, name).ok(),
                 _ => None,
             };
+            let own = nameserver.own_answers.as_ref();
+            let comes = own.filter(|own| answered.as_ref().is_some_and(|a| policy.is_read_at(a, &own.ports)));
+            let comes = comes.map(|_| "egret's own address, where an `sni` listener reads the name");
             let steers = nameserver.steer.is_some() && answered.as_ref().is_some_and(|a| policy.steers(a).is_some());
             let opens =
                 answered.map(|answered| policy.opened_by(&answered).join("; ")).filter(|opens| !opens.is_empty());
@@ -88,7 +91,7 @@ impl Explain {
                 file: &file,
                 verdict: &verdict,
                 clients: clients.as_deref(),
-                answer: steers.then_some("a synthetic address, which stands for the name"),
+                answer: comes.or_else(|| steers.then_some("a synthetic address, which stands for the name")),
                 opens: opens.as_deref(),
             };
             let gap = if at > 0 && !self.json { "\n" } else { "" };

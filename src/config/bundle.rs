@@ -19,7 +19,7 @@ use egret_core::rule::{Action, AppPort, AppRule, Ech, InnerName, LearnedName, Ne
 pub(super) fn add(out: &mut Findings<'_>, path: &str, asked: &file::Bundle, tags: &TagSource, made: &mut Rules) {
     let Some(bundle) = out.keep(&format!("{path}.bundle"), bundle::named(&asked.bundle)) else { return };
     let mut remarks = Vec::new();
-    let asked = &file::Bundle { answers_dns: out.answers_dns, ..asked.clone() };
+    let asked = &file::Bundle { answers_dns: out.answers_dns && !out.is_fleet, ..asked.clone() };
     let choice = bundle.choose(asked, |tag| tags.file.as_ref().is_some_and(|file| file.has(tag)), &mut remarks);
     for remark in remarks {
         let place = format!("{path}.{}", remark.key);

@@ -54,6 +54,7 @@ pub(super) fn settings(
         files,
         has_kernel: written.netfilter.is_some() || redirects,
         is_sidecar: redirects && !has_clients,
+        is_fleet: written.fleet,
         answers_dns: file::readable(&written.listeners).any(|(_, l)| l.kind == file::ListenerKind::Dns),
         shape_faults: shape.len(),
         faults: shape,

@@ -17,13 +17,14 @@ use crate::dns::settings::{DnsSettings, DnsTransport, DnsUpstream, Hosts, HostsF
 use crate::files::read_bounded;
 use crate::learn::settings::{LearnSettings, SteerSettings};
 use crate::proxy::listen::settings::{ListenerKind, ListenerSettings};
-use crate::proxy::nameserver::settings::{NameserverSettings, RefusedNames};
+use crate::proxy::nameserver::settings::{NameserverSettings, OwnAnswers, RefusedNames};
 use egret_core::name::HostName;
-use egret_core::rule::Action;
 use egret_core::rule::guard::is_special;
 use egret_core::rule::pattern::Pattern;
 use egret_core::rule::prefixes::prefix;
+use egret_core::rule::{Action, AppPort, AppProtocol};
 use egret_core::steered::Pool;
+use egret_core::wire::Expected;
 
 pub(super) fn dns(out: &mut Findings<'_>, written: &file::Dns) -> DnsSettings {
     let authorities = written.ca_file.as_ref().and_then(|name| {
@@ -149,6 +150,7 @@ pub(super) fn nameserver(
     let remember = learn.remember.max(max_ttl.max(floor) + grace);
     NameserverSettings {
         steer: steer(out, written, listeners, (learn, remember)),
+        own_answers: own_answers(out, written, listeners),
         refused,
         refused_ttl,
         forwarders: out.nets("dns.forwarders", &dns.forwarders),
@@ -170,6 +172,7 @@ fn steer(
     let written_pool = match written.dns.steer.as_ref()? {
         file::Steer::Usual(false) => return None,
         file::Steer::Usual(true) => file::SteerPool::default(),
+        file::Steer::Own(_) | file::Steer::OwnAt(_) => return None,
         file::Steer::From(pool) => pool.clone(),
     };
     let v4 = pool(out, "dns.steer.pool", written_pool.pool.as_deref().unwrap_or("198.18.0.0/16"), 8..=28);
@@ -193,6 +196,55 @@ fn steer(
         None
     })?;
     Some(SteerSettings { pool: Pool { v4: Some(v4), v6: Some(v6) }, state_dir, remember })
+}
+
+/// Where clients of `sni` listeners are led to by answers.
+fn own_answers(
+    out: &mut Findings<'_>,
+    written: &file::File,
+    listeners: &[(ListenerSettings, String)],
+) -> Option<OwnAnswers> {
+    let path = "dns.steer";
+    let at = match written.dns.steer.as_ref()? {
+        file::Steer::Own(_) => None,
+        file::Steer::OwnAt(at) => Some(at),
+        _ => return None,
+    };
+    let sni = listeners.iter().filter_map(|(listener, _)| match listener.kind {
+        ListenerKind::Sni { port, speaks } => Some((listener.bind, port, speaks)),
+        _ => None,
+    });
+    let sni: Vec<(SocketAddr, u16, Expected)> = sni.collect();
+    let app = |protocol, port| AppPort { protocol, port };
+    let ports: Vec<AppPort> = sni
+        .iter()
+        .flat_map(|(_, port, speaks)| {
+            let tls = speaks.tls.then_some(app(AppProtocol::Https, *port));
+            tls.into_iter().chain(speaks.http.then_some(app(AppProtocol::Http, *port)))
+        })
+        .collect();
+    if sni.is_empty() {
+        out.fault(path, "answers with egret's own address lead clients to `sni` listeners, and there is none; add one, or write `true`");
+    }
+    let read = |out: &mut Findings<'_>, (at, text): (usize, &String)| {
+        let not = |_| format!("`{text}` is not an address; write the one at which clients reach the `sni` listeners");
+        out.keep(&format!("{path}.self[{at}]"), text.parse::<IpAddr>().map_err(not))
+    };
+    let mut addresses: Vec<IpAddr> = match at {
+        Some(at) => at.own.iter().enumerate().filter_map(|entry| read(out, entry)).collect(),
+        None => sni.iter().map(|(bind, ..)| bind.ip()).collect(),
+    };
+    addresses.sort_unstable();
+    addresses.dedup();
+    let family = |is_v4: bool| addresses.iter().filter(|ip| ip.is_ipv4() == is_v4).count();
+    if addresses.iter().any(IpAddr::is_unspecified)
+        || family(true) > 1
+        || family(false) > 1
+        || at.is_some_and(|at| at.own.is_empty())
+    {
+        out.fault(path, "clients are answered with one address of each family; write where they reach the `sni` listeners, such as { self: [\"10.0.0.4\"] }");
+    }
+    Some(OwnAnswers { addresses, ports })
 }
 
 /// A range for synthetic addresses, which must be nobody's.

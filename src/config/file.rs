@@ -344,8 +344,8 @@ pub(super) struct Dns {
     /// Kinds of records that are answered beside A, AAAA, CNAME, HTTPS, SVCB, SRV, PTR, NS and SOA, such as `TXT`. Default:
     /// none.
     pub(super) types: Vec<String>,
-    /// Whether names of application rules are answered with synthetic addresses, one for each name, and from which ranges.
-    /// Default: no.
+    /// Whether listed names are answered with synthetic addresses, one for each name, and from which ranges; or with egret's
+    /// own address, for its `sni` listeners. Default: no.
     pub(super) steer: Option<Steer>,
 }
 
@@ -354,7 +354,25 @@ pub(super) struct Dns {
 pub(super) enum Steer {
     /// From the usual ranges, 198.18.0.0/16 and fd65:6772:6574::/112.
     Usual(bool),
+    Own(SteerSelf),
+    OwnAt(SteerSelfAt),
     From(SteerPool),
+}
+
+/// In place of synthetic addresses, those that `sni` listeners are bound to.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+pub(super) enum SteerSelf {
+    #[serde(rename = "self")]
+    Own,
+}
+
+/// In place of synthetic addresses, those at which clients reach the `sni` listeners.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SteerSelfAt {
+    /// One address, or one of each family.
+    #[serde(rename = "self")]
+    pub(super) own: Vec<String>,
 }
 
 /// Ranges for synthetic addresses.

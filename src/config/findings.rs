@@ -21,6 +21,7 @@ pub(super) struct Findings<'a> {
     pub(super) is_sidecar: bool,
     /// Whether egret answers DNS clients.
     pub(super) answers_dns: bool,
+    pub(super) is_fleet: bool,
     pub(super) faults: Vec<Fault>,
     /// The first so many are about the shape.
     pub(super) shape_faults: usize,

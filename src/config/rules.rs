@@ -209,8 +209,12 @@ fn network_rule(out: &mut Findings<'_>, path: &str, written: &file::NetworkRule,
     }
     let fqdns = patterns(out, &format!("{path}.fqdns"), &written.fqdns, &action);
     for (at, pattern) in fqdns.iter().enumerate() {
-        if pattern.exact().is_none() && !out.answers_dns {
-            let message = "a wildcard in a network rule is filled by what DNS clients are answered; add a `dns` listener that they ask, or write exact names";
+        if pattern.exact().is_none() && (out.is_fleet || !out.answers_dns) {
+            let message = if out.is_fleet {
+                "a wildcard in a network rule is filled by what DNS clients are answered, and the instances of a fleet do not know each other's answers yet; write exact names, or remove `fleet`"
+            } else {
+                "a wildcard in a network rule is filled by what DNS clients are answered; add a `dns` listener that they ask, or write exact names"
+            };
             out.fault(&format!("{path}.fqdns[{at}]"), message);
         }
     }

@@ -294,6 +294,9 @@ fn synthetic_addresses_need_who_takes_them_and_a_place_to_be_kept() {
     fault(&format!("{all}dns: {{ steer: true }}\n"), &[("2:15", "write `learn.state_dir`")]);
     fault(&format!("{all}{state}fleet: true\ndns: {{ steer: true }}\n"), &[("4:15", "instances of a fleet")]);
     let alone = "listeners: [{ kind: dns, bind: \"[::]:53\" }]\n";
+    let wild = "policy: { network_rules: [{ fqdns: [\"*.a.example\"], protocols: [\"tcp:9000\"] }] }\n";
+    assert!(parse(&format!("{alone}{wild}")).is_ok());
+    fault(&format!("{alone}fleet: true\n{wild}"), &[("3:37", "each other's answers yet; write exact names")]);
     fault(&format!("{alone}{state}dns: {{ steer: true }}\n"), &[("3:15", "there is no `transparent` listener")]);
     let forward = "listeners: [{ kind: forward, bind: \"127.0.0.1:1\" }, { kind: transparent, bind: \"[::]:3129\", capture: redirect }]\n";
     fault(&format!("{forward}{state}dns: {{ steer: true }}\n"), &[("3:15", "there is no `dns` listener")]);
@@ -940,4 +943,24 @@ fn limits_that_cannot_hold_are_faults() {
             ("2:65", "write 4096 or less, or auto"),
         ],
     );
+}
+
+#[test]
+fn clients_can_be_answered_with_addresses_of_sni_listeners() {
+    let listen = |bind: &str, steer: &str| {
+        format!(
+            "listeners: [{{ kind: dns, bind: \"[::]:53\" }}, {{ kind: sni, bind: \"{bind}\" }}]\ndns: {{ steer: {steer} }}\n"
+        )
+    };
+    let own = |bind: &str, steer: &str| parse(&listen(bind, steer)).unwrap().nameserver.own_answers.unwrap();
+    let found = own("10.0.0.4:443", "self");
+    assert_eq!(found.addresses, ["10.0.0.4".parse::<std::net::IpAddr>().unwrap()]);
+    let ports: Vec<String> = found.ports.iter().map(ToString::to_string).collect();
+    assert_eq!(ports, ["https:443", "http:443"]);
+    assert_eq!(own("[::]:443", "{ self: [10.0.0.4, \"fd00::4\"] }").addresses.len(), 2);
+    fault(&listen("[::]:443", "self"), &[("2:15", "write where they reach the `sni` listeners")]);
+    fault(&listen("[::]:443", "{ self: [10.0.0.4, 10.0.0.5] }"), &[("2:15", "one address of each family")]);
+    fault(&listen("[::]:443", "{ self: [a.example] }"), &[("2:24", "`a.example` is not an address")]);
+    let without = "listeners: [{ kind: dns, bind: \"[::]:53\" }]\ndns: { steer: self }\n";
+    fault(without, &[("2:15", "there is none; add one")]);
 }

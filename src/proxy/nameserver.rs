@@ -327,7 +327,9 @@ impl Nameserver {
         let question = absolute(name).map_err(|_| unanswered(Refusal::new(Reason::Internal, Stage::Dns)))?;
         let steering = self.services.steering.as_ref();
         let steered = steering.and_then(|steering| Some((steering, policy.steers(clearance)?)));
-        let judge = Judge { policy, clearance, settings: &self.settings, has_hints: steered.is_none() };
+        let own = self.settings.own_answers.as_ref().filter(|own| policy.is_read_at(clearance, &own.ports));
+        let has_hints = steered.is_none() && own.is_none();
+        let judge = Judge { policy, clearance, settings: &self.settings, has_hints };
         let Shaped { code, answers, soa, addresses } =
             judge.shape(&question, kind, &records.set).map_err(|refusal| {
                 if refusal.stage == Stage::Dns { unanswered(refusal) } else { self.filtered(name, refusal) }
@@ -339,15 +341,20 @@ impl Nameserver {
                 (steers.is_forwarded && !behind.is_empty()) || policy.could_dial(clearance, &addresses);
             leads_somewhere.then_some((steering, steers, behind))
         });
+        let own = own.filter(|_| is_address && policy.could_dial(clearance, &addresses));
+        let ttl = answers.iter().map(|record| record.ttl).min().unwrap_or(0);
+        let record = |ip| Record::from_rdata(question.clone(), ttl, address_data(ip));
         let answers = match steered {
+            None if own.is_some() => {
+                let of_kind = |ip: &IpAddr| ip.is_ipv6() == (kind == RecordType::AAAA);
+                own.iter().flat_map(|own| &own.addresses).copied().filter(of_kind).map(record).collect()
+            }
             Some((steering, steers, behind)) => {
                 let address = self.steer(steering, steers, clearance, kind).await.map_err(unanswered)?;
                 if let Some(address) = address {
                     let taught = self.teacher.teach_steered(policy, clearance, address, &behind, records.life).await;
                     taught.map_err(unanswered)?;
                 }
-                let ttl = answers.iter().map(|record| record.ttl).min().unwrap_or(0);
-                let record = |ip| Record::from_rdata(question.clone(), ttl, address_data(ip));
                 address.map(record).into_iter().collect()
             }
             None => {

@@ -502,3 +502,29 @@ policy:
     let said = explain("dns://a.web.test");
     assert!(said.contains("answer   a synthetic address") && !said.contains("opens"), "{said}");
 }
+
+#[test]
+fn clients_of_sni_listeners_are_led_to_them_by_answers() {
+    let dns = Dns::start();
+    let hints = SvcParamValue::Ipv4Hint(IpHint(vec![A([20, 0, 0, 1].into())]));
+    let https = HTTPS(SVCB::new(1, Name::root(), vec![(SvcParamKey::Ipv4Hint, hints)]));
+    let data = record("web.test.", 60, RData::HTTPS(https));
+    let ip = own_ip();
+    let steered = format!(
+        "listeners: [{{ kind: dns, bind: \"{ip}:{PORT}\" }}, {{ kind: sni, bind: \"{ip}:8443\", port: 443 }}]\n\
+         dns: {{ upstreams: [\"{}\"], steer: self }}\nadmin: {{ bind: \"{ip}:9901\" }}\npolicy:\n{POLICY}    - {{ name: both, fqdns: [\"both.web.test\"], protocols: [\"tcp:9000\"] }}\n",
+        dns.address
+    );
+    dns.answer("*", &["20.0.0.1", "2a01:60::1"]);
+    dns.set("web.test", Does::Records(vec![a("web.test.", 1), data]));
+    dns.answer("private.web.test", &["10.9.9.9"]);
+    let egret = Egret::run(&steered, ip);
+    let answers = |name: &str, kind| shown(&ask(&egret, name, kind));
+    assert_eq!(answers("a.web.test.", RecordType::A), [format!("a.web.test. {ip}")]);
+    assert_eq!(answers("a.web.test.", RecordType::AAAA), [] as [&str; 0], "the listener has none of the family");
+    assert_eq!(answers("web.test.", RecordType::HTTPS), ["web.test. 1 ."], "without hints");
+    // Flows of network rules would come here, too, and the guard is asked first.
+    assert_eq!(answers("both.web.test.", RecordType::A), ["both.web.test. 20.0.0.1"]);
+    refused(&egret, "private.web.test.", RecordType::A, ResponseCode::NoError, "address_denied");
+    refused(&egret, "other.test.", RecordType::A, ResponseCode::NXDomain, "no_rule");
+}

@@ -1,7 +1,7 @@
 //! Synthetic addresses through the hop: names that share an address stay apart, on any port.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use hickory_proto::rr::Name;
@@ -9,7 +9,7 @@ use hickory_proto::rr::Name;
 use crate::hop::{RESET, hop, udp};
 use crate::nameserver::resolve;
 use crate::support::{ADMIN, allowed, curl, eventually, refused, run, text};
-use crate::world::{HOP1, ORIGIN, Through, World, ip};
+use crate::world::{DECOY6, HOP1, ORIGIN, Through, World, ip};
 
 const PORT: u16 = 5432;
 /// What network rules open.
@@ -61,7 +61,7 @@ fn world() -> Option<World> {
                 }
             });
         }
-        for server in servers.clone() {
+        for server in servers.clone().chain([DECOY6.parse().unwrap()]) {
             let socket = UdpSocket::bind((server, TUNNEL)).unwrap();
             std::thread::spawn(move || {
                 while let Ok((_, from)) = socket.recv_from(&mut [0; 100]) {
@@ -154,13 +154,15 @@ fn says(socket: &UdpSocket) -> Result<String, ErrorKind> {
     Ok(String::from_utf8_lossy(&said[..len]).into_owned())
 }
 
-fn socket_to(ip: Ipv4Addr, port: u16) -> UdpSocket {
-    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+fn socket_to(ip: impl Into<IpAddr>, port: u16) -> UdpSocket {
+    let ip = ip.into();
+    let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).unwrap();
     socket.connect((ip, port)).unwrap();
     socket
 }
 
-fn over_udp(ip: Ipv4Addr, port: u16) -> Result<String, ErrorKind> {
+fn over_udp(ip: impl Into<IpAddr>, port: u16) -> Result<String, ErrorKind> {
     says(&socket_to(ip, port))
 }
 
@@ -168,7 +170,7 @@ fn over_udp(ip: Ipv4Addr, port: u16) -> Result<String, ErrorKind> {
 fn network_rules_lead_to_what_is_behind_a_name() {
     let Some(world) = world() else { return };
     world.dns.answer("moves.tun.example", &["20.60.4.2"]).answer("closed.tun.example", &["20.60.4.9"]);
-    world.dns.answer("plain.example", &["20.60.4.4"]);
+    world.dns.answer("plain.example", &["20.60.4.4"]).answer("six.tun.example", &[SHARED, DECOY6]);
     let mut capture = world.capture();
     let egret = hop(&world, &config(POLICY));
     let ask = |name: &str| resolve(&server(), &format!("{name}.")).unwrap();
@@ -191,6 +193,11 @@ fn network_rules_lead_to_what_is_behind_a_name() {
         assert_eq!(over_udp(time, TUNNEL).as_deref(), Ok(SHARED));
         assert!(greeting(time, TUNNEL).is_err(), "its rule is for UDP");
         assert_eq!(over_udp(ask("closed.tun.example"), TUNNEL), Err(ErrorKind::ConnectionRefused), "a denial");
+        // Each family leads to an address of its own.
+        let six = text(&run("dig", &["+short", &format!("@{HOP1}"), "six.tun.example", "AAAA"]));
+        let six: Ipv6Addr = six.trim().parse().unwrap();
+        assert_eq!(six.segments()[0], 0xfd65, "{six}");
+        assert_eq!(over_udp(six, TUNNEL).as_deref(), Ok(DECOY6));
 
         // What is behind a name moves when servers say so; open flows stay where they are.
         let moves = ask("moves.tun.example");

@@ -7,6 +7,7 @@ use hickory_proto::rr::RecordType;
 use ipnet::IpNet;
 
 use crate::learn::settings::SteerSettings;
+use egret_core::rule::AppPort;
 
 /// How DNS clients are answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,9 +26,20 @@ pub struct NameserverSettings {
     pub kinds: Vec<RecordType>,
     /// Synthetic addresses, where clients are answered with them.
     pub steer: Option<SteerSettings>,
+    /// Egret's own addresses, where clients are answered with those.
+    pub own_answers: Option<OwnAnswers>,
     /// How long an answer opens a network rule's wildcard at least, and how much longer than it may be kept.
     pub floor: Duration,
     pub grace: Duration,
+}
+
+/// Answers that lead clients to the listeners that read names in the bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnAnswers {
+    /// At most one of each family.
+    pub addresses: Vec<IpAddr>,
+    /// What clients may speak there, and the port that names are dialled at.
+    pub ports: Vec<AppPort>,
 }
 
 /// How a name that may not be asked for is answered.

@@ -220,6 +220,22 @@ impl Policy {
         steers
     }
 
+    /// Whether clients who use a name may be led to listeners that read it in the bytes at these ports: some application rule
+    /// has one of them, and no network rule lists the name, whose flows would come there, too.
+    #[must_use]
+    pub fn is_read_at(&self, clearance: &QuestionClearance, ports: &[AppPort]) -> bool {
+        let reads = |grant: &Grant| match *grant {
+            Grant::App { rule, .. } => {
+                self.apps.get(rule as usize).is_some_and(|rule| rule.protocols.iter().any(|app| ports.contains(app)))
+            }
+            _ => false,
+        };
+        let is_app = |grant: &Grant| matches!(grant, Grant::App { .. });
+        !self.steered_names.exempt(&clearance.name)
+            && clearance.grants.iter().all(is_app)
+            && clearance.grants.iter().any(reads)
+    }
+
     /// Those of a name's addresses that every network rule which lists it lets it lead to: what is behind a synthetic address
     /// is the same for all clients.
     #[must_use]

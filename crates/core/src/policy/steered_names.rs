@@ -43,7 +43,13 @@ impl SteeredNames {
     /// Whether a name has synthetic addresses.
     #[must_use]
     pub fn include(&self, name: &HostName) -> bool {
-        self.pool.is_some() && !self.exempt.lists(name)
+        self.pool.is_some() && !self.exempt(name)
+    }
+
+    /// Whether some rule wants the name's own addresses.
+    #[must_use]
+    pub fn exempt(&self, name: &HostName) -> bool {
+        self.exempt.lists(name)
     }
 
     /// Whether an address is synthetic.
