@@ -158,13 +158,14 @@ impl Resolver {
         if let Some(answers) = self.context.of_hosts(name) {
             return Ok(answers);
         }
-        let old = match self.names.at_once(name, || self.context.is_failing(name)) {
+        let (client, ask) = (clearance.client(), || self.look_up_of(name));
+        let old = match self.names.at_once(name, client, || self.context.is_failing(name), ask) {
             AtOnce::Settled(known) => return Ok(known?),
             AtOnce::Open(old) => old,
         };
-        match clearance.client() {
+        match client {
             None => self.resolve_anew(clearance).await,
-            Some(client) => Box::pin(self.names.look_up_or(name, client, old, || self.look_up_of(name))).await,
+            Some(client) => Box::pin(self.names.look_up_or(name, client, old, ask)).await,
         }
     }
 
@@ -182,13 +183,14 @@ impl Resolver {
         if let Some(records) = self.context.records_of_hosts(&question) {
             return Ok(records);
         }
-        let old = match self.records.at_once(&question, || self.context.is_failing(&question.name)) {
-            AtOnce::Settled(known) => return Ok(known?),
-            AtOnce::Open(old) => old,
-        };
         let ask = || {
             let (context, question) = (Arc::clone(&self.context), question.clone());
             async move { context.look_up_records(&question).await }
+        };
+        let is_failing = || self.context.is_failing(&question.name);
+        let old = match self.records.at_once(&question, Some(client), is_failing, ask) {
+            AtOnce::Settled(known) => return Ok(known?),
+            AtOnce::Open(old) => old,
         };
         self.records.look_up_or(&question, client, old, ask).await
     }

@@ -70,6 +70,8 @@ impl<V> Default for Kept<V> {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Known<V> {
     Answer(V),
+    /// An answer in the last tenth of its time: who wants it now may want it again when that is over.
+    Aging(V),
     /// Its absence, or a failure that has just been met.
     Failure(NoAnswer),
     /// An answer whose time is over, and what has been met since, if that was a moment ago.
@@ -112,6 +114,7 @@ impl<K: Question, V: Keepable> Cache<K, V> {
         let Some(Kept { answer, failure, .. }) = self.now.get(question) else { return Known::Nothing };
         let failure = failure.and_then(|(failure, until)| (now < until).then_some(failure));
         match (answer, failure) {
+            (Some((answer, until)), None) if now < until && now >= until - answer.life() / 10 => Known::Aging(answer),
             (Some((answer, until)), _) if now < until => Known::Answer(answer),
             (Some((answer, until)), failure) if now < until + self.stale => Known::Stale(answer.stale(), failure),
             (_, Some(failure)) => Known::Failure(failure),
@@ -161,7 +164,9 @@ mod tests {
         let ttl = Duration::from_secs(60);
         let answers = Answers { addresses: vec![[192, 0, 2, 1].into()], ttl, is_stale: false, from_servers: true };
         cache.answered(&other, answers.clone(), now);
-        assert_eq!(cache.get(&other, now + ttl - Duration::from_millis(1)), Known::Answer(answers));
+        assert_eq!(cache.get(&other, now + ttl * 9 / 10 - Duration::from_millis(1)), Known::Answer(answers.clone()));
+        assert_eq!(cache.get(&other, now + ttl * 9 / 10), Known::Aging(answers.clone()));
+        assert_eq!(cache.get(&other, now + ttl - Duration::from_millis(1)), Known::Aging(answers));
         assert_eq!(cache.get(&other, now + ttl), Known::Nothing);
         assert!(cache.answered_within(&other, Duration::from_secs(2), now + Duration::from_secs(1)));
         assert!(!cache.answered_within(&other, Duration::from_secs(2), now + Duration::from_secs(2)));
@@ -190,7 +195,7 @@ mod tests {
         let stale = || Answers { is_stale: true, ..fresh.clone() };
         let moment = Duration::from_millis(1);
         cache.answered(&name, fresh.clone(), now);
-        assert_eq!(cache.get(&name, until - moment), Known::Answer(fresh.clone()));
+        assert_eq!(cache.get(&name, until - moment), Known::Aging(fresh.clone()));
         assert_eq!(cache.get(&name, until), Known::Stale(stale(), None));
         assert_eq!(cache.get(&name, until + hour), Known::Nothing);
         let passing = NoAnswer { is_passing: true, ..NoAnswer::of(Reason::DnsFailed, "x") };

@@ -57,11 +57,27 @@ impl<K: Question, V: Keepable> Lookups<K, V> {
         Self { cache, pending: Arc::default(), budget, metrics, deadline }
     }
 
-    /// What is known now. An old answer will do where no server answers, or what would fail has just failed.
-    pub(super) fn at_once(&self, question: &K, is_failing: impl FnOnce() -> bool) -> AtOnce<V> {
+    /// What is known now. An old answer will do where no server answers, or what would fail has just failed. One whose time
+    /// is nearly over is asked for again, on behalf of the client, if any, that wants it now.
+    pub(super) fn at_once<F>(
+        &self,
+        question: &K,
+        client: Option<IpAddr>,
+        is_failing: impl FnOnce() -> bool,
+        ask: impl Fn() -> F,
+    ) -> AtOnce<V>
+    where
+        F: Future<Output = Result<V, NoAnswer>> + Send + 'static,
+    {
         match self.cache.get(question, Instant::now()) {
             Known::Answer(answer) => {
                 self.metrics.dns_cached();
+                AtOnce::Settled(Ok(answer))
+            }
+            Known::Aging(answer) => {
+                self.metrics.dns_cached();
+                // Where there is no room for it, the next question waits as it would have.
+                let _ = client.and_then(|client| self.join(question, client, ask));
                 AtOnce::Settled(Ok(answer))
             }
             Known::Failure(failure) => {

@@ -54,6 +54,9 @@ const PATIENCE_OF_CLIENTS: Duration = Duration::from_secs(4);
 const CLASS_IN: u16 = 1;
 const CLASS_ANY: u16 = 255;
 
+/// How long an answer whose time is nearly over is kept as clients read it: a new one is on its way.
+const MOMENT: Duration = Duration::from_millis(100);
+
 /// How often flows to synthetic addresses are looked at, which is a look at every forwarded flow.
 const FLOWS_EVERY: Duration = Duration::from_secs(30);
 /// Names with such flows that are asked for at once.
@@ -309,7 +312,11 @@ impl Nameserver {
         }
         let answer = self.tell(policy, clearance, *kind, &records).await?;
         if let Some(key) = key.as_ref().filter(|_| !records.is_stale) {
-            let until = (records.answered + records.life).min(Instant::now() + self.teacher.acknowledged());
+            // In the last tenth of its time a question is seen, and has the name asked for again.
+            let now = Instant::now();
+            let [nearly, over] = [records.life * 9 / 10, records.life].map(|life| records.answered + life);
+            let until = if now < nearly { nearly } else { over.min(now + MOMENT) };
+            let until = until.min(now + self.teacher.acknowledged());
             self.ready.insert(key.clone(), Ready { answer: answer.clone(), until });
         }
         Ok(answer)

@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, Query, ResponseCode};
 use hickory_proto::rr::rdata::opt::EdnsCode;
@@ -493,12 +493,15 @@ policy:
     - { name: web, fqdns: [\"*.web.test\"], protocols: [\"https:443\"] }
   network_rules:
     - { name: tunnel, fqdns: [\"*.tun.test\"], protocols: [\"tcp:9000\", \"udp:1194\"] }
+    - { name: real, fqdns: [\"*.real.test\"], protocols: [\"tcp:9000\"], steer: false }
 ";
     std::fs::write(&file, config).unwrap();
     let explain =
         |name: &str| text(&run(env!("CARGO_BIN_EXE_egret"), &["explain", "--config", file.to_str().unwrap(), name]));
     let said = explain("dns://a.tun.test");
-    assert!(said.contains("opens    tunnel tcp:9000, udp:1194") && !said.contains("synthetic"), "{said}");
+    assert!(said.contains("opens    tunnel tcp:9000, udp:1194") && said.contains("a synthetic address"), "{said}");
+    let said = explain("dns://a.real.test");
+    assert!(said.contains("opens    real tcp:9000") && !said.contains("synthetic"), "{said}");
     let said = explain("dns://a.web.test");
     assert!(said.contains("answer   a synthetic address") && !said.contains("opens"), "{said}");
 }
@@ -527,4 +530,29 @@ fn clients_of_sni_listeners_are_led_to_them_by_answers() {
     assert_eq!(answers("both.web.test.", RecordType::A), ["both.web.test. 20.0.0.1"]);
     refused(&egret, "private.web.test.", RecordType::A, ResponseCode::NoError, "address_denied");
     refused(&egret, "other.test.", RecordType::A, ResponseCode::NXDomain, "no_rule");
+}
+
+#[test]
+fn a_name_in_use_is_asked_for_again_before_its_time_is_over() {
+    let dns = Dns::start();
+    for name in ["used.web.test", "unused.web.test"] {
+        dns.set(name, Does::Records(vec![record(&format!("{name}."), 10, RData::A(A([20, 0, 0, 1].into())))]));
+    }
+    let egret = nameserver(&dns, "");
+    let begun = Instant::now();
+    let ask_at = |wait: u64| {
+        std::thread::sleep(Duration::from_secs(wait).saturating_sub(begun.elapsed()));
+        ask(&egret, "used.web.test.", RecordType::A)
+    };
+    ask(&egret, "unused.web.test.", RecordType::A);
+    ask_at(0);
+    ask_at(5);
+    assert_eq!(dns.asked("used.web.test"), 1, "amid its time");
+    std::thread::sleep(Duration::from_millis(9200).saturating_sub(begun.elapsed()));
+    let answer = ask(&egret, "used.web.test.", RecordType::A);
+    assert!(answer.answers[0].ttl <= 1, "{answer}");
+    eventually("it is asked for again", || dns.asked("used.web.test") == 2);
+    assert!(begun.elapsed() < Duration::from_secs(10), "while the old answer holds");
+    eventually("clients read the new one", || ask(&egret, "used.web.test.", RecordType::A).answers[0].ttl > 8);
+    assert_eq!((dns.asked("used.web.test"), dns.asked("unused.web.test")), (2, 1));
 }
