@@ -9,6 +9,7 @@ mod hosts_file;
 mod lookups;
 mod no_answer;
 mod records;
+mod sent;
 mod server;
 pub mod settings;
 mod trouble;
@@ -143,6 +144,12 @@ impl Resolver {
     /// Whether some server that is asked in the clear is at this place.
     pub fn asks(&self, is_there: impl Fn(SocketAddr) -> bool) -> bool {
         self.context.upstreams.are_at(is_there)
+    }
+
+    /// Whether a question, as a client wrote it, is egret's own: some server has sent it back.
+    #[must_use]
+    pub fn has_sent(&self, question: &[u8]) -> bool {
+        self.context.upstreams.have_sent(question)
     }
 
     /// The addresses behind a clearance: a literal stands for itself, a name is looked up.

@@ -14,6 +14,7 @@ use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverOpts}
 use hickory_resolver::{NameServerPool, PoolContext, TlsConfig};
 use tokio::time::{Instant, timeout_at};
 
+use super::sent::SentQuestions;
 use super::settings::{DnsTransport, DnsUpstream};
 use super::trouble::Trouble;
 use super::udp::{self, Heard, Manner};
@@ -28,8 +29,9 @@ const REMEMBERED: Duration = Duration::from_secs(600);
 const CHANGED_QUESTIONS: usize = 3;
 /// How often a server that does not answer is asked again, on behalf of no request.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
-/// How long it has for that: less than until the next time.
-const PROBE_TIME: Duration = Duration::from_secs(4);
+/// How long it has for that: less than until the next time. It is sent again each second, so that a server's return is
+/// known within one.
+const PROBE_TIME: Duration = Duration::from_millis(4900);
 
 pub(super) struct Server {
     name: String,
@@ -38,6 +40,7 @@ pub(super) struct Server {
     pool: Pool,
     /// What the configuration permits.
     manner: Manner,
+    sent: Arc<SentQuestions>,
     known: Mutex<Known>,
 }
 
@@ -63,6 +66,7 @@ impl Server {
     pub(super) fn new(
         upstream: &DnsUpstream,
         manner: Manner,
+        sent: Arc<SentQuestions>,
         tls: &rustls::ClientConfig,
         deadline: Duration,
     ) -> Arc<Self> {
@@ -72,6 +76,7 @@ impl Server {
             udp: is_plain.then(|| SocketAddr::new(upstream.ip, upstream.port)),
             pool: pool(upstream, tls, deadline),
             manner,
+            sent,
             known: Mutex::default(),
         })
     }
@@ -108,7 +113,7 @@ impl Server {
 
     async fn by_udp(&self, address: SocketAddr, query: &Query, until: Instant) -> Result<DnsResponse, Trouble> {
         let manner = self.manner_now();
-        match udp::ask(address, query, manner, until).await? {
+        match udp::ask(address, query, manner, &self.sent, until).await? {
             Heard::Answer { response, dislikes_edns } => {
                 if dislikes_edns {
                     self.remember_no_edns();
@@ -138,7 +143,7 @@ impl Server {
     /// A new port for a question that is easier to forge.
     async fn in_lower_case(&self, address: SocketAddr, query: &Query, until: Instant) -> Result<DnsResponse, Trouble> {
         let manner = Manner { mixes_case: false, ..self.manner_now() };
-        match udp::ask(address, query, manner, until).await {
+        match udp::ask(address, query, manner, &self.sent, until).await {
             Ok(Heard::Answer { response, .. }) => Ok(response),
             Err(trouble) if trouble.is_absence() => Err(trouble),
             Ok(Heard::Cut | Heard::OtherCase) | Err(_) => Err(Trouble::OtherCase),
@@ -363,7 +368,7 @@ mod tests {
             .with_root_certificates(rustls::RootCertStore::empty())
             .with_no_client_auth();
         let manner = Manner { edns: true, mixes_case: true };
-        (Server::new(&upstream, manner, &tls, Duration::from_secs(3)), asked)
+        (Server::new(&upstream, manner, Arc::default(), &tls, Duration::from_secs(3)), asked)
     }
 
     async fn ask(server: &Arc<Server>, name: &str) -> Result<String, Trouble> {

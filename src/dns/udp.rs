@@ -4,6 +4,7 @@
 //! must guess. What does not fit in all three is not an answer: it is ignored, and the wait goes on.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_net::{DnsError, NetError};
@@ -11,6 +12,7 @@ use hickory_proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Query, Respo
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, timeout_at};
 
+use super::sent::{OnItsWay, SentQuestions};
 use super::trouble::Trouble;
 
 /// The question is sent again after so long: packets get lost. Where there is less time, after a third of it.
@@ -47,7 +49,13 @@ pub(super) enum Heard {
 ///
 /// # Errors
 /// [`Trouble`], a negative answer among it, after `until` at the latest.
-pub(super) async fn ask(server: SocketAddr, query: &Query, manner: Manner, until: Instant) -> Result<Heard, Trouble> {
+pub(super) async fn ask(
+    server: SocketAddr,
+    query: &Query,
+    manner: Manner,
+    sent: &Arc<SentQuestions>,
+    until: Instant,
+) -> Result<Heard, Trouble> {
     let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).await.map_err(|error| Trouble::Local(error.to_string()))?;
     // From here on the kernel hands over what this server sends, and nothing else.
@@ -55,6 +63,8 @@ pub(super) async fn ask(server: SocketAddr, query: &Query, manner: Manner, until
     let now = Instant::now();
     let resend = RESEND.min(until.saturating_duration_since(now) / 3);
     let mut asked = vec![SentQuery::new(query, manner)?];
+    let note = |asked: &SentQuery| manner.mixes_case.then(|| sent.note(&asked.bytes)).flatten();
+    let mut on_their_way: Vec<Option<OnItsWay>> = asked.iter().map(note).collect();
     let mut best = Trouble::Silent;
     // What the question without an OPT record brought, and whether the other one was refused.
     let (mut bare_answer, mut is_refused): (Option<DnsResponse>, bool) = (None, false);
@@ -76,6 +86,7 @@ pub(super) async fn ask(server: SocketAddr, query: &Query, manner: Manner, until
                     is_refused = true;
                     if asked.len() == 1 {
                         let bare = SentQuery::new(query, Manner { edns: false, ..manner })?;
+                        on_their_way.push(note(&bare));
                         socket.send(&bare.bytes).await?;
                         asked.push(bare);
                     }
@@ -102,7 +113,9 @@ pub(super) async fn ask(server: SocketAddr, query: &Query, manner: Manner, until
         }
         // Some servers drop what they do not understand.
         if manner.edns && asked.len() == 1 {
-            asked.push(SentQuery::new(query, Manner { edns: false, ..manner })?);
+            let bare = SentQuery::new(query, Manner { edns: false, ..manner })?;
+            on_their_way.push(note(&bare));
+            asked.push(bare);
         }
     }
 }
@@ -195,7 +208,7 @@ mod tests {
             }
         });
         let query = Query::query(Name::from_ascii("a-long-enough-name.example.").unwrap(), RecordType::A);
-        ask(address, &query, USUAL, Instant::now() + Duration::from_millis(900)).await
+        ask(address, &query, USUAL, &Arc::default(), Instant::now() + Duration::from_millis(900)).await
     }
 
     fn answer(question: &Message, ip: [u8; 4]) -> Message {

@@ -12,6 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::sent::SentQuestions;
 use super::server::Server;
 use super::settings::{DnsSettings, DnsTransport, DnsUpstream};
 use super::trouble::Trouble;
@@ -40,8 +41,9 @@ pub(super) struct Unanswered {
 
 impl Group {
     fn new(servers: &[DnsUpstream], context: &Context) -> Arc<Self> {
-        let Context { manner, tls, deadline } = context;
-        let servers = servers.iter().map(|server| Server::new(server, *manner, tls, *deadline)).collect();
+        let Context { manner, sent, tls, deadline } = context;
+        let servers =
+            servers.iter().map(|server| Server::new(server, *manner, Arc::clone(sent), tls, *deadline)).collect();
         Arc::new(Self { servers, best: AtomicUsize::new(0) })
     }
 
@@ -124,6 +126,7 @@ impl Group {
 /// What servers of one configuration have in common.
 struct Context {
     manner: Manner,
+    sent: Arc<SentQuestions>,
     tls: rustls::ClientConfig,
     deadline: Duration,
 }
@@ -171,7 +174,8 @@ impl std::fmt::Debug for Upstreams {
 impl Upstreams {
     pub(super) fn build(settings: &DnsSettings, deadline: Duration) -> Result<Self, UpstreamError> {
         let manner = Manner { edns: settings.edns, mixes_case: settings.randomize_case };
-        let context = Context { manner, tls: tls_config(settings.authorities.as_deref())?, deadline };
+        let sent = Arc::default();
+        let context = Context { manner, sent, tls: tls_config(settings.authorities.as_deref())?, deadline };
         let system = settings.upstreams.is_empty().then(|| Refreshed::load(ResolvConf)).transpose();
         let system = system.map_err(|fault| UpstreamError::System(fault.message))?;
         let servers = system.as_ref().map_or_else(|| settings.upstreams.clone(), |system| system.get().to_vec());
@@ -187,6 +191,11 @@ impl Upstreams {
 
     pub(super) fn described(&self) -> String {
         self.described.clone()
+    }
+
+    /// Whether a question, as a client wrote it, is egret's own, and on its way to a server.
+    pub(super) fn have_sent(&self, question: &[u8]) -> bool {
+        self.context.sent.have(question)
     }
 
     /// Whether some server is at this place in the clear.
@@ -279,7 +288,8 @@ mod tests {
     fn group(servers: &[SocketAddr]) -> Arc<Group> {
         let upstream = |at: &SocketAddr| DnsUpstream { ip: at.ip(), port: at.port(), transport: DnsTransport::Plain };
         let manner = Manner { edns: true, mixes_case: true };
-        let context = Context { manner, tls: tls_config(None).unwrap(), deadline: Duration::from_secs(5) };
+        let sent = Arc::default();
+        let context = Context { manner, sent, tls: tls_config(None).unwrap(), deadline: Duration::from_secs(5) };
         Group::new(&servers.iter().map(upstream).collect::<Vec<_>>(), &context)
     }
 
@@ -339,11 +349,17 @@ mod tests {
         let failed = alone.lookup(question(), begun + Duration::from_secs(5)).await.unwrap_err();
         assert_eq!(failed.words, format!("{deaf} did not answer in time"));
         assert!(alone.is_failing());
-        // What was sent so far, and then one question each five seconds, on behalf of no request.
-        // Until the first probe has ended.
-        tokio::time::sleep(Duration::from_millis(4500)).await;
+        // What was sent so far, and then one question each second, on behalf of no request.
+        tokio::time::sleep(Duration::from_millis(100)).await;
         while silent.try_recv_from(&mut buffer).is_ok() {}
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        for _ in 0..12 {
+            let begun = Instant::now();
+            silent.recv_from(&mut buffer).await.unwrap();
+            assert!(begun.elapsed() <= Duration::from_millis(1050), "{:?}", begun.elapsed());
+            // With an OPT record and without.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            while silent.try_recv_from(&mut buffer).is_ok() {}
+        }
         let (n, from) = silent.recv_from(&mut buffer).await.unwrap();
         let answer = Message::from_vec(&buffer[..n]).unwrap().into_response();
         silent.send_to(&answer.to_vec().unwrap(), from).await.unwrap();

@@ -12,7 +12,7 @@ mod teach;
 pub mod udp;
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
@@ -56,6 +56,9 @@ const CLASS_ANY: u16 = 255;
 
 /// How long an answer whose time is nearly over is kept as clients read it: a new one is on its way.
 const MOMENT: Duration = Duration::from_millis(100);
+
+/// How often it is said that questions come back.
+const WARNS_EVERY: Duration = Duration::from_secs(60);
 
 /// How often flows to synthetic addresses are looked at, which is a look at every forwarded flow.
 const FLOWS_EVERY: Duration = Duration::from_secs(30);
@@ -102,6 +105,8 @@ pub struct Nameserver {
     questions: Arc<Budget>,
     novelty: Novelty,
     teacher: Teacher,
+    /// When it was last said that questions come back.
+    warned_of_loop: Mutex<Option<Instant>>,
     /// What clients have been answered, bounded in bytes.
     ready: Cache<ReadyKey, Ready, RandomState>,
 }
@@ -178,7 +183,8 @@ impl Nameserver {
         };
         let ready = Cache::builder().max_capacity(services.limits.dns_cache as u64 / 4).weigher(weight);
         let ready = ready.build_with_hasher(RandomState::default());
-        Self { name, services, settings, questions, novelty, teacher, ready }
+        let warned_of_loop = Mutex::default();
+        Self { name, services, settings, questions, novelty, teacher, warned_of_loop, ready }
     }
 
     /// What can be said of a question without asking servers.
@@ -189,7 +195,32 @@ impl Nameserver {
             return Prompt::Answer(Answer::of(Reply::bare(ResponseCode::NoError, None)));
         }
         let judged = subject(query).and_then(|(name, kind)| self.judge(name, kind, client, since));
+        let judged = judged.and_then(|prompt| match prompt {
+            Prompt::Ask(judged) => {
+                self.not_sent(message.get(query.question.clone()), client).map(|()| Prompt::Ask(judged))
+            }
+            answer => Ok(answer),
+        });
         judged.unwrap_or_else(|denial| Prompt::Answer(self.deny(query, message, client, since, denial)))
+    }
+
+    /// Refuses a question of egret's own, which would wait for itself.
+    fn not_sent(&self, question: Option<&[u8]>, client: ClientAddr) -> Result<(), Denial> {
+        if !question.is_some_and(|question| self.services.dns.has_sent(question)) {
+            return Ok(());
+        }
+        let client = client.ip();
+        let nearest = format!(
+            "this is egret's own question, which {client} has sent back: a server of dns.upstreams or dns.zones asks egret; let it ask another one"
+        );
+        let mut warned = self.warned_of_loop.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|last: Instant| last.elapsed() >= WARNS_EVERY) {
+            *warned = Some(Instant::now());
+            tracing::error!("DNS questions go in a circle: {nearest}");
+        }
+        Err(unanswered(
+            Refusal::new(Reason::DnsFailed, Stage::Dns).with(Hint { nearest: Some(nearest), ..Hint::default() }),
+        ))
     }
 
     /// Asks servers.

@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, Query, ResponseCode};
@@ -11,7 +12,7 @@ use hickory_proto::rr::rdata::{A, CNAME, HTTPS, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use crate::support::dns::{Dns, Does};
-use crate::support::{Egret, eventually, have, own_ip, run, text};
+use crate::support::{Egret, Server, eventually, have, own_ip, run, text};
 
 const PORT: u16 = 5300;
 
@@ -555,4 +556,32 @@ fn a_name_in_use_is_asked_for_again_before_its_time_is_over() {
     assert!(begun.elapsed() < Duration::from_secs(10), "while the old answer holds");
     eventually("clients read the new one", || ask(&egret, "used.web.test.", RecordType::A).answers[0].ttl > 8);
     assert_eq!((dns.asked("used.web.test"), dns.asked("unused.web.test")), (2, 1));
+}
+
+#[test]
+fn a_question_that_comes_back_ends_at_once() {
+    if !have(&["dnsmasq"]) {
+        return;
+    }
+    let (ip, server) = (own_ip(), own_ip());
+    let mut dnsmasq = Command::new("dnsmasq");
+    dnsmasq.args(["--no-daemon", "--no-resolv", "--no-hosts", "--pid-file=", "--bind-interfaces", "--port=5399"]);
+    dnsmasq.args([format!("--listen-address={server}"), format!("--server={ip}#{PORT}")]);
+    let _dnsmasq = Server::start(&mut dnsmasq, SocketAddr::new(server, 5399));
+    let egret = Egret::run(
+        &format!(
+            "listeners: [{{ kind: dns, bind: \"{ip}:{PORT}\" }}]\nadmin: {{ bind: \"{ip}:9901\" }}\n\
+             dns: {{ upstreams: [\"{server}:5399\"] }}\npolicy:\n{POLICY}"
+        ),
+        ip,
+    );
+    let begun = Instant::now();
+    let answer = ask(&egret, "in-a-circle.web.test.", RecordType::A);
+    assert_eq!(answer.response_code, ResponseCode::ServFail);
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    let line = egret.record("the question that came back", |line| {
+        line["nearest"].as_str().is_some_and(|nearest| nearest.starts_with("this is egret's own question"))
+    });
+    assert_eq!((&line["reason"], &line["stage"]), (&"dns_failed".into(), &"dns".into()), "{line:#}");
+    assert!(egret.errors().contains("DNS questions go in a circle"), "{}", egret.errors());
 }
