@@ -17,6 +17,7 @@ mod missing;
 mod nameserver;
 mod netlog;
 mod pod;
+mod resolvers;
 mod rights;
 mod steer;
 #[path = "../e2e/support/mod.rs"]

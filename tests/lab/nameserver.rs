@@ -1,7 +1,7 @@
 //! DNS through the hop: what clients are answered is open before they know it, and no other server is asked.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use hickory_proto::rr::{Name, RData, RecordType};
 use crate::hop::{RESET, hop, tcp, udp};
 use crate::support::dns::Does;
 use crate::support::{ADMIN, Egret, Server, eventually, pause};
-use crate::world::{HOP1, OUTSIDER, Through, World, ip};
+use crate::world::{HOP1, OUTSIDER, Through, World, echo_tcp, echo_udp, ip};
 
 /// Many servers, so that a fixed address proves nothing.
 const SERVERS: u8 = 16;
@@ -41,34 +41,25 @@ fn config(policy: &str, learn: &str) -> String {
     )
 }
 
+/// The addresses of many servers.
+fn servers() -> impl Iterator<Item = IpAddr> {
+    (1..=SERVERS).map(|n| IpAddr::from([20, 60, 4, n]))
+}
+
+/// Servers that say back what they hear.
+pub fn echo(port: u16) {
+    ip(&["route", "add", "local", "20.60.4.0/24", "dev", "lo"]);
+    for server in servers() {
+        echo_tcp(server, port);
+        echo_udp(server, port);
+    }
+}
+
 /// A world with servers that say back what they hear, and a name for any of them.
 fn world() -> Option<World> {
     let world = World::build(Through::One)?;
-    let servers: Vec<IpAddr> = (1..=SERVERS).map(|n| IpAddr::from([20, 60, 4, n])).collect();
-    world.at("internet", || {
-        ip(&["route", "add", "local", "20.60.4.0/24", "dev", "lo"]);
-        for server in servers.clone() {
-            let listener = TcpListener::bind((server, PORT)).unwrap();
-            std::thread::spawn(move || {
-                for mut stream in listener.incoming().flatten() {
-                    std::thread::spawn(move || {
-                        let mut buffer = [0; 100];
-                        while let Ok(len @ 1..) = stream.read(&mut buffer) {
-                            let _ = stream.write_all(&buffer[..len]);
-                        }
-                    });
-                }
-            });
-            let socket = UdpSocket::bind((server, PORT)).unwrap();
-            std::thread::spawn(move || {
-                let mut buffer = [0; 100];
-                while let Ok((len, from)) = socket.recv_from(&mut buffer) {
-                    let _ = socket.send_to(&buffer[..len], from);
-                }
-            });
-        }
-    });
-    world.dns.set("*", Does::Rebind(servers));
+    world.at("internet", || echo(PORT));
+    world.dns.set("*", Does::Rebind(servers().collect()));
     Some(world)
 }
 

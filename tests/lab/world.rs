@@ -215,12 +215,19 @@ impl World {
 
     /// curl as a client whose DNS is the network's, which knows nothing of egret.
     pub fn curl(&self, args: &[&str]) -> std::process::Output {
+        let mut all = vec!["curl", "-sS", "--max-time", "20", "--noproxy", ""];
+        all.extend(args);
+        self.with_resolver(&format!("nameserver {FORWARDER}\n"), &all)
+    }
+
+    /// Runs a program as a client with this resolv.conf(5).
+    pub fn with_resolver(&self, conf: &str, command: &[&str]) -> std::process::Output {
         let resolver = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(resolver.path(), format!("nameserver {FORWARDER}\n")).unwrap();
+        std::fs::write(resolver.path(), conf).unwrap();
         let path = resolver.path().display();
         let script = format!("mount --bind {path} $(readlink -f /etc/resolv.conf) && exec \"$@\"");
-        let mut all = vec!["-m", "sh", "-c", &script, "sh", "curl", "-sS", "--max-time", "20", "--noproxy", ""];
-        all.extend(args);
+        let mut all = vec!["-m", "sh", "-c", &script, "sh"];
+        all.extend(command);
         self.at("client", || run("unshare", &all))
     }
 
@@ -342,7 +349,7 @@ fn batched(namespace: &str, lines: &str) {
     assert!(output.status.success(), "{namespace}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn echo_tcp(ip: IpAddr, port: u16) {
+pub fn echo_tcp(ip: IpAddr, port: u16) {
     let listener = std::net::TcpListener::bind((ip, port)).unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
@@ -354,7 +361,7 @@ fn echo_tcp(ip: IpAddr, port: u16) {
     });
 }
 
-fn echo_udp(ip: IpAddr, port: u16) {
+pub fn echo_udp(ip: IpAddr, port: u16) {
     let socket = std::net::UdpSocket::bind((ip, port)).unwrap();
     std::thread::spawn(move || {
         let mut buffer = [0; 2048];
