@@ -1,14 +1,18 @@
 //! Synthetic addresses through the hop: names that share an address stay apart, on any port.
 
+use std::fs::Permissions;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use hickory_proto::rr::Name;
 
 use crate::hop::{RESET, hop, udp};
 use crate::nameserver::resolve;
-use crate::support::{ADMIN, allowed, curl, eventually, refused, run, text};
+use crate::support::{ADMIN, Server, allowed, curl, eventually, have, refused, run, text};
 use crate::world::{DECOY6, HOP1, ORIGIN, Through, World, ip};
 
 const PORT: u16 = 5432;
@@ -313,4 +317,88 @@ fn an_address_outlives_egret_and_a_reload() {
         assert!(is_synthetic(second) && second != first);
         assert_eq!(resolve(&server(), "first.db.example."), Ok(first));
     });
+}
+
+/// PostgreSQL as its own user, with one row to read.
+fn postgres(folder: &Path, at: &str) -> Server {
+    let programs = std::fs::read_dir("/usr/lib/postgresql").unwrap().next().unwrap().unwrap().path().join("bin");
+    let data = folder.join("data");
+    let as_postgres = |program: &str| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--"]).arg(programs.join(program));
+        command.current_dir(folder);
+        command
+    };
+    run("chown", &["postgres", folder.to_str().unwrap()]);
+    let made = as_postgres("initdb").args(["-A", "trust", "-D"]).arg(&data).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let mut rules = std::fs::OpenOptions::new().append(true).open(data.join("pg_hba.conf")).unwrap();
+    writeln!(rules, "host all all 0.0.0.0/0 trust").unwrap();
+    let mut server = as_postgres("postgres");
+    server.arg("-D").arg(&data).args(["-h", at, "-k", ""]);
+    Server::start(&mut server, format!("{at}:{PORT}").parse().unwrap())
+}
+
+/// An SSH server that knows one key, and that key's file.
+fn sshd(folder: &Path, at: &str) -> (Server, PathBuf) {
+    let [host, key] = ["host", "key"].map(|name| folder.join(name));
+    for file in [&host, &key] {
+        assert!(run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", file.to_str().unwrap()]).status.success());
+    }
+    std::fs::create_dir_all("/run/sshd").unwrap();
+    let conf = format!(
+        "ListenAddress {at}:22\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nPermitRootLogin yes\nPidFile none\nUsePAM no\n",
+        host.display(),
+        key.with_extension("pub").display()
+    );
+    std::fs::write(folder.join("sshd.conf"), conf).unwrap();
+    let mut command = Command::new("/usr/sbin/sshd");
+    command.arg("-D").arg("-f").arg(folder.join("sshd.conf"));
+    (Server::start(&mut command, format!("{at}:22").parse().unwrap()), key)
+}
+
+#[test]
+fn databases_and_shells_are_reached_by_wildcard_name() {
+    if !have(&["psql", "initdb", "sshd", "ssh", "setpriv"]) {
+        return;
+    }
+    let Some(world) = World::build(Through::One) else { return };
+    let at = "20.60.4.1";
+    // Others must come through to it.
+    let folder = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir().unwrap();
+    let (_postgres, (_sshd, key)) = world.at("internet", || {
+        ip(&["addr", "add", &format!("{at}/32"), "dev", "lo"]);
+        (postgres(folder.path(), at), sshd(folder.path(), at))
+    });
+    world.dns.answer("*", &[at]);
+    let policy = "
+  application_rules:
+    - { name: db, fqdns: [\"*.db.example\"], protocols: [\"tcp:5432\"] }
+    - { name: ssh, fqdns: [\"*.ssh.example\"], protocols: [\"tcp:22\"] }
+";
+    let egret = hop(&world, &config(policy));
+    let conf = format!("nameserver {HOP1}\n");
+    let psql = |name: &str| {
+        let place = format!("host={name} user=postgres dbname=postgres connect_timeout=10");
+        world.with_resolver(&conf, &["psql", "-At", "-c", "select 6 * 7", &place])
+    };
+    let ssh = |name: &str| {
+        let options =
+            ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=10"];
+        let mut all = vec!["ssh", "-i", key.to_str().unwrap(), "-o", "LogLevel=ERROR"];
+        all.extend(options);
+        let place = format!("root@{name}");
+        all.extend([place.as_str(), "echo", "here"]);
+        world.with_resolver(&conf, &all)
+    };
+    assert_eq!(text(&psql("orders.db.example")).trim(), "42");
+    assert_eq!(text(&ssh("build.ssh.example")).trim(), "here");
+    // The same address, and names or ports that no rule lists.
+    for refused in [psql("orders.ssh.example"), psql("other.example"), psql(at), ssh("build.db.example"), ssh(at)] {
+        assert!(!refused.status.success(), "{refused:?}");
+    }
+    for (name, rule) in [("orders.db.example", "db"), ("build.ssh.example", "ssh")] {
+        let line = egret.record(name, |line| line["name"] == name && line["verdict"] == "allow");
+        assert_eq!((&line["rule"], &line["name_source"]), (&rule.into(), &"dns".into()), "{line:#}");
+    }
 }

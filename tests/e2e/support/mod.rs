@@ -33,7 +33,9 @@ pub fn own_ip() -> IpAddr {
 /// Whether all these programs are on the machine; complains otherwise.
 pub fn have(tools: &[&str]) -> bool {
     let lacking = tools.iter().find(|tool| {
-        let found = Command::new("sh").args(["-c", &format!("command -v {tool} || ls /usr/sbin/{tool}")]).output();
+        let found = Command::new("sh")
+            .args(["-c", &format!("command -v {tool} || ls /usr/sbin/{tool} || ls /usr/lib/postgresql/*/bin/{tool}")])
+            .output();
         !found.is_ok_and(|output| output.status.success())
     });
     lacking.inspect(|tool| missing(tool)).is_none()
