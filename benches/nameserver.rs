@@ -1,5 +1,6 @@
 //! What a question of a DNS client costs: CPU per question from what is known and from servers, and questions a second, beside
-//! dnsmasq and unbound, under the same load in one run. egret filters by 100,000 names, the others do not filter.
+//! dnsmasq, unbound and dnsdist, under the same load in one run, and the memory that each has then. egret filters by 100,000
+//! names, the others do not filter.
 //!
 //! `cargo bench --bench nameserver`; `EGRET_ROUNDS=9` for more than three rounds, whose medians are printed. The servers
 //! take turns on one core; the load has another one.
@@ -76,6 +77,13 @@ fn ask(server: SocketAddr, questions: &[Vec<u8>], count: usize) -> Duration {
     begun.elapsed()
 }
 
+/// Resident memory, in MiB.
+fn resident(pid: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+}
+
 fn median(mut all: Vec<f64>) -> f64 {
     all.sort_by(f64::total_cmp);
     all[all.len() / 2]
@@ -92,7 +100,7 @@ fn main() {
     let folder = tempfile::tempdir().unwrap();
     let path = |file: &str| folder.path().join(file).display().to_string();
     let mut hosts = String::new();
-    (0..ASKED).for_each(|n| writeln!(hosts, "20.0.{}.{} {}", n / 250 % 250, n % 250 + 1, name(n)).unwrap());
+    (0..LISTED).for_each(|n| writeln!(hosts, "20.0.{}.{} {}", n / 250 % 250, n % 250 + 1, name(n)).unwrap());
     std::fs::write(path("hosts"), hosts).unwrap();
     let dnsmasq = |ip: std::net::IpAddr, more: &[&str]| {
         let mut command = Command::new("taskset");
@@ -124,6 +132,19 @@ fn main() {
         Server::start(&mut command, SocketAddr::new(unbound_ip, 5353))
     });
     servers.extend(unbound.as_ref().map(|unbound| ("unbound", unbound_ip, unbound.0.id())));
+    let dnsdist_ip = own_ip();
+    let dnsdist = have(&["dnsdist"]).then(|| {
+        let text = format!(
+            "setLocal('{dnsdist_ip}:5353')\nsetACL('127.0.0.0/8')\nnewServer({{address='{origin}:5353', healthCheckMode='up'}})\n\
+             setMaxUDPOutstanding(65535)\ngetPool(''):setCache(newPacketCache(200000))\n"
+        );
+        std::fs::write(path("dnsdist.conf"), text).unwrap();
+        let mut command = Command::new("taskset");
+        command.args(["-c", "1", "dnsdist", "--supervised", "--disable-syslog", "-C", &path("dnsdist.conf")]);
+        Server::start(&mut command, SocketAddr::new(dnsdist_ip, 5353))
+    });
+    servers.extend(dnsdist.as_ref().map(|dnsdist| ("dnsdist", dnsdist_ip, dnsdist.0.id())));
+    let at_start: Vec<f64> = servers.iter().map(|(.., pid)| resident(*pid)).collect();
     let questions: Vec<Vec<u8>> = (0..ASKED).map(|n| question(&name(n))).collect();
     println!("{:8} {:>20} {:>20} {:>12}", "", "forwarded µs CPU", "from cache µs CPU", "a second");
     let mut cached: Vec<Vec<(f64, f64)>> = vec![Vec::new(); servers.len()];
@@ -142,11 +163,20 @@ fn main() {
             cached.push((cpu * 1e6 / QUESTIONS as f64, QUESTIONS as f64 / took.as_secs_f64()));
         }
     }
+    // Every name that is listed, and more than some of them keep.
+    let all: Vec<Vec<u8>> = (0..LISTED).map(|n| question(&name(n))).collect();
+    for (_, ip, _) in &servers {
+        ask(SocketAddr::new(*ip, 5353), &all, LISTED);
+    }
     let mut base = None;
     for (((server, ..), cached), forwarded) in servers.iter().zip(cached).zip(forwarded) {
         let cpu = median(cached.iter().map(|(cpu, _)| *cpu).collect());
         let rate = median(cached.iter().map(|(_, rate)| *rate).collect());
         let share = *base.get_or_insert(cpu) / cpu;
         println!("{server:8} {forwarded:20.1} {cpu:20.2} {rate:12.0}   egret's CPU is {share:.2} of it");
+    }
+    println!("\n{:8} {:>20} {:>20}", "", "MiB at the start", "after 100,000 names");
+    for ((server, _, pid), before) in servers.iter().zip(at_start) {
+        println!("{server:8} {before:20.1} {:20.1}", resident(*pid));
     }
 }

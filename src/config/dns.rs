@@ -126,6 +126,11 @@ pub(super) fn nameserver(
             out.fault(&format!("learn.{key}"), message);
         }
     }
+    let opens_for_asker = written.learn.key == Some(file::LearnKey::Client);
+    if opens_for_asker && !dns.forwarders.is_empty() {
+        let message = "what a forwarder asks for would open for the forwarder alone, and others connect; write rule, or remove dns.forwarders";
+        out.fault("learn.key", message);
+    }
     let zones = dns.zones.iter().map(|(zone, texts)| (format!("dns.zones.{zone}"), texts));
     for (path, texts) in zones.chain([("dns.upstreams".to_owned(), &dns.upstreams)]) {
         for (at, server) in texts.iter().enumerate().filter_map(|(at, text)| Some((at, upstream(text).ok()?))) {
@@ -159,6 +164,7 @@ pub(super) fn nameserver(
         kinds,
         floor,
         grace,
+        opens_for_asker,
     }
 }
 

@@ -294,8 +294,19 @@ pub(super) struct Learn {
     pub(super) floor: Option<String>,
     /// How much longer than that. Default `5m`.
     pub(super) grace: Option<String>,
+    /// For whom an answer to a DNS client opens a wildcard of a network rule. Default `rule`.
+    pub(super) key: Option<LearnKey>,
     /// Where addresses outlive a restart. Default `/var/lib/egret` with `netfilter`, else nowhere.
     pub(super) state_dir: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum LearnKey {
+    /// For all clients that the rule is for.
+    Rule,
+    /// For the client that asked: where each asks for itself, and from the address that it connects from.
+    Client,
 }
 
 /// Name resolution.

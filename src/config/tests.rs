@@ -294,6 +294,9 @@ fn synthetic_addresses_need_who_takes_them_and_a_place_to_be_kept() {
     fault(&format!("{all}dns: {{ steer: true }}\n"), &[("2:15", "write `learn.state_dir`")]);
     fault(&format!("{all}{state}fleet: true\ndns: {{ steer: true }}\n"), &[("4:15", "instances of a fleet")]);
     let alone = "listeners: [{ kind: dns, bind: \"[::]:53\" }]\n";
+    let asks = format!("{alone}learn: {{ key: client }}\n");
+    assert!(parse(&asks).unwrap().nameserver.opens_for_asker);
+    fault(&format!("{asks}dns: {{ forwarders: [10.0.0.1] }}\n"), &[("2:15", "would open for the forwarder alone")]);
     let wild = "policy: { network_rules: [{ fqdns: [\"*.a.example\"], protocols: [\"tcp:9000\"] }] }\n";
     assert!(parse(&format!("{alone}{wild}")).is_ok());
     fault(&format!("{alone}fleet: true\n{wild}"), &[("3:37", "each other's answers yet; write exact names")]);

@@ -43,6 +43,9 @@ struct StoredAnswer {
     /// Empty: no network rule listed the name.
     rule: String,
     name: String,
+    /// The one client that they are for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    asker: Option<IpAddr>,
     addresses: BTreeMap<IpAddr, u64>,
     /// For how many seconds they stand for the name after the last of those times.
     lasts: u64,
@@ -88,6 +91,7 @@ impl StateFile {
             Some(StoredAnswer {
                 rule: answered.rule.to_string(),
                 name: answered.name.name().as_str().to_owned(),
+                asker: answered.name.asker(),
                 addresses: answered.addresses.iter().map(|(ip, seen)| (*ip, now.seconds(*seen))).collect(),
                 lasts: answered.until.saturating_duration_since(last).as_secs(),
             })
@@ -144,13 +148,14 @@ fn restore(dir: &Path, learned: &Learned, rules: &Rules, names: &[LearnedName]) 
     }
     let wild = |rule: &NetRule| Some((Arc::clone(&rule.name), (Wild::of(rule)?, rule.reach.clone())));
     let wild: HashMap<Arc<str>, (Wild, Reach)> = rules.nets.iter().filter_map(wild).collect();
-    for StoredAnswer { rule, name, addresses, lasts } in file.answered {
+    for StoredAnswer { rule, name, asker, addresses, lasts } in file.answered {
         let Ok(name) = HostName::from_wire(name.as_bytes()) else { continue };
         let (wild, reach) = match wild.get(&*rule) {
             Some((wild, reach)) => (Some(wild), reach.clone()),
             None => (None, Reach::default()),
         };
         let name = LearnedName::new(name, reach);
+        let name = asker.map_or_else(|| name.clone(), |asker| name.asked_by(asker));
         // A rule that is gone, or lists the name no more, has no use for it.
         if !wild.map_or(rule.is_empty(), |wild| wild.covers(&name)) {
             continue;
@@ -299,11 +304,13 @@ mod tests {
         learned.learn_for(&r, &steered, &[ip("198.18.0.1")], hour, now);
         learned.map(ip("198.18.0.1"), &[ip("20.0.0.2")]);
         learned.learn_for(&r, &lost, &[ip("198.18.0.2")], hour, now);
+        learned.learn_for(&r, &real.asked_by(ip("10.0.0.9")), &[ip("20.0.0.4")], hour, now);
         learned.learn_for(&r, &over, &[ip("20.0.0.3")], minute, before(61));
         save(dir.path(), &learned).unwrap();
 
         let again = open_in(dir.path(), &of("*.tun.example"));
         assert_eq!(known(&again, &real), ["20.0.0.1"], "where the rule lets it lead");
+        assert_eq!(known(&again, &real.asked_by(ip("10.0.0.9"))), ["20.0.0.4"], "for one client");
         assert_eq!(known(&again, &steered), ["198.18.0.1"]);
         assert_eq!(known(&again, &lost), [] as [&str; 0], "nothing is behind it");
         assert_eq!(known(&again, &over), [] as [&str; 0], "its time was over");

@@ -10,6 +10,7 @@ use nix::sys::socket::SockProtocol;
 
 use super::error::KernelError;
 use super::names::TABLE;
+use super::plan::Opening;
 use crate::netlink::{ACK, CREATE, DUMP, Messages, Socket, attribute};
 
 const BEGIN: u16 = 0x10;
@@ -67,10 +68,12 @@ impl Element {
         Self { key: key.to_vec(), end: None, is_end: false, timeout: None, data: None }
     }
 
-    /// An address that counts for a while.
+    /// An address that counts for a while, behind the client that it is for, if any.
     #[must_use]
-    pub(super) fn learned(ip: IpAddr, timeout: Duration) -> Self {
-        Self { timeout: Some(timeout), ..Self::value(&octets(ip)) }
+    pub(super) fn learned(Opening { asker, to }: Opening, timeout: Duration) -> Self {
+        let mut key = asker.map(octets).unwrap_or_default();
+        key.extend(octets(to));
+        Self { timeout: Some(timeout), ..Self::value(&key) }
     }
 
     /// An address that a map leads from, and the one it leads to.

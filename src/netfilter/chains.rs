@@ -189,8 +189,7 @@ impl Table {
         for number in 0..allows {
             self.chain(&format!("steered{number}"), None, |chain| {
                 for (ip, family) in [("ip", "4"), ("ip6", "6")] {
-                    let [sources, learned] = ["sources", "learned"].map(|what| format!("allow{number}_{what}{family}"));
-                    chain.rule(format_args!("{ip} saddr @{sources} {ip} daddr @{learned} goto allow{number}_passes"));
+                    chain.learned(number, ip, family);
                 }
             });
         }
@@ -200,6 +199,15 @@ impl Table {
             chain.rule("ip daddr @own4 goto refuse_own_address");
             chain.rule("ip6 daddr @own6 goto refuse_own_address");
         });
+    }
+
+    /// Lets out what goes to addresses that a slot's rule has learned, for all its clients or for one.
+    fn learned(&mut self, number: usize, ip: &str, family: &str) {
+        let [sources, learned, asked] =
+            ["sources", "learned", "asked"].map(|what| set_name("allow", number, &format!("{what}{family}")));
+        let passes = format!("goto allow{number}_passes");
+        self.rule(format_args!("{ip} saddr @{sources} {ip} daddr @{learned} {passes}"));
+        self.rule(format_args!("{ip} saddr @{sources} {ip} saddr . {ip} daddr @{asked} {passes}"));
     }
 
     /// Refuses what no rule can be about.
@@ -233,11 +241,11 @@ impl Table {
         }
         self.chain(&format!("{action}{number}"), None, |chain| {
             for (ip, family) in [("ip", "4"), ("ip6", "6")] {
-                let sources = set_name(action, number, &format!("sources{family}"));
-                let learned = (action == "allow").then(|| format!("learned{family}"));
-                for what in [Some(format!("destinations{family}")), learned].into_iter().flatten() {
-                    let destinations = set_name(action, number, &what);
-                    chain.rule(format_args!("{ip} saddr @{sources} {ip} daddr @{destinations} {verdict}"));
+                let [sources, destinations] =
+                    ["sources", "destinations"].map(|what| set_name(action, number, &format!("{what}{family}")));
+                chain.rule(format_args!("{ip} saddr @{sources} {ip} daddr @{destinations} {verdict}"));
+                if action == "allow" {
+                    chain.learned(number, ip, family);
                 }
             }
         });

@@ -203,13 +203,16 @@ fn forwarded(socket: &Socket, mut look: impl FnMut(Flow)) -> io::Result<()> {
     })
 }
 
-/// The destinations of forwarded flows, as far as they are wanted.
+/// Clients of forwarded flows with their destinations, as far as those are wanted.
 ///
 /// # Errors
 /// The kernel's.
-pub fn destinations(is_wanted: impl Fn(IpAddr) -> bool) -> io::Result<HashSet<IpAddr>> {
+pub fn in_use(is_wanted: impl Fn(IpAddr) -> bool) -> io::Result<HashSet<(IpAddr, IpAddr)>> {
     let mut found = HashSet::new();
-    forwarded(&conntrack(0)?, |flow| found.extend(Some(flow.destination.ip()).filter(|ip| is_wanted(*ip))))?;
+    forwarded(&conntrack(0)?, |flow| {
+        let pair = (flow.client.ip(), flow.destination.ip());
+        found.extend(Some(pair).filter(|(_, ip)| is_wanted(*ip)));
+    })?;
     Ok(found)
 }
 

@@ -72,7 +72,28 @@ pub struct RuleSet {
     /// Wildcards that list others.
     pub wild: Option<Wild>,
     /// Those addresses, and how long each still counts.
-    pub learned: Vec<(IpAddr, Duration)>,
+    pub learned: Vec<(Opening, Duration)>,
+}
+
+/// A learned address, and the client that it is for; `None`: all that the rule is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Opening {
+    pub asker: Option<IpAddr>,
+    pub to: IpAddr,
+}
+
+impl From<IpAddr> for Opening {
+    fn from(to: IpAddr) -> Self {
+        Self { asker: None, to }
+    }
+}
+
+impl Opening {
+    /// Whether it can be said in sets of one family; a client's other address is another client's.
+    #[must_use]
+    pub fn is_of(self, is_v4: bool) -> bool {
+        self.to.is_ipv4() == is_v4 && self.asker.is_none_or(|asker| asker.is_ipv4() == is_v4)
+    }
 }
 
 impl RuleSets {
@@ -129,20 +150,20 @@ pub(super) fn learned(
     steered_names: &SteeredNames,
     nat64: Option<Ipv6Net>,
     known: Known<'_>,
-) -> Vec<(IpAddr, Duration)> {
+) -> Vec<(Opening, Duration)> {
     let is_hidden = |ip: IpAddr| {
         let opaque = nat64.filter(|prefix| prefix.prefix_len() != 96);
         matches!(ip, IpAddr::V6(v6) if opaque.is_some_and(|prefix| prefix.contains(&v6)))
     };
     // Where flows to it go in the end.
     let end = |ip: IpAddr| if steered_names.is_synthetic(ip) { known.behind(ip) } else { Some(ip) };
-    let mut all: BTreeMap<IpAddr, Duration> = BTreeMap::new();
+    let mut all: BTreeMap<Opening, Duration> = BTreeMap::new();
     for name in names {
         // Judged when it was learned; the translator's prefix may have changed since.
         let leads = |ip: IpAddr| !is_hidden(ip) && guard::judge(ip, name.reach(), nat64) == guard::Judgement::Permitted;
         let opens = |ip: IpAddr| steered_names.admit(name.name(), ip) && end(ip).is_some_and(leads);
         for (ip, left) in known.of(name).into_iter().filter(|(ip, _)| opens(*ip)) {
-            let longest = all.entry(ip).or_default();
+            let longest = all.entry(Opening { asker: name.asker(), to: ip }).or_default();
             *longest = left.max(*longest);
         }
     }

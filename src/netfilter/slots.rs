@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::batch::{Batch, Element};
 use super::elements::{Addresses, Elements};
 use super::names::set_name;
-use super::plan::{RuleSet, RuleSets, all_names, learned, mapped};
+use super::plan::{Opening, RuleSet, RuleSets, all_names, learned, mapped};
 use egret_core::learned::Known;
 use egret_core::policy::{SteeredNames, Wild};
 use egret_core::rule::LearnedName;
@@ -45,7 +45,7 @@ struct Slot {
     /// Wildcards that list others.
     wild: Option<Wild>,
     /// What the sets have of those, and until when each counts.
-    learned: BTreeMap<IpAddr, Instant>,
+    learned: BTreeMap<Opening, Instant>,
 }
 
 /// Learned addresses that one rule's sets hold: names under a wildcard have no end.
@@ -217,7 +217,7 @@ impl Slots {
     fn follow(
         &mut self,
         news: &[LearnedName],
-        learned: impl Fn(&[LearnedName]) -> Vec<(IpAddr, Duration)>,
+        learned: impl Fn(&[LearnedName]) -> Vec<(Opening, Duration)>,
         batch: &mut Batch,
     ) {
         for number in 0..self.taken.len() {
@@ -237,17 +237,17 @@ impl Slots {
 
     /// What is learned for a slot beside what it has: the kernel itself takes out what counts no more. Of more than a set
     /// may hold, what would go first goes now.
-    fn learn_more(&mut self, number: usize, addresses: &[(IpAddr, Duration)], batch: &mut Batch) {
+    fn learn_more(&mut self, number: usize, addresses: &[(Opening, Duration)], batch: &mut Batch) {
         let Some(Some(slot)) = self.taken.get(number).filter(|_| !addresses.is_empty()) else { return };
         let now = Instant::now();
-        let mut all: BTreeMap<IpAddr, Duration> =
-            slot.learned.iter().map(|(ip, until)| (*ip, until.saturating_duration_since(now))).collect();
+        let mut all: BTreeMap<Opening, Duration> =
+            slot.learned.iter().map(|(opening, until)| (*opening, until.saturating_duration_since(now))).collect();
         all.retain(|_, left| !left.is_zero());
-        for (ip, left) in addresses {
-            let longest = all.entry(*ip).or_default();
+        for (opening, left) in addresses {
+            let longest = all.entry(*opening).or_default();
             *longest = (*left).max(*longest);
         }
-        let mut all: Vec<(IpAddr, Duration)> = all.into_iter().collect();
+        let mut all: Vec<(Opening, Duration)> = all.into_iter().collect();
         if all.len() > MOST_LEARNED {
             all.sort_by_key(|(_, left)| std::cmp::Reverse(*left));
             all.truncate(MOST_LEARNED);
@@ -256,22 +256,22 @@ impl Slots {
     }
 
     /// What is learned for a slot, from now on: writes it, and takes out what counts no more.
-    fn learn(&mut self, number: usize, addresses: &[(IpAddr, Duration)], batch: &mut Batch) {
+    fn learn(&mut self, number: usize, addresses: &[(Opening, Duration)], batch: &mut Batch) {
         let Some(Some(slot)) = self.taken.get_mut(number) else { return };
         let before = std::mem::replace(&mut slot.learned, until(addresses));
-        let mut due: Vec<(IpAddr, Duration)> = Vec::new();
-        for (ip, left) in addresses {
-            let Some(will) = slot.learned.get_mut(ip) else { continue };
-            match before.get(ip) {
+        let mut due: Vec<(Opening, Duration)> = Vec::new();
+        for (opening, left) in addresses {
+            let Some(will) = slot.learned.get_mut(opening) else { continue };
+            match before.get(opening) {
                 Some(was) if *will < *was + TOLERABLE && *was < *will + TOLERABLE => *will = *was,
-                _ => due.push((*ip, *left)),
+                _ => due.push((*opening, *left)),
             }
         }
-        for (family, is_v4) in LEARNED {
-            let set = set_name(self.action, number, family);
-            forget(batch, &set, only(&before, &slot.learned, is_v4));
-            let of_family = due.iter().filter(|(ip, _)| ip.is_ipv4() == is_v4);
-            let elements: Vec<Element> = of_family.map(|(ip, left)| Element::learned(*ip, *left)).collect();
+        for kind in LEARNED {
+            let set = set_name(self.action, number, kind.set);
+            forget(batch, &set, only(&before, &slot.learned, kind));
+            let of_kind = due.iter().filter(|(opening, _)| kind.holds(*opening));
+            let elements: Vec<Element> = of_kind.map(|(opening, left)| Element::learned(*opening, *left)).collect();
             batch.renew(&set, &elements);
         }
     }
@@ -381,18 +381,18 @@ impl Slots {
             let port = |(protocol, low, high)| std::iter::once(Element::ports(protocol, low, high));
             swap(batch, &set("ports"), &old.elements.ports, &new.elements.ports, port);
             // Denials learn nothing, and have no such sets.
-            for (family, is_v4) in LEARNED.into_iter().filter(|_| self.action == "allow") {
-                forget(batch, &set(family), only(&old.learned, &new.learned, is_v4));
-                let fresh = only(&new.learned, &old.learned, is_v4).filter(|(_, left)| !left.is_zero());
-                batch.add(&set(family), &fresh.map(element).collect::<Vec<_>>());
+            for kind in LEARNED.into_iter().filter(|_| self.action == "allow") {
+                forget(batch, &set(kind.set), only(&old.learned, &new.learned, kind));
+                let fresh = only(&new.learned, &old.learned, kind).filter(|(_, left)| !left.is_zero());
+                batch.add(&set(kind.set), &fresh.map(element).collect::<Vec<_>>());
                 // The kernel's own time for what stays is the one it was put in with.
                 let now = Instant::now();
-                let stays = new.learned.iter().filter(|(ip, until)| {
-                    let was = old.learned.get(ip).filter(|_| ip.is_ipv4() == is_v4);
+                let stays = new.learned.iter().filter(|(opening, until)| {
+                    let was = old.learned.get(opening).filter(|_| kind.holds(**opening));
                     was.is_some_and(|was| *was > **until + TOLERABLE || **until > *was + TOLERABLE)
                 });
-                let stays = stays.map(|(ip, until)| element((*ip, until.saturating_duration_since(now))));
-                batch.renew(&set(family), &stays.collect::<Vec<_>>());
+                let stays = stays.map(|(opening, until)| element((*opening, until.saturating_duration_since(now))));
+                batch.renew(&set(kind.set), &stays.collect::<Vec<_>>());
             }
         }
     }
@@ -400,7 +400,7 @@ impl Slots {
     fn flush(&self, batch: &mut Batch) {
         let mut whats: Vec<&str> = vec!["sources4", "sources6", "destinations4", "destinations6", "ports"];
         if self.action == "allow" {
-            whats.extend(["learned4", "learned6"]);
+            whats.extend(LEARNED.map(|kind| kind.set));
         }
         for number in 0..self.taken.len() {
             whats.iter().for_each(|what| batch.flush(&set_name(self.action, number, what)));
@@ -412,7 +412,7 @@ impl Slot {
     fn holds(&self, from: IpAddr, to: SocketAddr, protocol: u8) -> bool {
         let mut ports = self.elements.ports.iter();
         self.elements.sources.contains(from)
-            && self.leads_to(to.ip())
+            && self.leads(Opening { asker: Some(from), to: to.ip() })
             && ports.any(|(of, low, high)| *of == protocol && (*low..=*high).contains(&to.port()))
     }
 
@@ -427,29 +427,30 @@ impl Slot {
         sources.is_empty() || ports.is_empty() || (destinations.is_empty() && self.learned.is_empty())
     }
 
-    /// Whether it leads to an address, for whomever.
-    fn leads_to(&self, ip: IpAddr) -> bool {
-        let is_learned = || self.learned.get(&ip).is_some_and(|until| *until > Instant::now());
-        self.elements.destinations.contains(ip) || is_learned()
+    /// Whether it leads to an address, for one client or for all of its own.
+    fn leads(&self, opening: Opening) -> bool {
+        let is_learned = |opening| self.learned.get(&opening).is_some_and(|until| *until > Instant::now());
+        let for_all = Opening { asker: None, ..opening };
+        self.elements.destinations.contains(opening.to) || is_learned(for_all) || is_learned(opening)
     }
 
     /// What both hold.
     fn common(&self, next: &Self) -> Self {
-        let all = self.learned.iter().filter(|(ip, _)| next.leads_to(**ip));
-        let all = all.chain(next.learned.iter().filter(|(ip, _)| self.leads_to(**ip)));
+        let all = self.learned.iter().filter(|(opening, _)| next.leads(**opening));
+        let all = all.chain(next.learned.iter().filter(|(opening, _)| self.leads(**opening)));
         Self {
             rule: Arc::clone(&next.rule),
             // While one policy follows another, nothing is learned.
             names: Vec::new(),
             wild: None,
             elements: self.elements.common(&next.elements),
-            learned: all.map(|(ip, until)| (*ip, *until)).collect(),
+            learned: all.map(|(opening, until)| (*opening, *until)).collect(),
         }
     }
 
     /// What either holds, source by destination by port, and so more where they differ in several.
     fn and(&self, next: &Self) -> Self {
-        let learned = self.learned.iter().chain(&next.learned).map(|(ip, until)| (*ip, *until)).collect();
+        let learned = self.learned.iter().chain(&next.learned).map(|(opening, until)| (*opening, *until)).collect();
         let (rule, elements) = (Arc::clone(&next.rule), self.elements.clone().and(next.elements.clone()));
         Self { rule, elements, names: Vec::new(), wild: None, learned }
     }
@@ -479,9 +480,9 @@ impl Slot {
     }
 }
 
-fn until(addresses: &[(IpAddr, Duration)]) -> BTreeMap<IpAddr, Instant> {
+fn until(addresses: &[(Opening, Duration)]) -> BTreeMap<Opening, Instant> {
     let now = Instant::now();
-    addresses.iter().map(|(ip, left)| (*ip, now + *left)).collect()
+    addresses.iter().map(|(opening, left)| (*opening, now + *left)).collect()
 }
 
 /// Writes what leads from one content of the maps of synthetic addresses to another.
@@ -526,26 +527,45 @@ fn swap<T: Copy + Eq + Hash, E: Iterator<Item = Element>>(
     batch.add(set, &only(will, was));
 }
 
-/// The sets of learned addresses, and whether they are of IPv4.
-const LEARNED: [(&str, bool); 2] = [("learned4", true), ("learned6", false)];
-
-/// Addresses of one family that only the one has, each with the time that is left of it.
-fn only<'a>(
-    one: &'a BTreeMap<IpAddr, Instant>,
-    other: &'a BTreeMap<IpAddr, Instant>,
+/// A set of learned addresses.
+#[derive(Clone, Copy)]
+struct LearnedSet {
+    set: &'static str,
     is_v4: bool,
-) -> impl Iterator<Item = (IpAddr, Duration)> + 'a {
-    let now = Instant::now();
-    let only = one.iter().filter(move |(ip, _)| ip.is_ipv4() == is_v4 && !other.contains_key(ip));
-    only.map(move |(ip, until)| (*ip, until.saturating_duration_since(now)))
+    /// Whether each is for one client.
+    is_asked: bool,
 }
 
-fn element((ip, left): (IpAddr, Duration)) -> Element {
-    Element::learned(ip, left.max(Duration::from_secs(1)))
+impl LearnedSet {
+    fn holds(self, opening: Opening) -> bool {
+        opening.is_of(self.is_v4) && opening.asker.is_some() == self.is_asked
+    }
+}
+
+const LEARNED: [LearnedSet; 4] = [
+    LearnedSet { set: "learned4", is_v4: true, is_asked: false },
+    LearnedSet { set: "learned6", is_v4: false, is_asked: false },
+    LearnedSet { set: "asked4", is_v4: true, is_asked: true },
+    LearnedSet { set: "asked6", is_v4: false, is_asked: true },
+];
+
+/// What of one kind only the one has, each with the time that is left of it.
+fn only<'a>(
+    one: &'a BTreeMap<Opening, Instant>,
+    other: &'a BTreeMap<Opening, Instant>,
+    kind: LearnedSet,
+) -> impl Iterator<Item = (Opening, Duration)> + 'a {
+    let now = Instant::now();
+    let only = one.iter().filter(move |(opening, _)| kind.holds(**opening) && !other.contains_key(opening));
+    only.map(move |(opening, until)| (*opening, until.saturating_duration_since(now)))
+}
+
+fn element((opening, left): (Opening, Duration)) -> Element {
+    Element::learned(opening, left.max(Duration::from_secs(1)))
 }
 
 /// Takes addresses out. What has run out meanwhile is put back, so that it can be taken out.
-fn forget(batch: &mut Batch, set: &str, gone: impl Iterator<Item = (IpAddr, Duration)>) {
+fn forget(batch: &mut Batch, set: &str, gone: impl Iterator<Item = (Opening, Duration)>) {
     let gone: Vec<Element> = gone.map(element).collect();
     batch.add(set, &gone);
     batch.take(set, &gone);
@@ -588,7 +608,7 @@ mod tests {
         let many: Vec<RuleSet> = (0..4).map(|n| set(&format!("n{n}"), "2.2.2.2/32")).collect();
         assert!(slots.next(&many).is_ok(), "left slots serve where nothing else is free");
         let named = |rule: &str, host: u8| RuleSet {
-            learned: vec![([2, 2, 2, host].into(), Duration::from_secs(9))],
+            learned: vec![(IpAddr::from([2, 2, 2, host]).into(), Duration::from_secs(9))],
             ..set(rule, "1.1.1.4/32")
         };
         let by_name = Slots::of("allow", &[named("x", 1)], 2);
@@ -604,7 +624,7 @@ mod tests {
     #[test]
     fn what_is_learned_no_more_goes_and_what_has_run_out_stays_out() {
         let [known, both, late] = [[2, 2, 2, 1], [2, 2, 2, 2], [2, 2, 2, 3]].map(Ipv4Addr::from);
-        let learned = |all: &[Ipv4Addr], left| all.iter().map(|ip| (IpAddr::V4(*ip), left)).collect::<Vec<_>>();
+        let learned = |all: &[Ipv4Addr], left| all.iter().map(|ip| (IpAddr::V4(*ip).into(), left)).collect::<Vec<_>>();
         let minute = Duration::from_secs(60);
         let mut slots = Slots::of("allow", &[set("a", "1.1.1.1/32")], 1);
         slots.learn(0, &learned(&[known, both], minute), &mut Batch::of("t"));
@@ -614,20 +634,33 @@ mod tests {
         let mut batch = Batch::of("t");
         slots.learn(0, &learned(&[both, late], 2 * minute), &mut batch);
         assert!(batch.names(late) && batch.names(both) && !batch.names(known), "each for longer");
-        assert!(slots.taken[0].as_ref().unwrap().learned.keys().eq(&[IpAddr::V4(both), IpAddr::V4(late)]));
+        assert!(
+            slots.taken[0]
+                .as_ref()
+                .unwrap()
+                .learned
+                .keys()
+                .map(|opening| opening.to)
+                .eq([IpAddr::V4(both), IpAddr::V4(late)])
+        );
         // A table that is filled again, after their time.
         slots.learn(0, &learned(&[both], Duration::ZERO), &mut Batch::of("t"));
         let (mut batch, nothing) = (Batch::of("t"), Slots { action: "allow", taken: vec![None] });
         nothing.change(&slots, &mut batch);
         assert!(batch.names([1, 1, 1, 1].into()) && !batch.names(both));
-        assert!(!slots.taken[0].as_ref().unwrap().leads_to(both.into()));
+        assert!(!slots.taken[0].as_ref().unwrap().leads(IpAddr::V4(both).into()));
     }
 
     #[test]
     fn an_address_that_stays_has_the_time_of_the_rule_that_has_it_now() {
         let (ip, minute) = (Ipv4Addr::from([2, 2, 2, 2]), Duration::from_secs(60));
-        let of =
-            |lasts| Slots::of("allow", &[RuleSet { learned: vec![(ip.into(), lasts)], ..set("a", "1.1.1.1/32") }], 1);
+        let of = |lasts| {
+            Slots::of(
+                "allow",
+                &[RuleSet { learned: vec![(IpAddr::V4(ip).into(), lasts)], ..set("a", "1.1.1.1/32") }],
+                1,
+            )
+        };
         let changes = |to: Duration| {
             let mut batch = Batch::of("t");
             of(minute).change(&of(to), &mut batch);
@@ -669,7 +702,8 @@ mod tests {
         for n in 0..40u8 {
             let all: Vec<IpAddr> =
                 (0..=u16::MAX).step_by(128).map(|at| IpAddr::from([30, n, (at >> 8) as u8, at as u8])).collect();
-            let many: Vec<(IpAddr, Duration)> = all.into_iter().map(|ip| (ip, Duration::from_secs(90))).collect();
+            let many: Vec<(Opening, Duration)> =
+                all.into_iter().map(|ip| (ip.into(), Duration::from_secs(90))).collect();
             slots.learn_more(0, &many, &mut Batch::of("t"));
         }
         assert_eq!(slots.taken[0].as_ref().unwrap().learned.len(), MOST_LEARNED);
@@ -682,7 +716,9 @@ mod tests {
         let all = |on: u8, net| Addresses::of(&bits(on).map(at(net)).collect::<Vec<_>>());
         let ports = bits(ports).map(|port| (TCP, port.into(), port.into())).collect();
         let elements = Elements { sources: all(from, 1), destinations: all(to, 2), ports };
-        let learned = bits(learned).map(|host| (at(2)(host).addr(), Duration::from_secs(60))).collect();
+        // One of them is for one source alone.
+        let opening = |host| Opening { asker: (host == 3).then(|| at(1)(0).addr()), to: at(2)(host).addr() };
+        let learned = bits(learned).map(|host| (opening(host), Duration::from_secs(60))).collect();
         RuleSet { rule: name.into(), elements, names: Vec::new(), wild: None, learned }
     }
 

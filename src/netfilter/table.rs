@@ -1,11 +1,11 @@
 //! The body of a table while it is written: sets, counters, and room for chains.
 
 use std::fmt::{Display, Write as _};
-use std::net::IpAddr;
+use std::time::Duration;
 
 use super::elements::Addresses;
 use super::names::{REASONS, set_name};
-use super::plan::{Plan, RuleSet};
+use super::plan::{Opening, Plan, RuleSet};
 
 /// Clients whose share of the lines is known at once, in each family. What finds no room has no line.
 const LOGGED_CLIENTS: u32 = 65_536;
@@ -111,11 +111,17 @@ impl Table {
         self.set(&set_name(action, number, "ports"), "inet_proto . inet_service", "interval", &ports);
         if action == "allow" {
             for (family, kind) in [("4", "ipv4_addr"), ("6", "ipv6_addr")] {
-                let is_of = |ip: &IpAddr| ip.is_ipv4() == (family == "4");
-                let learned = rule_set.into_iter().flat_map(|set| &set.learned).filter(|(ip, _)| is_of(ip));
-                let learned: Vec<String> =
-                    learned.map(|(ip, left)| format!("{ip} timeout {}s", left.as_secs().max(1))).collect();
+                let learned = rule_set.into_iter().flat_map(|set| &set.learned);
+                let learned = learned.filter(|(opening, _)| opening.is_of(family == "4"));
+                let (asked, learned): (Vec<_>, Vec<_>) = learned.partition(|(opening, _)| opening.asker.is_some());
+                let text = |(Opening { asker, to }, left): &&(Opening, Duration)| {
+                    let asker = asker.map(|asker| format!("{asker} . ")).unwrap_or_default();
+                    format!("{asker}{to} timeout {}s", left.as_secs().max(1))
+                };
+                let [learned, asked] = [learned, asked].map(|all| all.iter().map(text).collect::<Vec<_>>());
                 self.set(&set_name(action, number, &format!("learned{family}")), kind, "timeout", &learned);
+                let pair = format!("{kind} . {kind}");
+                self.set(&set_name(action, number, &format!("asked{family}")), &pair, "timeout", &asked);
             }
             let _ = writeln!(self.text, "  counter {action}{number} {{ }}");
         }

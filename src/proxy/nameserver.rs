@@ -3,6 +3,7 @@
 //! A question takes the walk of a connection and turns back with an answer: policy by name, servers, policy by alias and
 //! address. What network rules shall know of it they know before the client does.
 
+mod allowance;
 mod novelty;
 mod reply;
 pub mod settings;
@@ -11,6 +12,7 @@ pub mod tcp;
 mod teach;
 pub mod udp;
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -75,15 +77,20 @@ pub async fn keep_steered(nameserver: Weak<Nameserver>) {
         let Some(nameserver) = nameserver.upgrade() else { return };
         let Services { steering: Some(steering), table: Some(_), .. } = &*nameserver.services else { return };
         let pool = steering.pool();
-        let looked = tokio::task::spawn_blocking(move || conntrack::destinations(|ip| pool.contains(ip)));
+        let looked = tokio::task::spawn_blocking(move || conntrack::in_use(|ip| pool.contains(ip)));
         match looked.await {
             Ok(Ok(used)) => {
                 let mut asking = JoinSet::new();
-                for (ip, name) in used.into_iter().filter_map(|ip| Some((ip, steering.name(ip)?))) {
+                // A question of anybody's renews what it has opened for all.
+                let asker = |client| Some(client).filter(|_| nameserver.settings.opens_for_asker);
+                let used: HashSet<_> = used.into_iter().map(|(client, ip)| (asker(client), ip)).collect();
+                for (asker, ip) in used {
+                    let Some(name) = steering.name(ip) else { continue };
+                    let source = asker.map_or_else(Source::anybody, Source::at);
                     if asking.len() >= AT_ONCE {
                         asking.join_next().await;
                     }
-                    asking.spawn(Arc::clone(&nameserver).renew(name, ip.is_ipv6()));
+                    asking.spawn(Arc::clone(&nameserver).renew(source, name, ip.is_ipv6()));
                 }
                 asking.join_all().await;
             }
@@ -320,9 +327,9 @@ impl Nameserver {
     }
 
     /// Asks for a name as its clients would.
-    async fn renew(self: Arc<Self>, name: HostName, is_v6: bool) {
+    async fn renew(self: Arc<Self>, source: Source, name: HostName, is_v6: bool) {
         let (policy, _) = self.services.policy.numbered();
-        let Ok(clearance) = policy.by_question(&Source::anybody(), &name) else { return };
+        let Ok(clearance) = policy.by_question(&source, &name) else { return };
         let kind = if is_v6 { RecordType::AAAA } else { RecordType::A };
         let holder = self.teacher.holder_of(name.as_str());
         let judged = Judged { policy, clearance, kind, holder, key: None, since: Instant::now() };
@@ -342,7 +349,9 @@ impl Nameserver {
             self.novelty.know(name);
         }
         let answer = self.tell(policy, clearance, *kind, &records).await?;
-        if let Some(key) = key.as_ref().filter(|_| !records.is_stale) {
+        // What opens for one client is not another one's to read.
+        let is_own = self.settings.opens_for_asker && clearance.is_for_network();
+        if let Some(key) = key.as_ref().filter(|_| !records.is_stale && !is_own) {
             // In the last tenth of its time a question is seen, and has the name asked for again.
             let now = Instant::now();
             let [nearly, over] = [records.life * 9 / 10, records.life].map(|life| records.answered + life);

@@ -585,3 +585,42 @@ fn a_question_that_comes_back_ends_at_once() {
     assert_eq!((&line["reason"], &line["stage"]), (&"dns_failed".into(), &"dns".into()), "{line:#}");
     assert!(egret.errors().contains("DNS questions go in a circle"), "{}", egret.errors());
 }
+
+#[test]
+fn one_client_opens_so_many_addresses_under_a_wildcard_and_no_more() {
+    let dns = Dns::start();
+    dns.set("*", Does::Rebind((1..=250).map(ip).collect()));
+    for n in 0..20 {
+        let many: Vec<Record> =
+            (0..200).map(|m| record(&format!("n{n}.tun.test."), 1, RData::A(A([20, 1, n, m].into())))).collect();
+        dns.set(&format!("n{n}.tun.test"), Does::Records(many));
+    }
+    let own = own_ip();
+    let config = format!(
+        "listeners: [{{ kind: dns, bind: \"{own}:{PORT}\" }}]\nadmin: {{ bind: \"{own}:9901\" }}\n\
+         dns: {{ upstreams: [\"{}\"] }}\npolicy:\n{POLICY}    - {{ name: tunnel, fqdns: [\"*.tun.test\"], protocols: [\"tcp:9000\"] }}\n",
+        dns.address
+    );
+    let egret = Egret::run(&config, own);
+    let answered = (0..20).filter(|n| {
+        // By TCP, for which an answer is never too long.
+        let said = run(
+            "dig",
+            &[
+                "+tcp",
+                "+tries=1",
+                &format!("@{own}"),
+                "-p",
+                &PORT.to_string(),
+                "-b",
+                &own.to_string(),
+                &format!("n{n}.tun.test"),
+            ],
+        );
+        text(&said).contains("status: NOERROR")
+    });
+    assert_eq!(answered.count(), 10, "2,048 addresses");
+    let line = egret.record("the bound", |line| line["reason"] == "rate_limited");
+    assert_eq!(line["rule"], "tunnel", "{line:#}");
+    assert!(!shown(&ask(&egret, "web.test.", RecordType::A)).is_empty(), "names of other rules go on");
+}

@@ -193,6 +193,45 @@ fn what_one_client_asked_is_open_for_another_before_its_answer() {
 }
 
 #[test]
+fn what_one_client_asked_is_open_for_no_other_where_the_client_is_the_key() {
+    let Some(world) = world() else { return };
+    world.dns.answer("exact.example", &["20.60.4.16"]);
+    let egret = hop(&world, &config(POLICY, "floor: 60s, key: client").replace("forwarders: [\"10.225.1.1\"]", ""));
+    let server = format!("{HOP1}:53");
+    let other = Ipv4Addr::new(10, 224, 0, 11);
+    let reaches = |client: Ipv4Addr, to: Ipv4Addr| {
+        let socket = UdpSocket::bind((client, 0)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        socket.connect((to, PORT)).unwrap();
+        socket.send(b"hello").is_ok() && socket.recv(&mut [0; 5]).is_ok()
+    };
+    world.at("client", || {
+        ip(&["addr", "add", "10.224.0.11/24", "dev", "eth0"]);
+        let first = Ipv4Addr::new(10, 224, 0, 10);
+        world.dns.answer("one.tun.example", &["20.60.4.1"]);
+        let address = resolve_from(first, &server, "one.tun.example.").unwrap();
+        assert!(reaches(first, address) && !reaches(other, address));
+        assert_eq!(resolve_from(other, &server, "one.tun.example."), Ok(address));
+        assert!(reaches(other, address) && reaches(first, address));
+        // What is kept resolved is open for every client of its rule.
+        let exact = resolve_from(first, &server, "exact.example.").unwrap();
+        assert!(reaches(other, exact));
+    });
+    reload(
+        &egret,
+        &config(&POLICY.replace("[exact.example]", "[exact.example], steer: false"), "floor: 60s, key: client")
+            .replace("forwarders: [\"10.225.1.1\"]", ""),
+        1,
+    );
+    world.at("client", || {
+        world.dns.answer("two.tun.example", &["20.60.4.2"]);
+        let address = resolve_from(other, &server, "two.tun.example.").unwrap();
+        assert!(reaches(other, address) && !reaches(Ipv4Addr::new(10, 224, 0, 10), address));
+        assert!(reaches(other, Ipv4Addr::new(20, 60, 4, 1)), "a reload keeps what it was");
+    });
+}
+
+#[test]
 fn a_server_that_a_network_rule_names_is_asked_directly() {
     let Some(world) = world() else { return };
     let rule = "    - { name: server, destinations: [20.50.1.1/32], protocols: [\"udp:53\"] }\n";
@@ -207,7 +246,7 @@ fn a_server_that_a_network_rule_names_is_asked_directly() {
 #[test]
 fn answers_wait_for_a_reload() {
     let Some(world) = world() else { return };
-    const LEARN: &str = "floor: 60s, grace: 5s";
+    const LEARN: &str = "floor: 5s, grace: 2s";
     let egret = hop(&world, &config(POLICY, LEARN));
     let (server, stop) = (format!("{HOP1}:53"), AtomicBool::new(false));
     std::thread::scope(|scope| {

@@ -242,21 +242,41 @@ impl NetRule {
 
 /// A name, and where it may lead: what addresses are learned for. Rules that say both alike share what is known.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct LearnedName(Arc<(HostName, Reach)>);
+pub struct LearnedName(Arc<Learnt>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Learnt {
+    name: HostName,
+    reach: Reach,
+    asker: Option<IpAddr>,
+}
 
 impl LearnedName {
     #[must_use]
     pub fn new(name: HostName, reach: Reach) -> Self {
-        Self(Arc::new((name, reach)))
+        Self(Arc::new(Learnt { name, reach, asker: None }))
+    }
+
+    /// The same for one client alone, which was answered.
+    #[must_use]
+    pub fn asked_by(&self, client: IpAddr) -> Self {
+        let Learnt { name, reach, .. } = (*self.0).clone();
+        Self(Arc::new(Learnt { name, reach, asker: Some(client) }))
     }
 
     #[must_use]
     pub fn name(&self) -> &HostName {
-        &self.0.0
+        &self.0.name
     }
 
     #[must_use]
     pub fn reach(&self) -> &Reach {
-        &self.0.1
+        &self.0.reach
+    }
+
+    /// The one client that it was learned for; `None`: all that its rules are for.
+    #[must_use]
+    pub fn asker(&self) -> Option<IpAddr> {
+        self.0.asker
     }
 }

@@ -1,51 +1,37 @@
 //! How much a client may say in names: new names under a wildcard carry data to the servers that are asked for them.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
 use moka::sync::Cache;
 use tokio::time::Instant;
 
+use super::allowance::Allowance;
 use egret_core::name::HostName;
 
 /// A name that was answered so long ago is not a new one.
 const KNOWN: Duration = Duration::from_secs(24 * 3600);
 /// A new name counts once in this time, however often and for whichever records it is asked for.
 const COUNTED: Duration = Duration::from_secs(60);
-/// Names that are known, and allowances that are kept.
+/// Names that are known.
 const MOST: u64 = 262_144;
 
 /// Allowances of characters, by wildcard and client.
 #[derive(Debug)]
 pub(super) struct Novelty {
     /// Characters a minute.
-    allowance: u32,
+    allowance: Allowance,
     /// Names that brought an answer, and names that have been counted.
     known: Cache<HostName, (), RandomState>,
     counted: Cache<HostName, (), RandomState>,
-    spent: Cache<(Arc<str>, IpAddr), Spent, RandomState>,
-}
-
-/// What has been spent, as of a time.
-#[derive(Clone, Copy, Debug)]
-struct Spent {
-    characters: f64,
-    at: Instant,
 }
 
 impl Novelty {
     pub(super) fn new(allowance: u32) -> Self {
         let names =
             |lasts| Cache::builder().max_capacity(MOST).time_to_live(lasts).build_with_hasher(RandomState::default());
-        let spent = Cache::builder().max_capacity(MOST).time_to_idle(COUNTED);
-        Self {
-            allowance,
-            known: names(KNOWN),
-            counted: names(COUNTED),
-            spent: spent.build_with_hasher(RandomState::default()),
-        }
+        Self { allowance: Allowance::new(allowance, COUNTED), known: names(KNOWN), counted: names(COUNTED) }
     }
 
     /// The name brought an answer.
@@ -62,18 +48,7 @@ impl Novelty {
         }
         let literal = wildcard.rsplit('*').next().unwrap_or_default();
         let says = u32::try_from(name.as_str().len().saturating_sub(literal.len())).unwrap_or(u32::MAX);
-        let allowance = f64::from(self.allowance);
-        let mut permits = false;
-        self.spent.entry((wildcard.into(), holder)).and_upsert_with(|spent| {
-            let before = spent.map_or(0.0, |spent| {
-                let Spent { characters, at } = spent.into_value();
-                let regained = now.saturating_duration_since(at).as_secs_f64() * allowance / COUNTED.as_secs_f64();
-                (characters - regained).max(0.0)
-            });
-            let after = before + f64::from(says);
-            permits = after <= allowance;
-            Spent { characters: if permits { after } else { before }, at: now }
-        });
+        let permits = self.allowance.take(wildcard.into(), holder, says, now);
         if permits {
             self.counted.insert(name.clone(), ());
         }

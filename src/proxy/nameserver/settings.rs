@@ -31,6 +31,8 @@ pub struct NameserverSettings {
     /// How long an answer opens a network rule's wildcard at least, and how much longer than it may be kept.
     pub floor: Duration,
     pub grace: Duration,
+    /// Whether it opens for the client alone that asked.
+    pub opens_for_asker: bool,
 }
 
 /// Answers that lead clients to the listeners that read names in the bytes.

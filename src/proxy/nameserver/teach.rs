@@ -9,8 +9,11 @@ use foldhash::quality::RandomState;
 use moka::sync::Cache;
 use tokio::time::Instant;
 
+use super::allowance::Allowance;
 use super::settings::NameserverSettings;
 use crate::proxy::services::Services;
+use egret_core::claim::network_of;
+use egret_core::learned::Known;
 use egret_core::name::HostName;
 use egret_core::outcome::{Hint, Reason, Refusal, Stage};
 use egret_core::policy::{Lesson, LessonUse, Policy, QuestionClearance};
@@ -18,6 +21,8 @@ use egret_core::rule::{LearnedName, Reach};
 
 /// How long a lesson that the kernel has acknowledged need not be repeated: little beside what it holds for.
 const ACKNOWLEDGED: Duration = Duration::from_secs(30);
+/// An eighth of what the kernel's sets have room for.
+const MOST_OF_CLIENT: u32 = 2048;
 /// Lessons that are known to have been acknowledged.
 const MOST_ACKNOWLEDGED: u64 = 65_536;
 
@@ -30,6 +35,8 @@ pub(super) struct Teacher {
     /// know for another.
     acknowledged: Cache<(LearnedName, Arc<str>), Arc<[IpAddr]>, RandomState>,
     hasher: RandomState,
+    /// Addresses that one client may open under a rule's wildcards, in the time that they stand for.
+    openings: Allowance,
     /// What stands for the rule of names that no network rule lists yet: rules have names.
     spare: Arc<str>,
 }
@@ -39,7 +46,8 @@ impl Teacher {
         let lasts = acknowledged(&settings);
         let acknowledged = Cache::builder().max_capacity(MOST_ACKNOWLEDGED).time_to_live(lasts);
         let acknowledged = acknowledged.build_with_hasher(RandomState::default());
-        Self { services, settings, acknowledged, hasher: RandomState::default(), spare: "".into() }
+        let openings = Allowance::new(MOST_OF_CLIENT, settings.stands(Duration::ZERO));
+        Self { services, settings, acknowledged, hasher: RandomState::default(), openings, spare: "".into() }
     }
 
     /// Returns when all that goes by the answer knows it.
@@ -60,7 +68,7 @@ impl Teacher {
         {
             lessons.push(self.spare(clearance.name()));
         }
-        self.learn(lessons, addresses, ttl, false).await
+        self.learn(lessons, clearance.source().ip, addresses, ttl, false).await
     }
 
     /// The same of a name's synthetic address, which leads to one of those `behind` it.
@@ -90,25 +98,41 @@ impl Teacher {
         if lessons.is_empty() {
             lessons.push(self.spare(clearance.name()));
         }
-        self.learn(lessons, &[synthetic], ttl, has_moved).await
+        self.learn(lessons, clearance.source().ip, &[synthetic], ttl, has_moved).await
     }
 
     async fn learn(
         &self,
         lessons: Vec<Lesson>,
+        client: Option<IpAddr>,
         addresses: &[IpAddr],
         ttl: Duration,
         is_due: bool,
     ) -> Result<(), Refusal> {
         for Lesson { name, rule, by } in lessons {
+            let asker = client.filter(|_| self.settings.opens_for_asker && by == LessonUse::Wildcard);
+            let name = asker.map_or_else(|| name.clone(), |asker| name.asked_by(asker));
             let key = (name, rule);
             let is_known = |known: Arc<[IpAddr]>| addresses.iter().all(|ip| known.contains(ip));
             if !is_due && self.acknowledged.get(&key).is_some_and(is_known) {
                 continue;
             }
             self.acknowledged.invalidate(&key);
-            let (learned, now) = (&self.services.learned, Instant::now().into_std());
+            let (learned, now) = (&self.services.learned, Instant::now());
             let (name, rule) = &key;
+            // No client's names take the room of others' under the same rule.
+            let known = Known::at(learned, now.into_std());
+            let fresh = addresses.iter().filter(|ip| !known.has(name, **ip)).count();
+            if let Some(client) =
+                client.map(network_of).filter(|_| by == LessonUse::Wildcard && **rule != *self.spare && fresh > 0)
+                && !self.openings.take(Arc::clone(rule), client, u32::try_from(fresh).unwrap_or(u32::MAX), now)
+            {
+                let nearest =
+                    "the client's names have opened as many addresses under the rule's wildcards as one client's may";
+                let hint = Hint { rule: Some(Arc::clone(rule)), nearest: Some(nearest.to_owned()), ..Hint::default() };
+                return Err(Refusal::new(Reason::RateLimited, Stage::Limit).with(hint));
+            }
+            let now = now.into_std();
             match by {
                 LessonUse::Wildcard => learned.learn_for(rule, name, addresses, self.settings.stands(ttl), now),
                 LessonUse::Network | LessonUse::Destination => drop(learned.learn(name, addresses, now)),

@@ -8,6 +8,7 @@ use super::evidence::Flow;
 use super::own_addresses::Own;
 use super::permit::{Clearance, Destination, Grant, Permit};
 use crate::answers::Answers;
+use crate::claim::Source;
 use crate::learned::Known;
 use crate::outcome::{Reason, Refusal, Stage};
 use crate::rule::guard::{self, Judgement};
@@ -94,7 +95,7 @@ impl Policy {
     }
 
     /// Where a rule lets its names, or a literal, lead.
-    fn reach_of(&self, grant: Grant, answers: &Answers, known: Known<'_>) -> Option<Cow<'_, Reach>> {
+    fn reach_of(&self, grant: Grant, source: &Source, answers: &Answers, known: Known<'_>) -> Option<Cow<'_, Reach>> {
         match grant {
             Grant::App { rule, .. } => Some(Cow::Borrowed(&self.apps.get(rule as usize)?.reach)),
             Grant::NetName { rule, .. } | Grant::NetKept { rule } => {
@@ -105,7 +106,7 @@ impl Policy {
             Grant::NetAddress { rule: id } => {
                 let rule = self.nets.get(id as usize)?;
                 let literal = answers.addresses.first().map(|ip| guard::effective(*ip, self.nat64));
-                let is_learned = literal.is_some_and(|ip| self.leads_by_name(id, rule, ip, known));
+                let is_learned = literal.is_some_and(|ip| self.leads_by_name(id, rule, source, ip, known));
                 let prefix = literal.and_then(|ip| rule.destinations.longest(ip));
                 let nowhere = Reach { public: false, prefixes: Vec::new() };
                 let mut reach = if is_learned { rule.reach.clone() } else { nowhere };
@@ -125,7 +126,8 @@ impl Policy {
     ) -> Result<Vec<IpAddr>, Refusal> {
         let Clearance { source, transport, port, .. } = clearance;
         let flow = Flow { source, transport: *transport, port: *port };
-        let reach = self.reach_of(grant, answers, known).ok_or(Refusal::new(Reason::Internal, Stage::Address))?;
+        let reach =
+            self.reach_of(grant, source, answers, known).ok_or(Refusal::new(Reason::Internal, Stage::Address))?;
         let mut good = Vec::with_capacity(answers.addresses.len());
         let (mut worst, mut closed) = (None, None);
         for ip in &answers.addresses {

@@ -244,7 +244,7 @@ impl Policy {
             return Err(self.refusal_by(Reason::RuleDenied, Stage::Network, grant));
         }
         let ip = guard::effective(ip, self.nat64);
-        Ok(self.net_rules(flow, Action::Allow, |id, rule| self.covers(id, rule, ip, known)).collect())
+        Ok(self.net_rules(flow, Action::Allow, |id, rule| self.covers(id, rule, flow.source, ip, known)).collect())
     }
 
     /// A denial names no names: what has been learned does not matter to it.
@@ -255,16 +255,17 @@ impl Policy {
     }
 
     /// Whether an address is one of a rule's destinations, or stands for one of its names.
-    pub(super) fn covers(&self, id: u32, rule: &NetRule, ip: IpAddr, known: Known<'_>) -> bool {
-        rule.destinations.contains(ip) || self.leads_by_name(id, rule, ip, known)
+    pub(super) fn covers(&self, id: u32, rule: &NetRule, source: &Source, ip: IpAddr, known: Known<'_>) -> bool {
+        rule.destinations.contains(ip) || self.leads_by_name(id, rule, source, ip, known)
     }
 
     /// Whether an address stands for one of a rule's names.
-    pub(super) fn leads_by_name(&self, id: u32, rule: &NetRule, ip: IpAddr, known: Known<'_>) -> bool {
+    pub(super) fn leads_by_name(&self, id: u32, rule: &NetRule, source: &Source, ip: IpAddr, known: Known<'_>) -> bool {
         let lists = |name: &LearnedName| {
             let mut is_listed = false;
             self.net_hosts.matches(name.name(), |pattern| is_listed |= self.net_hosts.rule(pattern) == id);
-            is_listed && *name.reach() == rule.reach && self.steered_names.admit(name.name(), ip)
+            let is_for = name.asker().is_none_or(|asker| source.ip.is_none_or(|ip| ip == asker));
+            is_listed && is_for && *name.reach() == rule.reach && self.steered_names.admit(name.name(), ip)
         };
         rule.kept.iter().any(|name| known.has(name, ip) && self.steered_names.admit(name.name(), ip))
             || (rule.fqdns.len() > rule.kept.len() && known.stands_for(ip).iter().any(lists))

@@ -130,7 +130,7 @@ impl Policy {
     pub(super) fn address_hint(&self, flow: Flow<'_>, ip: IpAddr, known: Known<'_>) -> Hint {
         let covering = (0..)
             .zip(&self.nets)
-            .find(|(id, rule)| rule.action == Action::Allow && self.covers(*id, rule, ip, known))
+            .find(|(id, rule)| rule.action == Action::Allow && self.covers(*id, rule, flow.source, ip, known))
             .map(|(_, rule)| format!("rule {} covers the address on {}", rule.name, ports(&rule.ports)));
         let nearest = covering.or_else(|| self.kept_hint(flow.transport, flow.port));
         let effective = guard::effective(ip, self.nat64);

@@ -164,6 +164,12 @@ impl QuestionClearance {
         self.matched.pattern.as_deref().filter(|_| self.is_wild)
     }
 
+    /// Whether some network rule lists the name.
+    #[must_use]
+    pub fn is_for_network(&self) -> bool {
+        self.grants.iter().any(|grant| !matches!(grant, Grant::App { .. }))
+    }
+
     /// Whom it is for.
     #[must_use]
     pub const fn source(&self) -> &Source {
