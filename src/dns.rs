@@ -36,6 +36,7 @@ use lookups::{AtOnce, Lookups};
 use no_answer::NoAnswer;
 use records::RecordQuestion;
 pub use records::{RecordSet, Records, absolute};
+use server::Asked;
 use settings::DnsSettings;
 use trouble::{Absence, Trouble};
 pub use upstreams::UpstreamError;
@@ -176,17 +177,18 @@ impl Resolver {
         }
     }
 
-    /// What servers say to a question of a DNS client, or the configuration's own entries. A look-up is counted for `client`.
+    /// What servers say to a question of a DNS client, with signatures or without, or the configuration's own entries. A
+    /// look-up is counted for `client`.
     ///
     /// # Errors
     /// As [`Resolver::resolve`].
     pub async fn records(
         &self,
         clearance: &QuestionClearance,
-        kind: RecordType,
+        (kind, is_signed): (RecordType, bool),
         client: IpAddr,
     ) -> Result<Records, Refusal> {
-        let question = RecordQuestion { name: clearance.name().clone(), kind };
+        let question = RecordQuestion { name: clearance.asked().clone(), kind, is_signed };
         if let Some(records) = self.context.records_of_hosts(&question) {
             return Ok(records);
         }
@@ -270,7 +272,7 @@ impl LookupContext {
         });
         let seconds = u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX);
         let answers = of_kind.map(|data| Record::from_rdata(name.clone(), seconds, data)).collect();
-        let set = Arc::new(RecordSet { code: ResponseCode::NoError, answers, soa: None });
+        let set = Arc::new(RecordSet { code: ResponseCode::NoError, answers, soa: None, authorities: Vec::new() });
         Some(Records { set, answered: Instant::now(), life: ttl, is_stale: false })
     }
 
@@ -308,16 +310,17 @@ impl LookupContext {
     async fn ask_records(&self, question: &RecordQuestion) -> Result<(RecordSet, Duration), Failure> {
         let name = absolute(&question.name).map_err(|error| Failure::of(Reason::BadDns, &error))?;
         let group = self.upstreams.group_for(&question.name);
-        let query = Query::query(name, question.kind);
+        let is_signed = question.is_signed;
+        let asked = Asked { query: Query::query(name, question.kind), is_signed };
         let absent = |code, absence: Absence| {
             let life = self.negative_life(absence.ttl);
-            (RecordSet::absent(code, absence), life)
+            (RecordSet::absent(code, is_signed, absence), life)
         };
-        match group.lookup(query, Instant::now() + self.limits.deadline).await {
+        match group.lookup(asked, Instant::now() + self.limits.deadline).await {
             Ok(response) => {
                 let DnsSettings { min_ttl, max_ttl, .. } = self.settings;
                 let bounds = [min_ttl, max_ttl].map(|ttl| u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX));
-                let set = RecordSet::of(response, bounds);
+                let set = RecordSet::of(response, is_signed, bounds);
                 let life = set.shortest().unwrap_or(min_ttl);
                 Ok((set, life))
             }
@@ -392,7 +395,7 @@ async fn within(time: Duration, family: impl Future<Output = Family>) -> Family 
 }
 
 async fn one_family(group: &Group, question: &Name, kind: RecordType, deadline: Duration) -> Family {
-    match group.lookup(Query::query(question.clone(), kind), Instant::now() + deadline).await {
+    match group.lookup(Query::query(question.clone(), kind).into(), Instant::now() + deadline).await {
         Ok(response) => chain::follow(question, kind, &response.answers).map_err(|reason| Failure {
             spoils: reason == Reason::BadDns,
             ..Failure::of(reason, chain::words(reason))

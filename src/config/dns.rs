@@ -111,6 +111,7 @@ pub(super) fn nameserver(
         ("forwarders", !dns.forwarders.is_empty()),
         ("local_ranges", !dns.local_ranges.is_empty()),
         ("chain", dns.chain.is_some()),
+        ("dnssec", dns.dnssec.is_some()),
         ("types", !dns.types.is_empty()),
         ("steer", dns.steer.is_some()),
     ];
@@ -143,6 +144,10 @@ pub(super) fn nameserver(
             }
         }
     }
+    if !dns.forwarders.is_empty() && dns.dnssec.is_none() {
+        let message = "answers have no signatures: a forwarder that validates (DNSSEC) calls those of signed zones bogus; write dnssec: intact, or give it negative trust anchors for them";
+        out.note("dns.forwarders", message);
+    }
     let refused = match dns.refused {
         Some(file::RefusedNames::Refused) => RefusedNames::Refused,
         Some(file::RefusedNames::Nxdomain) | None => RefusedNames::NoName,
@@ -160,6 +165,7 @@ pub(super) fn nameserver(
         refused_ttl,
         forwarders: out.nets("dns.forwarders", &dns.forwarders),
         local_ranges: out.nets("dns.local_ranges", &dns.local_ranges),
+        is_intact: dns.dnssec == Some(file::Dnssec::Intact),
         keeps_chain: dns.chain == Some(file::DnsChain::Keep),
         kinds,
         floor,

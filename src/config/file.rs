@@ -352,12 +352,23 @@ pub(super) struct Dns {
     pub(super) local_ranges: Vec<String>,
     /// What becomes of aliases (CNAME) in answers. Default `flatten`.
     pub(super) chain: Option<DnsChain>,
+    /// What becomes of answers that servers signed (DNSSEC). Default `stripped`.
+    pub(super) dnssec: Option<Dnssec>,
     /// Kinds of records that are answered beside A, AAAA, CNAME, HTTPS, SVCB, SRV, PTR, NS and SOA, such as `TXT`. Default:
     /// none.
     pub(super) types: Vec<String>,
     /// Whether listed names are answered with synthetic addresses, one for each name, and from which ranges; or with egret's
     /// own address, for its `sni` listeners. Default: no.
     pub(super) steer: Option<Steer>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Dnssec {
+    /// They are changed like others, and clients have them without signatures.
+    Stripped,
+    /// Clients that ask for signatures have them unchanged, and without synthetic addresses.
+    Intact,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]

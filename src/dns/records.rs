@@ -16,6 +16,8 @@ use egret_core::name::HostName;
 pub(super) struct RecordQuestion {
     pub(super) name: HostName,
     pub(super) kind: RecordType,
+    /// With signatures.
+    pub(super) is_signed: bool,
 }
 
 impl Question for RecordQuestion {
@@ -33,6 +35,8 @@ pub struct RecordSet {
     pub answers: Vec<Record>,
     /// Of an absence: the zone's SOA record (RFC 2308 §3), where the server sent one.
     pub soa: Option<Record>,
+    /// Of an answer with signatures: the authority section.
+    pub authorities: Vec<Record>,
 }
 
 /// A record set, and for how long it holds.
@@ -55,7 +59,7 @@ impl Keepable for Records {
     }
 
     fn weight(&self) -> usize {
-        (self.set.answers.len() + usize::from(self.set.soa.is_some())) * RECORD
+        (self.set.answers.len() + usize::from(self.set.soa.is_some()) + self.set.authorities.len()) * RECORD
     }
 
     fn stale(self) -> Self {
@@ -65,16 +69,25 @@ impl Keepable for Records {
 
 impl RecordSet {
     /// An answer with records, each of whose lives is within bounds.
-    pub(super) fn of(response: DnsResponse, [least, most]: [u32; 2]) -> Self {
+    pub(super) fn of(response: DnsResponse, is_signed: bool, [least, most]: [u32; 2]) -> Self {
         let code = response.response_code;
         let mut message = response.into_message();
         message.answers.iter_mut().for_each(|record| record.ttl = record.ttl.clamp(least, most));
-        Self { code, answers: message.answers, soa: None }
+        let authorities = if is_signed { message.authorities } else { Vec::new() };
+        Self { code, answers: message.answers, soa: None, authorities }
     }
 
     /// An absence.
-    pub(super) fn absent(code: ResponseCode, absence: Absence) -> Self {
-        Self { code, answers: Vec::new(), soa: absence.soa.map(|soa| (*soa).into_record_of_rdata()) }
+    pub(super) fn absent(code: ResponseCode, is_signed: bool, absence: Absence) -> Self {
+        let authorities = absence.authorities.filter(|_| is_signed).map(|all| all.to_vec()).unwrap_or_default();
+        let soa = absence.soa.map(|soa| (*soa).into_record_of_rdata());
+        Self { code, answers: Vec::new(), soa, authorities }
+    }
+
+    /// Whether a server has signed it.
+    #[must_use]
+    pub fn is_signed(&self) -> bool {
+        self.answers.iter().chain(&self.authorities).any(|record| record.record_type() == RecordType::RRSIG)
     }
 
     /// The shortest life of its records.

@@ -33,6 +33,20 @@ const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// known within one.
 const PROBE_TIME: Duration = Duration::from_millis(4900);
 
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) query: Query,
+    /// With signatures (DO, RFC 4035 §3.2.1).
+    pub(super) is_signed: bool,
+}
+
+impl From<Query> for Asked {
+    fn from(query: Query) -> Self {
+        Self { query, is_signed: false }
+    }
+}
+
 pub(super) struct Server {
     name: String,
     /// Asked over UDP first, and over TCP where the answer was cut; `None` for encrypted servers.
@@ -56,7 +70,7 @@ struct Known {
     /// When it was heard of last, whatever it said.
     heard: Option<Instant>,
     /// The last question that it answered.
-    answered: Option<Query>,
+    answered: Option<Asked>,
     is_failing: bool,
     /// It is being asked on behalf of no request.
     is_probed: bool,
@@ -100,20 +114,20 @@ impl Server {
     }
 
     /// Asks it as it wants to be asked.
-    pub(super) async fn ask(self: Arc<Self>, query: Query, until: Instant) -> Result<DnsResponse, Trouble> {
+    pub(super) async fn ask(self: Arc<Self>, asked: Asked, until: Instant) -> Result<DnsResponse, Trouble> {
         let begun = Instant::now();
         let until = last_word(until);
         let outcome = match self.udp {
-            Some(address) => self.by_udp(address, &query, until).await,
-            None => self.by_pool(&query, until).await,
+            Some(address) => self.by_udp(address, &asked, until).await,
+            None => self.by_pool(&asked, until).await,
         };
-        self.note(query, begun, &outcome);
+        self.note(asked, begun, &outcome);
         outcome
     }
 
-    async fn by_udp(&self, address: SocketAddr, query: &Query, until: Instant) -> Result<DnsResponse, Trouble> {
-        let manner = self.manner_now();
-        match udp::ask(address, query, manner, &self.sent, until).await? {
+    async fn by_udp(&self, address: SocketAddr, asked: &Asked, until: Instant) -> Result<DnsResponse, Trouble> {
+        let manner = self.manner_now(asked);
+        match udp::ask(address, &asked.query, manner, &self.sent, until).await? {
             Heard::Answer { response, dislikes_edns } => {
                 if dislikes_edns {
                     self.remember_no_edns();
@@ -123,17 +137,17 @@ impl Server {
                 }
                 Ok(response)
             }
-            Heard::Cut => self.by_pool(query, until).await.map_err(|trouble| match trouble {
+            Heard::Cut => self.by_pool(asked, until).await.map_err(|trouble| match trouble {
                 Trouble::Silent | Trouble::Unreachable(_) => Trouble::CutShort(trouble.to_string()),
                 other => other,
             }),
             Heard::OtherCase => {
-                let answer = match self.by_pool(query, halfway(until)).await {
-                    Err(trouble) if trouble.is_silence() => self.in_lower_case(address, query, until).await,
+                let answer = match self.by_pool(asked, halfway(until)).await {
+                    Err(trouble) if trouble.is_silence() => self.in_lower_case(address, asked, until).await,
                     answer => answer,
                 };
                 if answer.as_ref().err().is_none_or(Trouble::is_absence) {
-                    self.remember_changed(&query.name);
+                    self.remember_changed(&asked.query.name);
                 }
                 answer
             }
@@ -141,21 +155,22 @@ impl Server {
     }
 
     /// A new port for a question that is easier to forge.
-    async fn in_lower_case(&self, address: SocketAddr, query: &Query, until: Instant) -> Result<DnsResponse, Trouble> {
-        let manner = Manner { mixes_case: false, ..self.manner_now() };
-        match udp::ask(address, query, manner, &self.sent, until).await {
+    async fn in_lower_case(&self, address: SocketAddr, asked: &Asked, until: Instant) -> Result<DnsResponse, Trouble> {
+        let manner = Manner { mixes_case: false, ..self.manner_now(asked) };
+        match udp::ask(address, &asked.query, manner, &self.sent, until).await {
             Ok(Heard::Answer { response, .. }) => Ok(response),
             Err(trouble) if trouble.is_absence() => Err(trouble),
             Ok(Heard::Cut | Heard::OtherCase) | Err(_) => Err(Trouble::OtherCase),
         }
     }
 
-    async fn by_pool(&self, query: &Query, until: Instant) -> Result<DnsResponse, Trouble> {
+    async fn by_pool(&self, asked: &Asked, until: Instant) -> Result<DnsResponse, Trouble> {
         let mut options = DnsRequestOptions::default();
-        options.use_edns = self.manner_now().edns;
+        options.use_edns = self.manner_now(asked).edns;
+        options.edns_set_dnssec_ok = asked.is_signed;
         let ask = async |options| {
-            let asked = self.pool.lookup(query.clone(), options).first_answer();
-            timeout_at(until, asked).await.unwrap_or(Err(NetError::Timeout)).map_err(Trouble::from)
+            let answer = self.pool.lookup(asked.query.clone(), options).first_answer();
+            timeout_at(until, answer).await.unwrap_or(Err(NetError::Timeout)).map_err(Trouble::from)
         };
         match ask(options).await {
             Err(Trouble::Code(code)) if options.use_edns && udp::is_for_edns(code) => {
@@ -170,12 +185,13 @@ impl Server {
         }
     }
 
-    fn manner_now(&self) -> Manner {
+    fn manner_now(&self, asked: &Asked) -> Manner {
         let (known, now) = (self.known(), Instant::now());
         let is_over = |until: Option<Instant>| until.is_none_or(|until| until <= now);
         Manner {
             edns: self.manner.edns && is_over(known.no_edns),
             mixes_case: self.manner.mixes_case && is_over(known.lowers),
+            is_signed: asked.is_signed,
         }
     }
 
@@ -201,7 +217,7 @@ impl Server {
     }
 
     /// Remembers whether it answers, and sees to it that a silent one is asked again.
-    fn note(self: &Arc<Self>, query: Query, begun: Instant, outcome: &Result<DnsResponse, Trouble>) {
+    fn note(self: &Arc<Self>, asked: Asked, begun: Instant, outcome: &Result<DnsResponse, Trouble>) {
         let mut known = self.known();
         match outcome {
             Err(Trouble::Local(_)) => {}
@@ -210,7 +226,7 @@ impl Server {
                 if is_slow || std::mem::replace(&mut known.is_failing, true) {
                     return;
                 }
-                let again = known.answered.clone().unwrap_or(query);
+                let again = known.answered.clone().unwrap_or(asked);
                 drop(known);
                 tracing::warn!("DNS server {} {trouble}; probing every five seconds", self.name);
                 self.probe(again);
@@ -218,7 +234,7 @@ impl Server {
             _ => {
                 known.heard = Some(Instant::now());
                 if outcome.is_ok() {
-                    known.answered = Some(query);
+                    known.answered = Some(asked);
                 }
                 if std::mem::replace(&mut known.is_failing, false) {
                     drop(known);
@@ -229,7 +245,7 @@ impl Server {
     }
 
     /// Asks it at once, and while it is silent every five seconds, on behalf of no request.
-    pub(super) fn probe(self: &Arc<Self>, query: Query) {
+    pub(super) fn probe(self: &Arc<Self>, asked: Asked) {
         if std::mem::replace(&mut self.known().is_probed, true) {
             return;
         }
@@ -243,10 +259,10 @@ impl Server {
                 // Boxed: asking ends in probing.
                 // A question that it answered before, if any: this one may be what it cannot answer.
                 let answered = server.known().answered.clone().filter(|_| is_again);
-                let query = answered.unwrap_or_else(|| query.clone());
+                let asked = answered.unwrap_or_else(|| asked.clone());
                 is_again = true;
                 let asking: Pin<Box<dyn Future<Output = _> + Send>> =
-                    Box::pin(Arc::clone(&server).ask(query, Instant::now() + PROBE_TIME));
+                    Box::pin(Arc::clone(&server).ask(asked, Instant::now() + PROBE_TIME));
                 let _ = asking.await;
                 let mut known = server.known();
                 if !known.is_failing {
@@ -367,14 +383,14 @@ mod tests {
             .unwrap()
             .with_root_certificates(rustls::RootCertStore::empty())
             .with_no_client_auth();
-        let manner = Manner { edns: true, mixes_case: true };
+        let manner = Manner { edns: true, mixes_case: true, is_signed: false };
         (Server::new(&upstream, manner, Arc::default(), &tls, Duration::from_secs(3)), asked)
     }
 
     async fn ask(server: &Arc<Server>, name: &str) -> Result<String, Trouble> {
         let query = Query::query(Name::from_ascii(name).unwrap(), RecordType::A);
         let until = Instant::now() + Duration::from_millis(1500);
-        Arc::clone(server).ask(query, until).await.map(|response| response.answers[0].data.to_string())
+        Arc::clone(server).ask(query.into(), until).await.map(|response| response.answers[0].data.to_string())
     }
 
     fn taken(asked: &Seen) -> Vec<(&'static str, bool, String)> {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_net::{DnsError, NetError, NoRecords};
@@ -39,6 +40,8 @@ pub(super) struct Absence {
     pub(super) ttl: Option<Duration>,
     /// The zone's SOA record.
     pub(super) soa: Option<Box<Record<SOA>>>,
+    /// Its authority section, with the proof of absence where it was asked for.
+    pub(super) authorities: Option<Arc<[Record]>>,
 }
 
 impl Trouble {
@@ -109,8 +112,15 @@ impl fmt::Display for Trouble {
 impl From<NetError> for Trouble {
     fn from(error: NetError) -> Self {
         match error {
-            NetError::Dns(DnsError::NoRecordsFound(NoRecords { response_code, negative_ttl, soa, .. })) => {
-                let absence = Absence { ttl: negative_ttl.map(|seconds| Duration::from_secs(seconds.into())), soa };
+            NetError::Dns(DnsError::NoRecordsFound(NoRecords {
+                response_code,
+                negative_ttl,
+                soa,
+                authorities,
+                ..
+            })) => {
+                let ttl = negative_ttl.map(|seconds| Duration::from_secs(seconds.into()));
+                let absence = Absence { ttl, soa, authorities };
                 match response_code {
                     ResponseCode::NoError => Self::NoRecord(absence),
                     ResponseCode::NXDomain => Self::NoName(absence),

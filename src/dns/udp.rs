@@ -29,6 +29,8 @@ pub(super) struct Manner {
     pub(super) edns: bool,
     /// In random letter case.
     pub(super) mixes_case: bool,
+    /// For answers with signatures; with an OPT record only.
+    pub(super) is_signed: bool,
 }
 
 /// What came back.
@@ -149,6 +151,7 @@ impl SentQuery {
         let mut options = DnsRequestOptions::default();
         options.case_randomization = manner.mixes_case;
         options.use_edns = manner.edns;
+        options.edns_set_dnssec_ok = manner.is_signed;
         let request = DnsRequest::from_query(query.clone(), options);
         let bytes = request.to_vec().map_err(NetError::from)?;
         Ok(Self { request, bytes })
@@ -188,7 +191,7 @@ mod tests {
     use hickory_proto::rr::rdata::A;
     use hickory_proto::rr::{Name, RData, Record, RecordType};
 
-    const USUAL: Manner = Manner { edns: true, mixes_case: true };
+    const USUAL: Manner = Manner { edns: true, mixes_case: true, is_signed: false };
 
     /// The packets that a server makes of a question.
     type Says = fn(&Message) -> Vec<Vec<u8>>;

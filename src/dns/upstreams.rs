@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use hickory_proto::op::{DnsResponse, Query};
+use hickory_proto::op::DnsResponse;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::sent::SentQuestions;
-use super::server::Server;
+use super::server::{Asked, Server};
 use super::settings::{DnsSettings, DnsTransport, DnsUpstream};
 use super::trouble::Trouble;
 use super::udp::Manner;
@@ -54,7 +54,7 @@ impl Group {
 
     /// The first answer or absence that any server gives. A failure starts the next server at once, silence
     /// after a head start; dropping the set ends the others. One that is failing is asked only where all are.
-    pub(super) async fn lookup(&self, query: Query, until: Instant) -> Result<DnsResponse, Unanswered> {
+    pub(super) async fn lookup(&self, asked_for: Asked, until: Instant) -> Result<DnsResponse, Unanswered> {
         let best = self.best.load(Ordering::Relaxed);
         let in_turn = (0..self.servers.len()).map(|n| (best + n) % self.servers.len());
         let in_turn = in_turn.filter_map(|id| Some((id, Arc::clone(self.servers.get(id)?))));
@@ -70,9 +70,9 @@ impl Group {
             let next = waiting.next();
             let is_another = next.is_some();
             if let Some((id, server)) = next {
-                let query = query.clone();
+                let asked_for = asked_for.clone();
                 unheard.push(id);
-                asked.spawn(async move { (id, server.ask(query, until).await) });
+                asked.spawn(async move { (id, server.ask(asked_for, until).await) });
             } else if asked.is_empty() {
                 return Err(self.unanswered(last));
             }
@@ -88,11 +88,11 @@ impl Group {
             }
             match ended {
                 Some(Ok((id, Ok(response)))) => {
-                    self.prefer(id, &unheard, &query);
+                    self.prefer(id, &unheard, &asked_for);
                     return Ok(response);
                 }
                 Some(Ok((id, Err(absence)))) if absence.is_absence() => {
-                    self.prefer(id, &unheard, &query);
+                    self.prefer(id, &unheard, &asked_for);
                     return Err(self.unanswered(Some((id, absence))));
                 }
                 Some(Ok((id, Err(trouble)))) if last.as_ref().is_none_or(|(_, last)| trouble.says() >= last.says()) => {
@@ -105,10 +105,10 @@ impl Group {
 
     /// Asks first from now on the one that has answered. Whether the others are slower or silent is found out on behalf of
     /// no request.
-    fn prefer(&self, answered: usize, unheard: &[usize], query: &Query) {
+    fn prefer(&self, answered: usize, unheard: &[usize], asked: &Asked) {
         self.best.store(answered, Ordering::Relaxed);
         for server in unheard.iter().filter_map(|id| self.servers.get(*id)) {
-            server.probe(query.clone());
+            server.probe(asked.clone());
         }
     }
 
@@ -173,7 +173,7 @@ impl std::fmt::Debug for Upstreams {
 
 impl Upstreams {
     pub(super) fn build(settings: &DnsSettings, deadline: Duration) -> Result<Self, UpstreamError> {
-        let manner = Manner { edns: settings.edns, mixes_case: settings.randomize_case };
+        let manner = Manner { edns: settings.edns, mixes_case: settings.randomize_case, is_signed: false };
         let sent = Arc::default();
         let context = Context { manner, sent, tls: tls_config(settings.authorities.as_deref())?, deadline };
         let system = settings.upstreams.is_empty().then(|| Refreshed::load(ResolvConf)).transpose();
@@ -280,21 +280,21 @@ impl std::fmt::Display for DnsUpstream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hickory_proto::op::Message;
+    use hickory_proto::op::{Message, Query};
     use hickory_proto::rr::rdata::A;
     use hickory_proto::rr::{Name, RData, Record, RecordType};
     use tokio::net::UdpSocket;
 
     fn group(servers: &[SocketAddr]) -> Arc<Group> {
         let upstream = |at: &SocketAddr| DnsUpstream { ip: at.ip(), port: at.port(), transport: DnsTransport::Plain };
-        let manner = Manner { edns: true, mixes_case: true };
+        let manner = Manner { edns: true, mixes_case: true, is_signed: false };
         let sent = Arc::default();
         let context = Context { manner, sent, tls: tls_config(None).unwrap(), deadline: Duration::from_secs(5) };
         Group::new(&servers.iter().map(upstream).collect::<Vec<_>>(), &context)
     }
 
-    fn question() -> Query {
-        Query::query(Name::from_ascii("a.example.").unwrap(), RecordType::A)
+    fn question() -> Asked {
+        Query::query(Name::from_ascii("a.example.").unwrap(), RecordType::A).into()
     }
 
     #[tokio::test]

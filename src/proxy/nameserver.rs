@@ -39,8 +39,8 @@ use egret_core::steered::Wanted;
 use egret_core::wire::dns::{DnsQuery, Name, Unreadable};
 use novelty::Novelty;
 use reply::{ExtendedError, MOST_OVER_UDP, Reply};
-use settings::{NameserverSettings, RefusedNames};
-use shape::{Judge, Shaped};
+use settings::{NameserverSettings, RefusedNames, is_of_dnssec};
+use shape::{Judge, Shaped, host};
 use teach::Teacher;
 
 /// What an entry takes beside its name and its records, in bytes.
@@ -61,6 +61,10 @@ const MOMENT: Duration = Duration::from_millis(100);
 
 /// How often it is said that questions come back.
 const WARNS_EVERY: Duration = Duration::from_secs(60);
+
+/// Targets of aliases that are known, and zones that signed answers led through; for how long their keys may be asked for.
+const MOST_ZONES: u64 = 65_536;
+const ZONES_LAST: Duration = Duration::from_secs(24 * 3600);
 
 /// How often flows to synthetic addresses are looked at, which is a look at every forwarded flow.
 const FLOWS_EVERY: Duration = Duration::from_secs(30);
@@ -114,6 +118,10 @@ pub struct Nameserver {
     teacher: Teacher,
     /// When it was last said that questions come back.
     warned_of_loop: Mutex<Option<Instant>>,
+    /// What aliases in answers lead to, for which class of clients, and whose they are.
+    targets: Cache<(HostName, Option<u64>), HostName, RandomState>,
+    /// Zones that signed answers led through.
+    zones: Cache<HostName, (), RandomState>,
     /// What clients have been answered, bounded in bytes.
     ready: Cache<ReadyKey, Ready, RandomState>,
 }
@@ -156,6 +164,8 @@ struct Judged {
     policy: Arc<Policy>,
     clearance: QuestionClearance,
     kind: RecordType,
+    /// Whether the client wants signatures, and may have them.
+    is_signed: bool,
     /// Whose question it is: a client's, or where many ask through one forwarder, that of the name.
     holder: IpAddr,
     /// What its answer is kept as; `None`: it is not.
@@ -168,6 +178,7 @@ struct Judged {
 struct ReadyKey {
     name: HostName,
     kind: RecordType,
+    is_signed: bool,
     class: u64,
     policy: u64,
 }
@@ -191,17 +202,26 @@ impl Nameserver {
         let ready = Cache::builder().max_capacity(services.limits.dns_cache as u64 / 4).weigher(weight);
         let ready = ready.build_with_hasher(RandomState::default());
         let warned_of_loop = Mutex::default();
-        Self { name, services, settings, questions, novelty, teacher, warned_of_loop, ready }
+        let targets = Cache::builder().max_capacity(MOST_ZONES).time_to_live(settings.stands(Duration::ZERO));
+        let targets = targets.build_with_hasher(RandomState::default());
+        let zones = Cache::builder().max_capacity(MOST_ZONES).time_to_live(ZONES_LAST);
+        let zones = zones.build_with_hasher(RandomState::default());
+        Self { name, services, settings, questions, novelty, teacher, warned_of_loop, targets, zones, ready }
     }
 
     /// What can be said of a question without asking servers.
     fn at_once(&self, query: &DnsQuery, message: &[u8], client: SocketAddr) -> Prompt {
         let (since, client) = (Instant::now(), ClientAddr(client));
+        let is_signed = self.settings.is_intact && query.edns.is_some_and(|edns| edns.dnssec_ok);
         // Resolvers ask for the root's servers as they start.
-        if query.name == Name::Root && query.class == CLASS_IN && query.edns.is_none_or(|edns| edns.version == 0) {
+        if query.name == Name::Root
+            && !is_of_dnssec(RecordType::from(query.kind))
+            && query.class == CLASS_IN
+            && query.edns.is_none_or(|edns| edns.version == 0)
+        {
             return Prompt::Answer(Answer::of(Reply::bare(ResponseCode::NoError, None)));
         }
-        let judged = subject(query).and_then(|(name, kind)| self.judge(name, kind, client, since));
+        let judged = subject(query).and_then(|(name, kind)| self.judge(&name, (kind, is_signed), client, since));
         let judged = judged.and_then(|prompt| match prompt {
             Prompt::Ask(judged) => {
                 self.not_sent(message.get(query.question.clone()), client).map(|()| Prompt::Ask(judged))
@@ -290,10 +310,17 @@ impl Nameserver {
     }
 
     /// Judges a question, or finds the answer that clients of its class have been given.
-    fn judge(&self, name: &HostName, kind: RecordType, client: ClientAddr, since: Instant) -> Result<Prompt, Denial> {
+    fn judge(
+        &self,
+        name: &HostName,
+        (kind, is_signed): (RecordType, bool),
+        client: ClientAddr,
+        since: Instant,
+    ) -> Result<Prompt, Denial> {
         let (policy, number) = self.services.policy.numbered();
         let source = self.source(client);
-        let key = policy.class_of(&source).map(|class| ReadyKey { name: name.clone(), kind, class, policy: number });
+        let key = policy.class_of(&source);
+        let key = key.map(|class| ReadyKey { name: name.clone(), kind, is_signed, class, policy: number });
         if let Some(ready) = key.as_ref().and_then(|key| self.ready.get(key)).filter(|ready| since < ready.until) {
             self.services.access_log.metrics().dns_answered();
             return Ok(Prompt::Answer(ready.answer));
@@ -301,8 +328,17 @@ impl Nameserver {
         if let Some(answer) = (kind == RecordType::PTR).then(|| self.reverse(&policy, &source, name)).flatten() {
             return Ok(Prompt::Answer(answer));
         }
-        let clearance = match policy.by_question(&source, name) {
+        let by_name = policy.by_question(&source, name).or_else(|refusal| match refusal.reason {
+            Reason::NoRule => self.through_alias(&policy, &source, name).ok_or(refusal),
+            _ => Err(refusal),
+        });
+        let clearance = match by_name {
             Ok(clearance) => clearance,
+            Err(Refusal { reason: Reason::NoRule, .. })
+                if is_of_dnssec(kind) && self.has_keys(&policy, &source, name) =>
+            {
+                policy.for_keys_of(&source, name)
+            }
             // Resolvers ask for what is above a name on their way to it.
             Err(Refusal { reason: Reason::NoRule, .. }) if policy.is_above_listed(&source, name) => {
                 self.services.access_log.metrics().dns_answered();
@@ -323,7 +359,7 @@ impl Nameserver {
         }
         let holder =
             if self.settings.is_forwarder(client.ip()) { self.teacher.holder_of(name.as_str()) } else { client.ip() };
-        Ok(Prompt::Ask(Box::new(Judged { policy, clearance, kind, holder, key, since })))
+        Ok(Prompt::Ask(Box::new(Judged { policy, clearance, kind, is_signed, holder, key, since })))
     }
 
     /// Asks for a name as its clients would.
@@ -332,16 +368,17 @@ impl Nameserver {
         let Ok(clearance) = policy.by_question(&source, &name) else { return };
         let kind = if is_v6 { RecordType::AAAA } else { RecordType::A };
         let holder = self.teacher.holder_of(name.as_str());
-        let judged = Judged { policy, clearance, kind, holder, key: None, since: Instant::now() };
+        let (is_signed, key, since) = (false, None, Instant::now());
+        let judged = Judged { policy, clearance, kind, is_signed, holder, key, since };
         // What it led to before stays open until its time is over.
         drop(self.resolve(&judged).await);
     }
 
     /// Asks servers, and keeps the answer for clients of the same class.
     async fn resolve(&self, judged: &Judged) -> Result<Answer, Denial> {
-        let Judged { policy, clearance, kind, holder, key, .. } = judged;
+        let Judged { policy, clearance, kind, is_signed, holder, key, .. } = judged;
         let name = clearance.name();
-        let asking = self.services.dns.records(clearance, *kind, *holder);
+        let asking = self.services.dns.records(clearance, (*kind, *is_signed), *holder);
         let in_time = timeout_at(judged.since + PATIENCE_OF_CLIENTS, asking).await;
         let late = |_| Err(Refusal::new(Reason::DnsTimeout, Stage::Dns));
         let records = in_time.unwrap_or_else(late).map_err(unanswered)?;
@@ -371,13 +408,18 @@ impl Nameserver {
         records: &Records,
     ) -> Result<Answer, Denial> {
         let name = clearance.name();
-        let question = absolute(name).map_err(|_| unanswered(Refusal::new(Reason::Internal, Stage::Dns)))?;
+        let question =
+            absolute(clearance.asked()).map_err(|_| unanswered(Refusal::new(Reason::Internal, Stage::Dns)))?;
         let steering = self.services.steering.as_ref();
         let steered = steering.and_then(|steering| Some((steering, policy.steers(clearance)?)));
-        let own = self.settings.own_answers.as_ref().filter(|own| policy.is_read_at(clearance, &own.ports));
+        // What is signed is changed by nothing.
+        let is_intact = self.settings.is_intact && records.set.is_signed() && !leads_on(kind);
+        let steered = steered.filter(|_| !is_intact);
+        let own =
+            self.settings.own_answers.as_ref().filter(|own| policy.is_read_at(clearance, &own.ports) && !is_intact);
         let has_hints = steered.is_none() && own.is_none();
-        let judge = Judge { policy, clearance, settings: &self.settings, has_hints };
-        let Shaped { code, answers, soa, addresses } =
+        let judge = Judge { policy, clearance, settings: &self.settings, has_hints, is_intact };
+        let Shaped { code, answers, authorities, addresses } =
             judge.shape(&question, kind, &records.set).map_err(|refusal| {
                 if refusal.stage == Stage::Dns { unanswered(refusal) } else { self.filtered(name, refusal) }
             })?;
@@ -409,9 +451,18 @@ impl Nameserver {
                 answers
             }
         };
-        let is_absent = answers.is_empty();
-        let soa = if is_absent { soa.or_else(|| self.soa(name)) } else { None };
-        let reply = Reply::of(&question, kind, code, answers, soa);
+        if is_intact {
+            // A client that validates the answer asks for the keys of every zone on its way.
+            let owners = answers.iter().filter_map(|record| host(&record.name));
+            let zones = owners.flat_map(|owner| owner.suffixes().filter_map(zone).collect::<Vec<_>>());
+            zones.for_each(|zone| self.zones.insert(zone, ()));
+        }
+        self.lead_on(policy, clearance, &answers);
+        let authorities = match (answers.is_empty(), authorities.is_empty()) {
+            (true, true) => self.soa(name).into_iter().collect(),
+            _ => authorities,
+        };
+        let reply = Reply::of(&question, kind, code, answers, authorities);
         let reply = reply.ok_or_else(|| unanswered(Refusal::new(Reason::BadDns, Stage::Dns)))?;
         let reply = if records.is_stale { reply.stale() } else { reply };
         Ok(Answer { reply: Arc::new(reply), answered: Some(records.answered) })
@@ -447,7 +498,7 @@ impl Nameserver {
         let reply = found
             .as_ref()
             .and_then(record)
-            .and_then(|record| Reply::of(&question, RecordType::PTR, ResponseCode::NoError, vec![record], None));
+            .and_then(|record| Reply::of(&question, RecordType::PTR, ResponseCode::NoError, vec![record], Vec::new()));
         self.services.access_log.metrics().dns_answered();
         Some(Answer::of(reply.unwrap_or_else(|| self.empty(name, ResponseCode::NXDomain, self.soa(name)))))
     }
@@ -456,6 +507,27 @@ impl Nameserver {
     fn source(&self, client: ClientAddr) -> Source {
         let ip = client.ip();
         if self.settings.is_forwarder(ip) { Source::anybody() } else { Source::at(ip) }
+    }
+
+    /// Remembers what the aliases in an answer lead to: clients of the class may ask for that, too.
+    fn lead_on(&self, policy: &Policy, clearance: &QuestionClearance, answers: &[Record]) {
+        let targets = answers.iter().filter_map(|record| match &record.data {
+            RData::CNAME(target) => host(&target.0),
+            _ => None,
+        });
+        let class = policy.class_of(clearance.source());
+        targets.for_each(|target| self.targets.insert((target, class), clearance.name().clone()));
+    }
+
+    /// Leave to ask for what an alias in an answer leads to, where its name may still be asked for.
+    fn through_alias(&self, policy: &Policy, source: &Source, target: &HostName) -> Option<QuestionClearance> {
+        let name = self.targets.get(&(target.clone(), policy.class_of(source)))?;
+        Some(policy.by_question(source, &name).ok()?.through(target.clone()))
+    }
+
+    /// Whether a client may ask for the keys of a zone.
+    fn has_keys(&self, policy: &Policy, source: &Source, zone: &HostName) -> bool {
+        zone.as_str().is_empty() || policy.is_above_listed(source, zone) || self.zones.contains_key(zone)
     }
 
     /// A name that may not be asked for does not exist, unless names under it do: then it has nothing.
@@ -479,7 +551,9 @@ impl Nameserver {
     }
 
     fn empty(&self, name: &HostName, code: ResponseCode, soa: Option<Record>) -> Reply {
-        let reply = absolute(name).ok().and_then(|name| Reply::of(&name, RecordType::A, code, Vec::new(), soa));
+        let reply = absolute(name)
+            .ok()
+            .and_then(|name| Reply::of(&name, RecordType::A, code, Vec::new(), soa.into_iter().collect()));
         reply.unwrap_or_else(|| Reply::bare(code, None))
     }
 
@@ -515,13 +589,22 @@ const fn address_data(ip: IpAddr) -> RData {
     }
 }
 
+/// Whether records of a kind lead to other names and addresses, so that they are never passed on unseen.
+const fn leads_on(kind: RecordType) -> bool {
+    matches!(kind, RecordType::HTTPS | RecordType::SVCB | RecordType::SRV)
+}
+
+fn zone(text: &str) -> Option<HostName> {
+    HostName::from_wire(text.as_bytes()).ok()
+}
+
 /// The wildcard by whose names a client might tell something. With `filter: off` every name would be one.
 fn may_be_told(clearance: &QuestionClearance) -> Option<&str> {
     clearance.wildcard().filter(|wildcard| *wildcard != "*")
 }
 
 /// What a question is about, where it can be answered at all.
-fn subject(query: &DnsQuery) -> Result<(&HostName, RecordType), Denial> {
+fn subject(query: &DnsQuery) -> Result<(HostName, RecordType), Denial> {
     let denied = |reason, code| {
         let refusal = Refusal::new(reason, Stage::Claim);
         Denial { reply: Reply::bare(code, Some(ExtendedError::blocked(reason))), refusal }
@@ -533,7 +616,10 @@ fn subject(query: &DnsQuery) -> Result<(&HostName, RecordType), Denial> {
         return Err(denied(Reason::BadRequest, ResponseCode::Refused));
     }
     match &query.name {
-        Name::Host(name) => Ok((name, RecordType::from(query.kind))),
+        Name::Host(name) => Ok((name.clone(), RecordType::from(query.kind))),
+        Name::Root if is_of_dnssec(RecordType::from(query.kind)) => {
+            Ok((HostName::root(), RecordType::from(query.kind)))
+        }
         Name::Root => Err(denied(Reason::NoRule, ResponseCode::NoError)),
         Name::Odd(_) => Err(denied(Reason::BadHost, ResponseCode::NXDomain)),
     }

@@ -16,6 +16,8 @@ const PORT: u16 = 9001;
 const OUTSIDE: &str = "20.70.0.9";
 /// Where clients ask: a forwarder, as CoreDNS is one.
 const FORWARDER: &str = "10.224.0.2";
+/// Where those ask that validate.
+const VALIDATOR: &str = "10.224.0.3";
 /// As a pod's.
 const RESOLV_CONF: &str =
     "nameserver 10.224.0.2\nsearch default.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n";
@@ -45,13 +47,15 @@ const ZONE: &str = "$ORIGIN example.\n\
     private.web 5 A 10.1.2.3\nmixed.web 5 A 10.1.2.3\nmixed.web 5 A 20.60.4.1\n\
     short.tun 0 A 20.60.4.3\n";
 
-fn knot(folder: &Path) -> Server {
+/// With a signed zone, or one that is not.
+fn knot(folder: &Path, is_signed: bool) -> Server {
     let wild: String = (1..=16).map(|n| format!("*.tun 1 A 20.60.4.{n}\n")).collect();
     std::fs::write(folder.join("example.zone"), format!("{ZONE}{wild}")).unwrap();
     let at = folder.display();
     let conf = format!(
         "server:\n  rundir: \"{at}\"\n  user: root\n  listen: {OUTSIDE}@5300\ndatabase:\n  storage: \"{at}\"\n\
-         zone:\n  - domain: example.\n    file: \"{at}/example.zone\"\n    zonefile-sync: -1\n    journal-content: none\n"
+         zone:\n  - domain: example.\n    file: \"{at}/example.zone\"\n    zonefile-sync: -1\n    journal-content: all\n    dnssec-signing: {}\n",
+        if is_signed { "on" } else { "off" }
     );
     std::fs::write(folder.join("knot.conf"), conf).unwrap();
     let mut command = Command::new("knotd");
@@ -87,14 +91,14 @@ struct Servers {
 }
 
 impl Servers {
-    fn start() -> Option<Self> {
+    fn start(is_signed: bool) -> Option<Self> {
         if !have(&["knotd", "unbound", "musl-gcc", "dig"]) {
             return None;
         }
         let world = World::build(Through::One)?;
         world.at("internet", || echo(PORT));
         let folders: Vec<tempfile::TempDir> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
-        let knot = world.at("outside", || knot(folders[0].path()));
+        let knot = world.at("outside", || knot(folders[0].path(), is_signed));
         let recursive = Some(world.at("outside", || recursive(folders[1].path())));
         let expired = "  serve-expired: yes\n  serve-expired-ttl: 60\n  serve-expired-client-timeout: 0\n\
              forward-zone:\n  name: \".\"\n  forward-addr: 10.225.1.4\n";
@@ -127,7 +131,7 @@ fn compiled(folder: &Path, compiler: &str) -> String {
 
 #[test]
 fn what_the_c_libraries_find_is_open_behind_a_forwarder_with_stale_answers() {
-    let Some(servers) = Servers::start() else { return };
+    let Some(servers) = Servers::start(false) else { return };
     let world = &servers.world;
     let egret = hop(world, &config("stale: 0s"));
     for compiler in ["gcc", "musl-gcc"] {
@@ -168,7 +172,7 @@ fn what_the_c_libraries_find_is_open_behind_a_forwarder_with_stale_answers() {
 
 #[test]
 fn a_resolver_that_dies_costs_no_answer_and_is_used_again_when_it_is_back() {
-    let Some(mut servers) = Servers::start() else { return };
+    let Some(mut servers) = Servers::start(false) else { return };
     let egret = hop(&servers.world, &config("stale: 1h, max_ttl: 1s"));
     let server = format!("{HOP1}:53");
     let dig = |world: &World, name: &str| {
@@ -192,4 +196,69 @@ fn a_resolver_that_dies_costs_no_answer_and_is_used_again_when_it_is_back() {
     eventually("a new answer", || !dig(&servers.world, "one.web.example").contains("EDE: 3"));
     assert!(back.elapsed() < Duration::from_secs(3), "{:?}", back.elapsed());
     egret.record("the name that was never asked", |line| line["name"] == "never-asked.tun.example");
+}
+
+#[test]
+fn a_forwarder_that_validates_is_served_where_signed_answers_are_left_intact() {
+    let Some(servers) = Servers::start(true) else { return };
+    let world = &servers.world;
+    let key = world
+        .at("outside", || text(&run("dig", &["+short", &format!("@{OUTSIDE}"), "-p", "5300", "example", "DNSKEY"])));
+    let key = key.lines().find(|line| line.starts_with("257")).unwrap().to_owned();
+    let folder = tempfile::tempdir().unwrap();
+    let anchor = format!(
+        "  trust-anchor: \"example. DNSKEY {key}\"\nforward-zone:\n  name: \".\"\n  forward-addr: 10.225.1.4\n"
+    );
+    let dig = |name: &str, kind: &str| {
+        world.at("client", || {
+            text(&run("dig", &["+dnssec", "+tries=1", "+time=6", &format!("@{VALIDATOR}"), name, kind]))
+        })
+    };
+    let validator = || {
+        world.at("fabric", || {
+            ip(&["addr", "replace", &format!("{VALIDATOR}/32"), "dev", "lo"]);
+            let conf = folder.path().join("unbound.conf");
+            let server = unbound(
+                folder.path(),
+                VALIDATOR,
+                &anchor.replace("  trust-anchor", "  module-config: \"validator iterator\"\n  trust-anchor"),
+            );
+            assert!(conf.exists());
+            server
+        })
+    };
+    {
+        let _egret = hop(world, &config("dnssec: intact"));
+        let _validator = validator();
+        for (name, found) in
+            [("one.web.example", "20.60.4.1"), ("alias.web.example", "20.60.4.2"), ("w.tun.example", "20.60.4.9")]
+        {
+            let said = dig(name, "A");
+            assert!(said.contains(found) && said.contains("RRSIG") && flags(&said).contains("ad"), "{name}: {said}");
+        }
+        let said = dig("one.web.example", "AAAA");
+        assert!(said.contains("NOERROR") && flags(&said).contains("ad") && said.contains("NSEC"), "{said}");
+        // Its own keys, and those of nothing else.
+        let said = world.at("client", || text(&run("dig", &[&format!("@{HOP1}"), "elsewhere.test", "DNSKEY"])));
+        assert!(said.contains("NXDOMAIN"), "{said}");
+        let found = dig("v.tun.example", "A");
+        world.at("client", || {
+            let open =
+                found.lines().filter(|line| line.contains("\tA\t")).filter_map(|line| line.split_whitespace().last());
+            assert!(open.clone().count() == 16 && open.map(|ip| udp(ip, PORT)).all(|heard| heard.is_ok()));
+        });
+    }
+    // Flattened, or without a signature, it is bogus for those who validate.
+    let _egret = hop(world, &config("dnssec: stripped"));
+    let _validator = validator();
+    assert!(dig("one.web.example", "A").contains("SERVFAIL"));
+}
+
+fn flags(said: &str) -> &str {
+    said.lines()
+        .find_map(|line| line.strip_prefix(";; flags:"))
+        .unwrap_or_default()
+        .split(';')
+        .next()
+        .unwrap_or_default()
 }

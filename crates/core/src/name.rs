@@ -84,6 +84,12 @@ impl fmt::Display for Host {
 }
 
 impl HostName {
+    /// The root of all names, about whose keys resolvers ask. No rule lists it.
+    #[must_use]
+    pub fn root() -> Self {
+        Self("".into())
+    }
+
     /// As [`Host::from_wire`], where an address is a fault.
     ///
     /// # Errors

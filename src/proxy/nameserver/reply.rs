@@ -66,7 +66,7 @@ impl ExtendedError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Reply {
     code: ResponseCode,
-    /// Answers, and of an absence the SOA record, as they stand behind the question.
+    /// Answers and authorities, as they stand behind the question.
     records: Box<[u8]>,
     /// How many of each.
     counts: [u16; 2],
@@ -82,21 +82,21 @@ impl Reply {
         Self { code, records: [].into(), counts: [0, 0], lives: [].into(), error, is_stale: false }
     }
 
-    /// Records that answer a question, or the SOA record of their absence. `None` where they are more than a message holds.
+    /// Records that answer a question, and those that say where they are from, or that there are none. `None` where they are more than a message holds.
     pub(super) fn of(
         name: &Name,
         kind: RecordType,
         code: ResponseCode,
         answers: Vec<Record>,
-        soa: Option<Record>,
+        authorities: Vec<Record>,
     ) -> Option<Self> {
         let mut message = Message::new(0, MessageType::Response, OpCode::Query);
         message.add_query(Query::query(name.clone(), kind));
-        let counts = [answers.len(), usize::from(soa.is_some())];
-        message.add_answers(answers).add_authorities(soa);
+        let counts = [answers.len(), authorities.len()];
+        message.add_answers(answers).add_authorities(authorities);
         let bytes = message.to_vec().ok()?;
         // A host's name (with its final dot, one byte shorter than on the wire), its type and its class.
-        let question = name.to_ascii().len() + 1 + 4;
+        let question = if name.is_root() { 1 } else { name.to_ascii().len() + 1 } + 4;
         let records: Box<[u8]> = bytes.get(HEADER + question..)?.into();
         let lives = lives(&records, counts.iter().sum())?.into();
         let [answers, authorities] = counts.map(u16::try_from);
@@ -207,7 +207,7 @@ mod tests {
     fn reply(count: u8) -> Reply {
         let name = Name::from_ascii("a.example.").unwrap();
         let record = |n: u8| Record::from_rdata(name.clone(), 60, RData::A(A([192, 0, 2, n].into())));
-        Reply::of(&name, RecordType::A, ResponseCode::NoError, (0..count).map(record).collect(), None).unwrap()
+        Reply::of(&name, RecordType::A, ResponseCode::NoError, (0..count).map(record).collect(), Vec::new()).unwrap()
     }
 
     fn written(reply: &Reply, edns: bool, room: usize, age: u64) -> (Message, usize) {

@@ -20,6 +20,8 @@ pub struct NameserverSettings {
     pub forwarders: Vec<IpNet>,
     /// Private ranges that answers may have.
     pub local_ranges: Vec<IpNet>,
+    /// Whether what servers signed is passed on unchanged to clients that ask for signatures.
+    pub is_intact: bool,
     /// Whether aliases are passed on, instead of standing under the question's name.
     pub keeps_chain: bool,
     /// Kinds of records that are answered beside the usual ones.
@@ -53,6 +55,20 @@ pub enum RefusedNames {
     Refused,
 }
 
+/// Kinds of records that signatures are validated by (RFC 4034, RFC 5155).
+#[must_use]
+pub const fn is_of_dnssec(kind: RecordType) -> bool {
+    matches!(
+        kind,
+        RecordType::DS
+            | RecordType::DNSKEY
+            | RecordType::NSEC
+            | RecordType::NSEC3
+            | RecordType::NSEC3PARAM
+            | RecordType::RRSIG
+    )
+}
+
 impl NameserverSettings {
     /// How long the addresses of an answer stand for a name under a network rule's wildcard.
     #[must_use]
@@ -80,6 +96,6 @@ impl NameserverSettings {
             RecordType::NS,
             RecordType::SOA,
         ];
-        USUAL.contains(&kind) || self.kinds.contains(&kind)
+        USUAL.contains(&kind) || is_of_dnssec(kind) || self.kinds.contains(&kind)
     }
 }

@@ -19,7 +19,8 @@ use egret_core::policy::{Policy, QuestionClearance};
 pub(super) struct Shaped {
     pub(super) code: ResponseCode,
     pub(super) answers: Vec<Record>,
-    pub(super) soa: Option<Record>,
+    /// Of an absence: who says so; of a signed answer: all that came with it.
+    pub(super) authorities: Vec<Record>,
     /// Every address in it.
     pub(super) addresses: Vec<IpAddr>,
 }
@@ -32,6 +33,8 @@ pub(super) struct Judge<'a> {
     pub(super) settings: &'a NameserverSettings,
     /// Whether clients may have addresses beside the name's own records.
     pub(super) has_hints: bool,
+    /// Whether what servers signed is passed on as it is.
+    pub(super) is_intact: bool,
 }
 
 impl Judge<'_> {
@@ -50,11 +53,19 @@ impl Judge<'_> {
             self.policy.by_alias(self.clearance, &target)?;
         }
         if records.is_empty() {
-            return Ok(Shaped { code: set.code, answers: Vec::new(), soa: set.soa.clone(), addresses: Vec::new() });
+            let (answers, authorities) = match self.is_intact {
+                true => intact(question, kind, &targets, set),
+                false => (Vec::new(), set.soa.iter().cloned().collect()),
+            };
+            return Ok(Shaped { code: set.code, answers, authorities, addresses: Vec::new() });
         }
         let mut addresses: Vec<IpAddr> = records.iter().filter_map(|record| chain::address(record)).collect();
         unique(&mut addresses).map_err(in_dns)?;
         self.policy.by_answer(self.clearance, &addresses, &self.settings.local_ranges)?;
+        if self.is_intact {
+            let (answers, authorities) = intact(question, kind, &targets, set);
+            return Ok(Shaped { code: ResponseCode::NoError, answers, authorities, addresses });
+        }
         let mut answers: Vec<Record> =
             records.into_iter().filter_map(|record| self.record(record, &mut addresses)).collect();
         unique(&mut addresses).map_err(in_dns)?;
@@ -70,7 +81,7 @@ impl Judge<'_> {
                 (record.name, record.ttl) = (question.clone(), ttl);
             }
         }
-        Ok(Shaped { code: ResponseCode::NoError, answers, soa: None, addresses })
+        Ok(Shaped { code: ResponseCode::NoError, answers, authorities: Vec::new(), addresses })
     }
 
     /// One record, as far as a client may have it.
@@ -146,6 +157,16 @@ impl Judge<'_> {
     }
 }
 
+/// What a client needs that validates a signed answer: the records on its way, and the proof of what there is not.
+fn intact(question: &Name, kind: RecordType, targets: &[&Name], set: &RecordSet) -> (Vec<Record>, Vec<Record>) {
+    let is_on_way = |record: &&Record| record.name == *question || targets.contains(&&record.name);
+    let of = [kind, RecordType::CNAME, RecordType::RRSIG];
+    let proofs = [RecordType::SOA, RecordType::NSEC, RecordType::NSEC3, RecordType::RRSIG];
+    let answers = set.answers.iter().filter(is_on_way).filter(|record| of.contains(&record.record_type()));
+    let authorities = set.authorities.iter().filter(|record| proofs.contains(&record.record_type()));
+    (answers.cloned().collect(), authorities.cloned().collect())
+}
+
 /// Each address once, and not more than an answer may have.
 fn unique(addresses: &mut Vec<IpAddr>) -> Result<(), Reason> {
     addresses.sort_unstable();
@@ -154,6 +175,6 @@ fn unique(addresses: &mut Vec<IpAddr>) -> Result<(), Reason> {
 }
 
 /// A name in a record that is a host's.
-fn host(name: &Name) -> Option<HostName> {
+pub(super) fn host(name: &Name) -> Option<HostName> {
     HostName::from_wire(name.to_ascii().as_bytes()).ok()
 }

@@ -139,9 +139,11 @@ pub struct Steers {
 #[derive(Clone, Debug)]
 pub struct QuestionClearance {
     pub(super) name: HostName,
+    /// The alias's target that is asked for in its place.
+    pub(super) target: Option<HostName>,
     pub(super) source: Source,
     pub(super) matched: MatchedRule,
-    /// Every rule that could use the name, network rules first; never empty.
+    /// Every rule that could use the name, network rules first; none of a zone's, whose keys are asked for.
     pub(super) grants: Vec<Grant>,
     /// Whether only wildcards list the name.
     pub(super) is_wild: bool,
@@ -151,6 +153,18 @@ impl QuestionClearance {
     #[must_use]
     pub const fn name(&self) -> &HostName {
         &self.name
+    }
+
+    /// What servers are asked for: the name, or the target of an alias of its own.
+    #[must_use]
+    pub fn asked(&self) -> &HostName {
+        self.target.as_ref().unwrap_or(&self.name)
+    }
+
+    /// Leave to ask for what the name's alias leads to, as the client was answered.
+    #[must_use]
+    pub fn through(self, target: HostName) -> Self {
+        Self { target: Some(target), ..self }
     }
 
     #[must_use]

@@ -36,11 +36,25 @@ impl Policy {
             Some(first) => Ok(QuestionClearance {
                 is_wild: !grants.iter().any(|grant| self.text_of(*grant) == Some(name.as_str())),
                 name: name.clone(),
+                target: None,
                 source: source.clone(),
                 matched: self.matched_rule(*first),
                 grants,
             }),
             None => Err(refusal.unwrap_or(Refusal::new(Reason::NoRule, Stage::Name))),
+        }
+    }
+
+    /// Leave to ask about the keys of a zone above listed names, or of one that aliases led through.
+    #[must_use]
+    pub fn for_keys_of(&self, source: &Source, zone: &HostName) -> QuestionClearance {
+        QuestionClearance {
+            is_wild: false,
+            name: zone.clone(),
+            target: None,
+            source: source.clone(),
+            matched: MatchedRule { rule: "dns.dnssec".into(), pattern: None },
+            grants: Vec::new(),
         }
     }
 
