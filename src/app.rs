@@ -100,6 +100,8 @@ pub enum StartError {
     Source(IpAddr),
     #[error(transparent)]
     Steering(#[from] SteeringError),
+    #[error("which names synthetic addresses stand for cannot be written down: {0}; make learn.state_dir writable")]
+    Steered(#[source] io::Error),
     #[error("cannot start the runtime: {0}")]
     Runtime(#[source] io::Error),
 }
@@ -226,6 +228,9 @@ impl App {
         let policy = Policy::of(std::mem::take(&mut settings.rules), Arc::clone(&own));
         if settings.nameservers().next().is_some() {
             policy.prepare_for_questions();
+        }
+        if let Some(steering) = &steering {
+            steering.review(|name| policy.is_claimed(name)).map_err(StartError::Steered)?;
         }
         let dns_limits = DnsLimits { deadline: limits.dns, lookups: room.lookups, cache: limits.dns_cache };
         let dns = Resolver::new(settings.dns.clone(), dns_limits, Arc::clone(&metrics))?;

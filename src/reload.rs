@@ -187,6 +187,14 @@ impl Reloading {
             Err(_) => return refused(services, &"the configuration could not be read"),
         };
         let policy = Arc::new(policy);
+        if let Some(steering) = &services.steering
+            && let Err(error) = tokio::task::block_in_place(|| steering.review(|name| policy.is_claimed(name)))
+        {
+            return refused(
+                services,
+                &format!("which names synthetic addresses stand for cannot be written down: {error}"),
+            );
+        }
         keep_names(services, &policy);
         let old = match put_in_force(services, &policy).await {
             Ok(old) => old,
@@ -261,7 +269,11 @@ impl FileWatch {
 /// Keeps what is known of the policy's names; a new one takes over what is known of the same name, as far as its rule lets
 /// it lead there.
 fn keep_names(services: &Services, policy: &Policy) {
+    let known = services.known();
     let leads = |name: &LearnedName, ip| {
+        // Of a synthetic address, what is behind it.
+        let ip = if policy.steered_names().is_synthetic(ip) { known.behind(ip) } else { Some(ip) };
+        let Some(ip) = ip else { return false };
         let clearance = policy.clearance_to_keep(name);
         clearance.is_some_and(|clearance| policy.by_kept_answer(&clearance, &Answers::literal(ip)).is_ok())
     };

@@ -8,7 +8,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::mpsc::{self, TrySendError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -22,6 +23,8 @@ use egret_core::steered::{Assigned, Full, InUse, Pool, Steered, Wanted};
 
 /// The file in the state directory.
 const FILE: &str = "steered";
+/// Names that wait for the disk at once.
+const MOST_WAITING: usize = 4096;
 /// How often a full pool is a warning.
 const WARNS_EVERY: Duration = Duration::from_secs(60);
 
@@ -49,7 +52,7 @@ type Entry = (String, oneshot::Sender<io::Result<()>>);
 #[derive(Debug)]
 pub struct Steering {
     steered: Steered,
-    writer: mpsc::Sender<Entry>,
+    writer: mpsc::SyncSender<Entry>,
     warned: Mutex<Option<Instant>>,
 }
 
@@ -70,10 +73,10 @@ impl Steering {
             Err(error) => return Err(wrong(error)),
         }
         let file = write_anew(&steered, state_dir, &path).map_err(wrong)?;
-        let (writer, lines) = mpsc::channel();
+        let (writer, lines) = mpsc::sync_channel(MOST_WAITING);
         std::thread::Builder::new()
             .name("steered".to_owned())
-            .spawn(move || keep_writing(file, &lines))
+            .spawn(move || keep_writing(Lines::of(file), &lines))
             .map_err(wrong)?;
         Ok(Self { steered, writer, warned: Mutex::default() })
     }
@@ -89,22 +92,54 @@ impl Steering {
     /// A refusal: then the client must have no address at all.
     pub async fn address(&self, wanted: &Wanted, is_v6: bool) -> Result<Option<IpAddr>, Refusal> {
         let assigned = self.steered.assign(wanted, Instant::now().into_std());
-        let Assigned { place, is_new } = assigned.map_err(|full| self.full(&full))?;
+        let Assigned { place, is_new, is_claimed } = assigned.map_err(|full| self.full(&full))?;
         if is_new {
-            let (said, written) = oneshot::channel();
-            let queued = self.writer.send((line(place, wanted), said));
-            let lost = || io::Error::other("the thread that writes has ended");
-            let written = match queued {
-                Ok(()) => written.await.unwrap_or_else(|_| Err(lost())),
-                Err(_) => Err(lost()),
-            };
-            if let Err(error) = written {
+            let written = self.write(place, &Wanted { is_claimed, ..wanted.clone() });
+            if let Err(error) = written.await.unwrap_or_else(|_| Err(lost())) {
                 tracing::error!(%error, "a name's synthetic address cannot be written down: the answer is kept back; make learn.state_dir writable");
                 return Err(internal(format!("the name's synthetic address could not be written down: {error}")));
             }
-            self.steered.written(&wanted.name);
+            self.steered.written(&wanted.name, is_claimed);
         }
         Ok(self.pool().address(place, is_v6))
+    }
+
+    /// Has a line written; where what came of it will be.
+    fn write(&self, place: u32, wanted: &Wanted) -> oneshot::Receiver<io::Result<()>> {
+        let (said, written) = oneshot::channel();
+        if let Err(refused) = self.writer.try_send((line(place, wanted), said)) {
+            let (error, (_, said)) = match refused {
+                TrySendError::Full(entry) => (io::Error::other("too many names wait for the disk"), entry),
+                TrySendError::Disconnected(entry) => (lost(), entry),
+            };
+            // Its receiver is below.
+            let _ = said.send(Err(error));
+        }
+        written
+    }
+
+    /// Sees to it that the addresses of names which rules judge by the claim alone never pass to other names: rules may have
+    /// come since they were answered. Blocks until that is on disk.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn review(&self, is_claimed: impl Fn(&HostName) -> bool) -> io::Result<()> {
+        let is_due = |(_, wanted): &(u32, Wanted)| !wanted.is_claimed && is_claimed(&wanted.name);
+        let names: Vec<(u32, Wanted)> = self.steered.snapshot().into_iter().filter(is_due).collect();
+        // As many as are written together.
+        for some in names.chunks(MOST_WAITING / 4) {
+            let claimed = some.iter().map(|(_, wanted)| Wanted { is_claimed: true, ..wanted.clone() });
+            // Each has a place, and keeps it.
+            let claimed = claimed.filter_map(|wanted| {
+                let Assigned { place, .. } = self.steered.assign(&wanted, Instant::now().into_std()).ok()?;
+                Some((self.write(place, &wanted), wanted.name))
+            });
+            for (written, name) in claimed.collect::<Vec<_>>() {
+                written.blocking_recv().unwrap_or_else(|_| Err(lost()))?;
+                self.steered.written(&name, true);
+            }
+        }
+        Ok(())
     }
 
     /// The addresses that stand for a name, IPv4 and IPv6, for as long again as after an answer; none, where clients were
@@ -151,6 +186,10 @@ impl Steering {
     }
 }
 
+fn lost() -> io::Error {
+    io::Error::other("the thread that writes has ended")
+}
+
 fn internal(nearest: String) -> Refusal {
     Refusal::new(Reason::Internal, Stage::Limit).with(Hint { nearest: Some(nearest), ..Hint::default() })
 }
@@ -161,23 +200,26 @@ fn head(pool: Pool) -> String {
     format!("pool {}\n", nets.join(" "))
 }
 
-/// `12 a.example - *.example`: the place, the name, `tcp` where it is judged by the claim alone, and the wildcard.
+/// `12 a.example - *.example 10.0.0.9`: the place, the name, `tcp` where it is judged by the claim alone, the wildcard, and
+/// the client that asked, if any.
 fn line(place: u32, wanted: &Wanted) -> String {
-    let Wanted { name, wildcard, is_claimed, .. } = wanted;
+    let Wanted { name, wildcard, asker, is_claimed } = wanted;
     let how = if *is_claimed { "tcp" } else { "-" };
-    format!("{place} {name} {how} {}\n", wildcard.as_deref().unwrap_or("-"))
+    let asker = asker.map(|asker| format!(" {asker}")).unwrap_or_default();
+    format!("{place} {name} {how} {}{asker}\n", wildcard.as_deref().unwrap_or("-"))
 }
 
 fn read(line: &str) -> Option<(u32, Wanted)> {
     let mut words = line.split(' ');
     let mut next = || words.next();
     let (place, name, how, wildcard) = (next()?, next()?, next()?, next()?);
+    let asker = next().map(str::parse).transpose().ok()?;
     if next().is_some() || !["tcp", "-"].contains(&how) {
         return None;
     }
     let name = HostName::from_wire(name.as_bytes()).ok()?;
     let wildcard = (wildcard != "-").then(|| wildcard.into());
-    Some((place.parse().ok()?, Wanted { name, wildcard, asker: None, is_claimed: how == "tcp" }))
+    Some((place.parse().ok()?, Wanted { name, wildcard, asker, is_claimed: how == "tcp" }))
 }
 
 fn restore(steered: &Steered, text: &str, path: &Path) -> Result<(), SteeringError> {
@@ -211,11 +253,11 @@ fn write_anew(steered: &Steered, dir: &Path, path: &Path) -> io::Result<File> {
 }
 
 /// Writes lines as they come, those that wait together.
-fn keep_writing(mut file: File, lines: &mpsc::Receiver<Entry>) {
+fn keep_writing(mut file: Lines, lines: &mpsc::Receiver<Entry>) {
     while let Ok(first) = lines.recv() {
         let all: Vec<Entry> = std::iter::once(first).chain(lines.try_iter()).collect();
         let text: String = all.iter().map(|(line, _)| line.as_str()).collect();
-        let written = write(&mut file, text.as_bytes());
+        let written = file.write(text.as_bytes());
         for (_, said) in all {
             let result = written.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string())).copied();
             // Where its client has gone, nothing waits for it.
@@ -224,14 +266,36 @@ fn keep_writing(mut file: File, lines: &mpsc::Receiver<Entry>) {
     }
 }
 
-/// All of it, or nothing.
-fn write(file: &mut File, text: &[u8]) -> io::Result<()> {
-    let before = file.metadata()?.len();
-    let written = file.write_all(text).and_then(|()| file.sync_data());
-    if written.is_err() {
-        file.set_len(before)?;
+/// A file of whole lines.
+#[derive(Debug)]
+struct Lines {
+    file: File,
+    /// What is whole, in bytes; `None`: not known yet.
+    whole: Option<u64>,
+    /// Behind that stands a part of a line.
+    is_torn: bool,
+}
+
+impl Lines {
+    const fn of(file: File) -> Self {
+        Self { file, whole: None, is_torn: false }
     }
-    written
+
+    /// All of it, or nothing. What is left of lines that could not be written is taken back before any other is.
+    fn write(&mut self, text: &[u8]) -> io::Result<()> {
+        let whole = self.whole.map_or_else(|| self.file.metadata().map(|data| data.len()), Ok)?;
+        self.whole = Some(whole);
+        if self.is_torn {
+            self.file.set_len(whole)?;
+            self.is_torn = false;
+        }
+        let written = self.file.write_all(text).and_then(|()| self.file.sync_data());
+        match written {
+            Ok(()) => self.whole = Some(whole + text.len() as u64),
+            Err(_) => self.is_torn = self.file.set_len(whole).is_err(),
+        }
+        written
+    }
 }
 
 #[cfg(test)]
@@ -274,19 +338,53 @@ mod tests {
         assert!(matches!(broken, Err(SteeringError::Broken { line: 2, .. })), "{broken:?}");
     }
 
+    #[test]
+    fn lines_that_tore_are_taken_back_before_others_are_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lines");
+        let mut lines = Lines::of(OpenOptions::new().append(true).create(true).open(&path).unwrap());
+        lines.write(b"0 a.example - -\n").unwrap();
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"1").unwrap();
+        lines.is_torn = true;
+        lines.write(b"3 b.example - -\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "0 a.example - -\n3 b.example - -\n");
+    }
+
+    #[tokio::test]
+    async fn a_rule_for_claimed_names_that_comes_later_is_written_down_and_clients_with_their_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let steering = Steering::open(&settings(dir.path(), "198.18.0.0/20")).unwrap();
+        let asker = Some(IpAddr::from([10, 0, 0, 9]));
+        let asked = Wanted { is_claimed: false, asker, ..wanted("a.example") };
+        steering.address(&asked, false).await.unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| steering.review(|name| name.as_str() == "a.example").unwrap());
+        });
+        let text = "pool 198.18.0.0/20\n0 a.example - *.example 10.0.0.9\n0 a.example tcp *.example 10.0.0.9\n";
+        assert_eq!(std::fs::read_to_string(dir.path().join(FILE)).unwrap(), text);
+        let again = Steering::open(&settings(dir.path(), "198.18.0.0/20")).unwrap();
+        assert_eq!(again.steered.snapshot(), [(0, Wanted { is_claimed: true, ..asked })]);
+    }
+
     #[tokio::test]
     async fn what_cannot_be_written_down_is_not_answered() {
         let dir = tempfile::tempdir().unwrap();
         let steering = Steering::open(&settings(dir.path(), "198.18.0.0/20")).unwrap();
+        // Written before, without its being claimed.
+        let unclaimed = Wanted { is_claimed: false, ..wanted("known.example") };
+        let known = steering.address(&unclaimed, false).await.unwrap();
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let (writer, lines) = mpsc::channel();
-        std::thread::spawn(move || keep_writing(full, &lines));
+        let (writer, lines) = mpsc::sync_channel(1);
+        std::thread::spawn(move || keep_writing(Lines::of(full), &lines));
         let steering = Steering { writer, ..steering };
         for _ in 0..2 {
             let refusal = steering.address(&wanted("a.example"), false).await.unwrap_err();
             assert_eq!(refusal.reason, Reason::Internal);
+            let refusal = steering.address(&wanted("known.example"), false).await.unwrap_err();
+            assert_eq!(refusal.reason, Reason::Internal, "that it is claimed is not on disk");
         }
-        let place = Pool { v4: Some("198.18.0.0/20".parse().unwrap()), v6: None }.address(0, false).unwrap();
+        assert!(steering.steered.claimed(known.unwrap(), Instant::now().into_std()).is_some());
+        let place = Pool { v4: Some("198.18.0.0/20".parse().unwrap()), v6: None }.address(1, false).unwrap();
         assert!(steering.steered.claimed(place, Instant::now().into_std()).is_none());
     }
 }

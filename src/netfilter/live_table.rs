@@ -16,7 +16,6 @@ use tokio::time::Instant;
 use super::conntrack::Flow;
 use super::marks::{BYPASSED, FORWARDED, INGRESS, INGRESS_PLAIN, STATE};
 use super::plan::{Plan, RuleSets};
-use super::slots::Slots;
 use super::writer::{self, Held, Job, Narrowed, ReloadError, Seen};
 use super::{batch, conntrack, names, nflog, routes, ruleset, sysctl};
 use crate::netlink::Socket;
@@ -145,15 +144,20 @@ impl LiveTable {
     /// # Errors
     /// The kernel's.
     pub fn cut(&self) -> io::Result<usize> {
-        let (allows, denies) = self.held.slots();
+        let (allows, denies, nat64) = self.held.slots();
         let mut revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
         revoked.clear();
         conntrack::cut(|flow| {
             // Of slots, too, that a table before this one had.
             let is_of_rule = ![BYPASSED, INGRESS, INGRESS_PLAIN].contains(&flow.mark);
-            let holds = |slots: &Slots, to| slots.hold(flow.client.ip(), to, flow.protocol);
-            // Denials are of real addresses, to which synthetic ones lead.
-            let stays = !is_of_rule || (holds(&allows, flow.destination) && !holds(&denies, flow.upstream));
+            let Flow { client, destination, upstream, protocol, .. } = flow;
+            let from = client.ip();
+            let is_let_out = match destination.ip() == upstream.ip() {
+                true => allows.hold(from, *destination, *protocol),
+                // A synthetic address leads to a real one.
+                false => allows.hold_on(from, *destination, upstream.ip(), nat64, *protocol),
+            };
+            let stays = !is_of_rule || (is_let_out && !denies.hold(from, *upstream, *protocol));
             if !stays {
                 revoked.insert((flow.client, flow.destination, flow.protocol));
             }

@@ -15,13 +15,13 @@ use super::names::set_name;
 use super::plan::{Opening, RuleSet, RuleSets, all_names, learned, mapped};
 use egret_core::learned::Known;
 use egret_core::policy::{SteeredNames, Wild};
-use egret_core::rule::LearnedName;
+use egret_core::rule::{LearnedName, guard};
 
 /// Every set that changes while egret runs.
 #[derive(Clone, Debug)]
 pub(super) struct Sets {
     captured: BTreeSet<u16>,
-    nat64: Option<Ipv6Net>,
+    pub(super) nat64: Option<Ipv6Net>,
     steered_names: SteeredNames,
     /// The real addresses behind synthetic ones.
     mapped: BTreeMap<IpAddr, IpAddr>,
@@ -281,6 +281,18 @@ impl Slots {
         self.taken.iter().flatten().any(|taken| taken.holds(from, to, protocol))
     }
 
+    /// Whether some rule's sets hold what goes from here to a synthetic address, and its names may lead to what answers there.
+    pub(super) fn hold_on(
+        &self,
+        from: IpAddr,
+        to: SocketAddr,
+        end: IpAddr,
+        nat64: Option<Ipv6Net>,
+        protocol: u8,
+    ) -> bool {
+        self.taken.iter().flatten().any(|taken| taken.holds(from, to, protocol) && taken.may_lead_to(end, nat64))
+    }
+
     /// Whether the sets of one slot do.
     pub(super) fn holds(&self, number: usize, from: IpAddr, to: SocketAddr, protocol: u8) -> bool {
         matches!(self.taken.get(number), Some(Some(taken)) if taken.holds(from, to, protocol))
@@ -425,6 +437,12 @@ impl Slot {
     fn is_empty(&self) -> bool {
         let Elements { sources, destinations, ports } = &self.elements;
         sources.is_empty() || ports.is_empty() || (destinations.is_empty() && self.learned.is_empty())
+    }
+
+    /// Whether its names may lead to an address.
+    fn may_lead_to(&self, ip: IpAddr, nat64: Option<Ipv6Net>) -> bool {
+        let mut reaches = self.names.iter().map(LearnedName::reach).chain(self.wild.as_ref().map(Wild::reach));
+        reaches.any(|reach| guard::judge(ip, reach, nat64) == guard::Judgement::Permitted)
     }
 
     /// Whether it leads to an address, for one client or for all of its own.

@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use ipnet::Ipv6Net;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -106,9 +107,9 @@ impl Held {
         self.read(|contents| contents.sets.allows.holds(number, from, to, protocol))
     }
 
-    /// The slots of rules that allow, and of those that deny.
-    pub(super) fn slots(&self) -> (Slots, Slots) {
-        self.read(|contents| (contents.sets.allows.clone(), contents.sets.denies.clone()))
+    /// The slots of rules that allow, of those that deny, and the translator's prefix that they were made for.
+    pub(super) fn slots(&self) -> (Slots, Slots, Option<Ipv6Net>) {
+        self.read(|Contents { sets, .. }| (sets.allows.clone(), sets.denies.clone(), sets.nat64))
     }
 
     fn read<T>(&self, read: impl FnOnce(&Contents) -> T) -> T {

@@ -90,6 +90,8 @@ pub async fn keep_steered(nameserver: Weak<Nameserver>) {
                 let used: HashSet<_> = used.into_iter().map(|(client, ip)| (asker(client), ip)).collect();
                 for (asker, ip) in used {
                     let Some(name) = steering.name(ip) else { continue };
+                    // Whatever comes of asking, the address stays the name's.
+                    let _ = steering.keep(&name);
                     let source = asker.map_or_else(Source::anybody, Source::at);
                     if asking.len() >= AT_ONCE {
                         asking.join_next().await;
@@ -385,7 +387,10 @@ impl Nameserver {
         if may_be_told(clearance).is_some() && records.set.code == ResponseCode::NoError {
             self.novelty.know(name);
         }
-        let answer = self.tell(policy, clearance, *kind, &records).await?;
+        // A disk that hangs keeps no question.
+        let telling = timeout_at(judged.since + PATIENCE_OF_CLIENTS, self.tell(policy, clearance, *kind, &records));
+        let late = |_| Err(unanswered(Refusal::new(Reason::Internal, Stage::Limit)));
+        let answer = telling.await.unwrap_or_else(late)?;
         // What opens for one client is not another one's to read.
         let is_own = self.settings.opens_for_asker && clearance.is_for_network();
         if let Some(key) = key.as_ref().filter(|_| !records.is_stale && !is_own) {

@@ -32,6 +32,7 @@ use carry::{IdleUpstream, Outcome, Upstream, carry};
 use decide::decide;
 use egret_core::claim::Claim;
 use egret_core::outcome::{Ending, Refusal};
+use egret_core::steered::InUse;
 use turn::Turn;
 
 /// Serves one connection, where there is a slot for it. Whatever happens becomes the record's ending.
@@ -119,12 +120,14 @@ struct Connection {
     before: Option<Claim>,
     /// The upstream that answered it.
     idle: Option<IdleUpstream>,
+    /// The synthetic address that the client dialled, which stays its name's for as long as the connection is open.
+    steered: Option<InUse>,
 }
 
 /// The story of a connection: one claim, or one for each of its requests, until its end or a tunnel.
 async fn serve_connection(arrival: Arrival, services: Arc<Services>, guard: DrainGuard) -> Option<Box<Tunnel>> {
     let Admitted { client, record, slot, limits } = admit(arrival, &services, &guard).await?;
-    let mut connection = Connection { client, record, slot, limits, before: None, idle: None };
+    let mut connection = Connection { client, record, slot, limits, before: None, idle: None, steered: None };
     let eviction = connection.client.window.eviction();
     loop {
         let served = tokio::select! {
@@ -145,7 +148,7 @@ async fn serve_connection(arrival: Arrival, services: Arc<Services>, guard: Drai
                 return None;
             }
             Ok((Outcome::Next, authorization)) => {
-                connection = connection.next(authorization.claim, &services, &guard).await?;
+                connection = connection.next(authorization, &services, &guard).await?;
             }
             Err(refusal) => {
                 connection.refuse(&refusal).await;
@@ -168,9 +171,10 @@ impl Connection {
     }
 
     /// Closes the record of a claim that was served, and waits for another request; `None` where none comes.
-    async fn next(mut self, served: Claim, services: &Services, guard: &DrainGuard) -> Option<Self> {
+    async fn next(mut self, served: Authorization, services: &Services, guard: &DrainGuard) -> Option<Self> {
         self.record.close(Ending::Closed);
-        self.before = Some(served);
+        self.before = Some(served.claim);
+        self.steered = served.steered.or(self.steered);
         let waits = self.slot.between_requests();
         let eviction = self.client.window.eviction();
         let more = tokio::select! {
@@ -217,11 +221,12 @@ impl Connection {
         mut self,
         upstream: Upstream,
         up: Vec<u8>,
-        authorization: Authorization,
+        mut authorization: Authorization,
         services: Arc<Services>,
     ) -> Box<Tunnel> {
         self.record.allowed();
-        let Self { client, record, slot, .. } = self;
+        let Self { client, record, slot, steered, .. } = self;
+        authorization.steered = authorization.steered.or(steered);
         let (client, shared) = (client.link, Shared::default());
         Box::new(Tunnel { client, upstream, up, shared, record, authorization, services, _slot: slot })
     }

@@ -99,6 +99,8 @@ pub enum Full {
 pub struct Assigned {
     pub place: u32,
     pub is_new: bool,
+    /// Whether some rule judges the name by the claim alone, or has: that is written down, too.
+    pub is_claimed: bool,
 }
 
 #[derive(Debug)]
@@ -107,7 +109,8 @@ struct Entry {
     wildcard: Option<Box<str>>,
     asker: Option<IpAddr>,
     is_claimed: bool,
-    is_written: bool,
+    /// What is on disk of it: whether it is claimed.
+    written: Option<bool>,
     last: Instant,
     /// Its open connections hold it.
     in_use: Arc<()>,
@@ -167,10 +170,10 @@ impl Steered {
             && let Some(Some(entry)) = inner.entries.get_mut(place as usize)
         {
             entry.last = now;
-            // What is written down says so, too.
-            let is_new = !entry.is_written || (wanted.is_claimed && !entry.is_claimed);
             entry.is_claimed |= wanted.is_claimed;
-            return Ok(Assigned { place, is_new });
+            let is_claimed = entry.is_claimed;
+            let is_new = entry.written.is_none_or(|written| is_claimed && !written);
+            return Ok(Assigned { place, is_new, is_claimed });
         }
         let (size, time) = (self.pool.size(), Time { remember: self.remember, now });
         if let Some(wildcard) = &wanted.wildcard
@@ -184,17 +187,17 @@ impl Steered {
             return Err(Full::Client);
         }
         let place = inner.free(size, time).ok_or(Full::Pool)?;
-        inner.put(place, wanted, false, now);
-        Ok(Assigned { place, is_new: true })
+        inner.put(place, wanted, None, now);
+        Ok(Assigned { place, is_new: true, is_claimed: wanted.is_claimed })
     }
 
-    /// A name's place is on disk.
-    pub fn written(&self, name: &HostName) {
+    /// A name's place is on disk, and whether it is claimed.
+    pub fn written(&self, name: &HostName, is_claimed: bool) {
         let inner = &mut *self.lock();
         if let Some(place) = inner.places.get(name).copied()
             && let Some(Some(entry)) = inner.entries.get_mut(place as usize)
         {
-            entry.is_written = true;
+            entry.written = Some(is_claimed || entry.written == Some(true));
         }
     }
 
@@ -206,7 +209,7 @@ impl Steered {
         }
         let former = inner.places.get(&wanted.name).copied().filter(|former| *former != place);
         former.into_iter().chain([place]).for_each(|place| inner.remove(place));
-        inner.put(place, wanted, true, now);
+        inner.put(place, wanted, Some(wanted.is_claimed), now);
     }
 
     /// The name that an address stands for, as a connection to it claims it.
@@ -214,7 +217,7 @@ impl Steered {
     pub fn claimed(&self, ip: IpAddr, now: Instant) -> Option<(HostName, InUse)> {
         let place = self.pool.place(ip)?;
         let inner = &mut *self.lock();
-        let entry = inner.entries.get_mut(place as usize)?.as_mut().filter(|entry| entry.is_written)?;
+        let entry = inner.entries.get_mut(place as usize)?.as_mut().filter(|entry| entry.written.is_some())?;
         (entry.last, entry.was_in_use) = (now, true);
         Some((entry.name.clone(), InUse(Arc::clone(&entry.in_use))))
     }
@@ -223,7 +226,7 @@ impl Steered {
     pub fn touch(&self, name: &HostName, now: Instant) -> Option<u32> {
         let inner = &mut *self.lock();
         let place = inner.places.get(name).copied()?;
-        let entry = inner.entries.get_mut(place as usize)?.as_mut().filter(|entry| entry.is_written)?;
+        let entry = inner.entries.get_mut(place as usize)?.as_mut().filter(|entry| entry.written.is_some())?;
         entry.last = now;
         Some(place)
     }
@@ -243,7 +246,7 @@ impl Steered {
         let wanted = |entry: &Entry| Wanted {
             name: entry.name.clone(),
             wildcard: entry.wildcard.clone(),
-            asker: None,
+            asker: entry.asker,
             is_claimed: entry.is_claimed,
         };
         entries.map(|(place, entry)| (place, wanted(entry))).collect()
@@ -336,7 +339,7 @@ impl Inner {
         soonest
     }
 
-    fn put(&mut self, place: u32, wanted: &Wanted, is_written: bool, now: Instant) {
+    fn put(&mut self, place: u32, wanted: &Wanted, written: Option<bool>, now: Instant) {
         while self.entries.len() <= place as usize {
             // What is written down may leave places out.
             let hole = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
@@ -352,7 +355,7 @@ impl Inner {
         self.all.taken += 1;
         self.places.insert(name.clone(), place);
         let (in_use, was_in_use) = (Arc::default(), false);
-        *slot = Some(Entry { name, wildcard, asker, is_claimed, is_written, last: now, in_use, was_in_use });
+        *slot = Some(Entry { name, wildcard, asker, is_claimed, written, last: now, in_use, was_in_use });
     }
 
     fn remove(&mut self, place: u32) {
@@ -393,7 +396,7 @@ mod tests {
 
     fn place(steered: &Steered, wanted: &Wanted, now: Instant) -> Result<u32, Full> {
         let assigned = steered.assign(wanted, now)?;
-        steered.written(&wanted.name);
+        steered.written(&wanted.name, assigned.is_claimed);
         Ok(assigned.place)
     }
 
@@ -401,10 +404,10 @@ mod tests {
     fn a_name_has_one_address_of_each_family_and_they_stand_for_it() {
         let (steered, now) = (steered("198.18.0.0/24"), Instant::now());
         let first = steered.assign(&wanted("a.example"), now).unwrap();
-        assert_eq!(first, Assigned { place: 0, is_new: true });
+        assert_eq!(first, Assigned { place: 0, is_new: true, is_claimed: false });
         let v4: IpAddr = "198.18.0.1".parse().unwrap();
         assert!(steered.claimed(v4, now).is_none(), "it is not written down yet");
-        steered.written(&wanted("a.example").name);
+        steered.written(&wanted("a.example").name, false);
         assert!(!steered.assign(&wanted("a.example"), now).unwrap().is_new);
         assert_eq!(place(&steered, &wanted("b.example"), now), Ok(1));
         let v6 = steered.pool().address(0, true).unwrap();
@@ -416,7 +419,11 @@ mod tests {
             assert!(steered.claimed(unknown.parse().unwrap(), now).is_none(), "{unknown}");
         }
         let again = steered.assign(&Wanted { is_claimed: true, ..wanted("a.example") }, now).unwrap();
-        assert_eq!(again, Assigned { place: 0, is_new: true }, "that it is claimed is written down");
+        assert_eq!(again, Assigned { place: 0, is_new: true, is_claimed: true }, "that it is claimed is written down");
+        let other = steered.assign(&wanted("a.example"), now).unwrap();
+        assert_eq!(other, again, "whoever asks while it is not");
+        steered.written(&wanted("a.example").name, true);
+        assert!(!steered.assign(&wanted("a.example"), now).unwrap().is_new);
     }
 
     #[test]

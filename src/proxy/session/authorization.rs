@@ -19,7 +19,7 @@ pub(super) struct Authorization {
     pub(super) claim: Claim,
     pub(super) sighting: Option<Sighting>,
     /// The synthetic address that the client dialled, which stays the name's meanwhile.
-    pub(super) _steered: Option<InUse>,
+    pub(super) steered: Option<InUse>,
     /// How often re-authorization had been requested when its policy was fetched.
     pub(super) reviewed: u32,
 }

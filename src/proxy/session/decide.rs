@@ -51,7 +51,7 @@ pub(super) async fn decide(turn: &mut Turn<'_>, before: Option<&Claim>) -> Resul
         // Long, and no rule asks for it.
         hello.ja4 = Parts::default();
     }
-    Ok(Decision { permit, authorization: Authorization { claim, sighting, _steered: steered, reviewed }, was_seen })
+    Ok(Decision { permit, authorization: Authorization { claim, sighting, steered, reviewed }, was_seen })
 }
 
 async fn claim(turn: &mut Turn<'_>, before: Option<&Claim>) -> Result<Claimed, Refusal> {

@@ -224,14 +224,28 @@ impl Policy {
             match *grant {
                 Grant::App { rule, .. } => {
                     let rule = self.apps.get(rule as usize).filter(|rule| !rule.is_dns_only());
-                    let Some(rule) = rule else { continue };
-                    let is_claimed = rule.protocols.iter().any(|app| app.protocol == AppProtocol::Tcp);
-                    steers.get_or_insert(none).is_claimed |= is_claimed;
+                    if rule.is_none() {
+                        continue;
+                    }
+                    steers.get_or_insert(none).is_claimed = self.is_claimed(&clearance.name);
                 }
                 _ => steers.get_or_insert(none).is_forwarded = true,
             }
         }
         steers
+    }
+
+    /// Whether some rule, whichever clients it is for, judges a name by the claim alone.
+    #[must_use]
+    pub fn is_claimed(&self, name: &HostName) -> bool {
+        let claims = |rule: &AppRule| {
+            rule.action == Action::Allow && rule.protocols.iter().any(|app| app.protocol == AppProtocol::Tcp)
+        };
+        let mut is_claimed = false;
+        self.app_hosts.matches(name, |pattern| {
+            is_claimed |= self.apps.get(self.app_hosts.rule(pattern) as usize).is_some_and(claims);
+        });
+        is_claimed
     }
 
     /// Whether clients who use a name may be led to listeners that read it in the bytes at these ports: some application rule

@@ -29,6 +29,12 @@ impl Wild {
         *name.reach() == self.reach && self.index.lists(name.name())
     }
 
+    /// Where its names may lead.
+    #[must_use]
+    pub const fn reach(&self) -> &Reach {
+        &self.reach
+    }
+
     fn texts(&self) -> impl Iterator<Item = &str> {
         self.index.ids().map(|pattern| self.index.text(pattern))
     }
