@@ -462,7 +462,9 @@ impl Nameserver {
             let zones = owners.flat_map(|owner| owner.suffixes().filter_map(zone).collect::<Vec<_>>());
             zones.for_each(|zone| self.zones.insert(zone, ()));
         }
-        self.lead_on(policy, clearance, &answers);
+        if is_intact || self.settings.keeps_chain {
+            self.lead_on(policy, clearance, &answers);
+        }
         let authorities = match (answers.is_empty(), authorities.is_empty()) {
             (true, true) => self.soa(name).into_iter().collect(),
             _ => authorities,

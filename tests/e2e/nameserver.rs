@@ -537,7 +537,7 @@ fn clients_of_sni_listeners_are_led_to_them_by_answers() {
 fn a_name_in_use_is_asked_for_again_before_its_time_is_over() {
     let dns = Dns::start();
     for name in ["used.web.test", "unused.web.test"] {
-        dns.set(name, Does::Records(vec![record(&format!("{name}."), 10, RData::A(A([20, 0, 0, 1].into())))]));
+        dns.set(name, Does::Records(vec![record(&format!("{name}."), 20, RData::A(A([20, 0, 0, 1].into())))]));
     }
     let egret = nameserver(&dns, "");
     let begun = Instant::now();
@@ -547,14 +547,14 @@ fn a_name_in_use_is_asked_for_again_before_its_time_is_over() {
     };
     ask(&egret, "unused.web.test.", RecordType::A);
     ask_at(0);
-    ask_at(5);
+    ask_at(10);
     assert_eq!(dns.asked("used.web.test"), 1, "amid its time");
-    std::thread::sleep(Duration::from_millis(9200).saturating_sub(begun.elapsed()));
+    std::thread::sleep(Duration::from_millis(18_300).saturating_sub(begun.elapsed()));
     let answer = ask(&egret, "used.web.test.", RecordType::A);
-    assert!(answer.answers[0].ttl <= 1, "{answer}");
+    assert!(answer.answers[0].ttl <= 2, "{answer}");
     eventually("it is asked for again", || dns.asked("used.web.test") == 2);
-    assert!(begun.elapsed() < Duration::from_secs(10), "while the old answer holds");
-    eventually("clients read the new one", || ask(&egret, "used.web.test.", RecordType::A).answers[0].ttl > 8);
+    assert!(begun.elapsed() < Duration::from_secs(20), "while the old answer holds");
+    eventually("clients read the new one", || ask(&egret, "used.web.test.", RecordType::A).answers[0].ttl > 15);
     assert_eq!((dns.asked("used.web.test"), dns.asked("unused.web.test")), (2, 1));
 }
 
@@ -578,7 +578,8 @@ fn a_question_that_comes_back_ends_at_once() {
     let begun = Instant::now();
     let answer = ask(&egret, "in-a-circle.web.test.", RecordType::A);
     assert_eq!(answer.response_code, ResponseCode::ServFail);
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    // Not the time that a question may take.
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     let line = egret.record("the question that came back", |line| {
         line["nearest"].as_str().is_some_and(|nearest| nearest.starts_with("this is egret's own question"))
     });
@@ -623,4 +624,21 @@ fn one_client_opens_so_many_addresses_under_a_wildcard_and_no_more() {
     let line = egret.record("the bound", |line| line["reason"] == "rate_limited");
     assert_eq!(line["rule"], "tunnel", "{line:#}");
     assert!(!shown(&ask(&egret, "web.test.", RecordType::A)).is_empty(), "names of other rules go on");
+}
+
+#[test]
+fn what_an_alias_leads_to_may_be_asked_for_where_aliases_are_passed_on() {
+    let dns = Dns::start();
+    let alias = record("alias.test.", 60, RData::CNAME(CNAME(Name::from_ascii("far.other.test.").unwrap())));
+    dns.set("alias.test", Does::Records(vec![alias, a("far.other.test.", 1)]));
+    dns.answer("far.other.test", &["20.0.0.1"]);
+    let kept = nameserver(&dns, "  chain: keep");
+    refused(&kept, "far.other.test.", RecordType::A, ResponseCode::NXDomain, "no_rule");
+    assert_eq!(ask(&kept, "alias.test.", RecordType::A).answers.len(), 2);
+    assert_eq!(shown(&ask(&kept, "far.other.test.", RecordType::A)), ["far.other.test. 20.0.0.1"]);
+    refused(&kept, "near.other.test.", RecordType::A, ResponseCode::NXDomain, "no_rule");
+    let flat = nameserver(&dns, "");
+    assert_eq!(shown(&ask(&flat, "alias.test.", RecordType::A)), ["alias.test. 20.0.0.1"]);
+    assert_eq!(ask(&flat, "alias.test.", RecordType::CNAME).answers.len(), 1);
+    refused(&flat, "far.other.test.", RecordType::A, ResponseCode::NXDomain, "no_rule");
 }

@@ -4,7 +4,6 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use crate::hop::{hop, tcp, udp};
 use crate::nameserver::{echo, resolve};
@@ -189,12 +188,10 @@ fn a_resolver_that_dies_costs_no_answer_and_is_used_again_when_it_is_back() {
     assert!(said.contains("SERVFAIL") && said.contains("EDE: 22"), "{said}");
     let folder = servers.folders[1].path().to_owned();
     servers.recursive = Some(servers.world.at("outside", || recursive(&folder)));
-    let back = Instant::now();
     servers.world.at("client", || {
         eventually("a new name is answered", || resolve(&server, "new.tun.example.").is_ok());
     });
     eventually("a new answer", || !dig(&servers.world, "one.web.example").contains("EDE: 3"));
-    assert!(back.elapsed() < Duration::from_secs(3), "{:?}", back.elapsed());
     egret.record("the name that was never asked", |line| line["name"] == "never-asked.tun.example");
 }
 

@@ -234,13 +234,13 @@ fn network_rules_lead_to_what_is_behind_a_name() {
 fn a_name_that_flows_go_to_is_kept_resolved_and_outlives_a_restart() {
     let Some(world) = world() else { return };
     let state = tempfile::tempdir().unwrap();
-    let learn = format!("state_dir: {}, floor: 3s, grace: 1s", state.path().display());
+    let learn = format!("state_dir: {}, floor: 6s, grace: 1s", state.path().display());
     let config = config(POLICY).replace("state_dir: state", &learn);
     let mut egret = hop(&world, &config);
     let (used, idle, open) = world.at("client", || {
         let [used, idle] = ["used", "idle"].map(|name| resolve(&server(), &format!("{name}.tun.example.")).unwrap());
         let open = socket_to(used, TUNNEL);
-        for second in 0..8 {
+        for second in 0..11 {
             assert_eq!(says(&open).as_deref(), Ok(SHARED), "after {second} seconds");
             if second == 2 {
                 world.dns.answer("used.tun.example", &["20.60.4.3"]);
