@@ -203,6 +203,12 @@ impl Reloading {
                 return refused(services, &error);
             }
         };
+        if let Some(steering) = &services.steering
+            // Of names that were answered meanwhile.
+            && let Err(error) = tokio::task::block_in_place(|| steering.review(|name| policy.is_claimed(name)))
+        {
+            tracing::error!(%error, "that names are claimed cannot be written down: after a restart their synthetic addresses may pass to others; make learn.state_dir writable");
+        }
         watch.is_on = watches;
         if cuts {
             self.reauthorizer.ask();

@@ -127,7 +127,7 @@ pub(super) fn nameserver(
             out.fault(&format!("learn.{key}"), message);
         }
     }
-    let opens_for_asker = written.learn.key == Some(file::LearnKey::Client);
+    let opens_for_asker = learn.opens_for_asker;
     if opens_for_asker && !dns.forwarders.is_empty() {
         let message = "what a forwarder asks for would open for the forwarder alone, and others connect; write rule, or remove dns.forwarders";
         out.fault("learn.key", message);

@@ -179,5 +179,6 @@ pub(super) fn learn(out: &mut Findings<'_>, written: &file::Learn, is_next_hop: 
     }
     let usual = || is_next_hop.then(|| PathBuf::from(STATE_DIR));
     let state_dir = written.state_dir.as_ref().map(|dir| out.folder.join(dir)).or_else(usual);
-    LearnSettings { refresh, remember, state_dir }
+    let opens_for_asker = written.key == Some(file::LearnKey::Client);
+    LearnSettings { refresh, remember, opens_for_asker, state_dir }
 }

@@ -10,6 +10,8 @@ use egret_core::steered::Pool;
 pub struct LearnSettings {
     pub refresh: Duration,
     pub remember: Duration,
+    /// Whether what DNS clients are answered opens for the one alone that asked.
+    pub opens_for_asker: bool,
     /// `None`: nothing outlives a restart.
     pub state_dir: Option<PathBuf>,
 }

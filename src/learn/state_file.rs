@@ -109,7 +109,10 @@ pub fn open(settings: &LearnSettings, rules: &Rules) -> (Learned, Option<String>
     let learned = Learned::new(settings.remember);
     let names: Vec<LearnedName> = rules.nets.iter().flat_map(|rule| &rule.kept).cloned().collect();
     learned.keep(names.iter().cloned(), |name, ip| leads(name, ip, rules), Instant::now().into_std());
-    let restored = settings.state_dir.as_ref().map_or(Ok(()), |dir| restore(dir, &learned, rules, &names));
+    let restored = settings
+        .state_dir
+        .as_ref()
+        .map_or(Ok(()), |dir| restore(dir, &learned, rules, &names, settings.opens_for_asker));
     (learned, restored.err())
 }
 
@@ -122,7 +125,13 @@ fn leads(name: &LearnedName, ip: IpAddr, rules: &Rules) -> bool {
 ///
 /// # Errors
 /// A sentence, where there is a file that cannot be read.
-fn restore(dir: &Path, learned: &Learned, rules: &Rules, names: &[LearnedName]) -> Result<(), String> {
+fn restore(
+    dir: &Path,
+    learned: &Learned,
+    rules: &Rules,
+    names: &[LearnedName],
+    opens_for_asker: bool,
+) -> Result<(), String> {
     let path = dir.join(FILE);
     if !path.exists() {
         return Ok(());
@@ -149,6 +158,10 @@ fn restore(dir: &Path, learned: &Learned, rules: &Rules, names: &[LearnedName]) 
     let wild = |rule: &NetRule| Some((Arc::clone(&rule.name), (Wild::of(rule)?, rule.reach.clone())));
     let wild: HashMap<Arc<str>, (Wild, Reach)> = rules.nets.iter().filter_map(wild).collect();
     for StoredAnswer { rule, name, asker, addresses, lasts } in file.answered {
+        // It was for all.
+        if opens_for_asker && asker.is_none() {
+            continue;
+        }
         let Ok(name) = HostName::from_wire(name.as_bytes()) else { continue };
         let (wild, reach) = match wild.get(&*rule) {
             Some((wild, reach)) => (Some(wild), reach.clone()),
@@ -223,6 +236,7 @@ mod tests {
         let settings = LearnSettings {
             refresh: Duration::from_secs(30),
             remember: Duration::from_secs(86_400),
+            opens_for_asker: false,
             state_dir: Some(dir.to_owned()),
         };
         let (learned, fault) = open(&settings, rules);
@@ -281,7 +295,9 @@ mod tests {
         assert!(restored(dir.path(), &other).is_empty());
         std::fs::write(dir.path().join(FILE), "{").unwrap();
         let nothing = Learned::new(Duration::from_secs(1));
-        assert!(restore(dir.path(), &nothing, &Rules::default(), &[other]).unwrap_err().contains("learned.json"));
+        assert!(
+            restore(dir.path(), &nothing, &Rules::default(), &[other], false).unwrap_err().contains("learned.json")
+        );
     }
 
     #[test]
@@ -318,5 +334,9 @@ mod tests {
         assert!(at(minute).has(&real, ip("20.0.0.1")) && !at(hour).has(&real, ip("20.0.0.1")));
         assert_eq!(at(minute).behind(ip("198.18.0.1")), Some(ip("20.0.0.2")));
         assert_eq!(known(&open_in(dir.path(), &of("*.other.example")), &real), [] as [&str; 0]);
+        let by_client = Learned::new(Duration::from_secs(86_400));
+        restore(dir.path(), &by_client, &of("*.tun.example"), &[], true).unwrap();
+        assert_eq!(known(&by_client, &real), [] as [&str; 0], "what was open for all");
+        assert_eq!(known(&by_client, &real.asked_by(ip("10.0.0.9"))), ["20.0.0.4"]);
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -187,6 +187,14 @@ impl LiveTable {
     /// The kernel's.
     pub async fn follow(&self, name: &LearnedName) -> io::Result<()> {
         self.ask(|done| Job::Follow(name.clone(), done)).await.unwrap_or_else(|_| Err(io::Error::other(GONE)))
+    }
+
+    /// Leads a synthetic address nowhere. Returns when the kernel knows.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn unmap(&self, synthetic: IpAddr) -> io::Result<()> {
+        self.ask(|done| Job::Unmap(synthetic, done)).await.unwrap_or_else(|_| Err(io::Error::other(GONE)))
     }
 
     /// Begins a reload: lets out what both the old and the new rules let out, and denies what either denies.

@@ -149,6 +149,12 @@ impl Sets {
         }
     }
 
+    /// Writes that a synthetic address leads nowhere.
+    pub(super) fn unmap(&mut self, synthetic: IpAddr, batch: &mut Batch) {
+        let was = self.mapped.remove(&synthetic).map(|real| (synthetic, real));
+        lead(&was.into_iter().collect(), &BTreeMap::new(), batch);
+    }
+
     /// Takes in what has been learned, without a word to the kernel.
     pub(super) fn know(&mut self, known: Known<'_>) {
         for slot in self.allows.taken.iter_mut().flatten() {

@@ -30,6 +30,8 @@ const FILL_EVERY: Duration = Duration::from_secs(10);
 pub(super) enum Job {
     /// Something has been learned for a name.
     Follow(LearnedName, oneshot::Sender<io::Result<()>>),
+    /// A synthetic address leads nowhere.
+    Unmap(IpAddr, oneshot::Sender<io::Result<()>>),
     Narrow(RuleSets, oneshot::Sender<Result<Narrowed, ReloadError>>),
     Widen(Box<Narrowed>, oneshot::Sender<Result<(), ReloadError>>),
     /// A table has been seen in the kernel.
@@ -200,6 +202,7 @@ impl Writer {
                         self.follow_all(all);
                     }
                 }
+                Job::Unmap(synthetic, done) => drop(done.send(self.unmap(synthetic))),
                 Job::Narrow(rule_sets, done) => drop(done.send(self.narrow(&rule_sets))),
                 Job::Widen(narrowed, done) => {
                     let _ = done.send(self.widen(&narrowed));
@@ -236,6 +239,16 @@ impl Writer {
             return Ok(());
         }
         // Where the kernel does not follow, its sets are filled from the start at the next look.
+        self.commit(batch).inspect_err(|_| self.table = None)
+    }
+
+    fn unmap(&mut self, synthetic: IpAddr) -> io::Result<()> {
+        let Some(table) = &self.table else {
+            self.held.change(|sets| sets.unmap(synthetic, &mut Batch::of("")));
+            return Ok(());
+        };
+        let mut batch = Batch::of(&table.name);
+        self.held.change(|sets| sets.unmap(synthetic, &mut batch));
         self.commit(batch).inspect_err(|_| self.table = None)
     }
 

@@ -532,9 +532,10 @@ impl Nameserver {
         Some(policy.by_question(source, &name).ok()?.through(target.clone()))
     }
 
-    /// Whether a client may ask for the keys of a zone.
+    /// Whether a client may ask for the keys of a zone: it needs them to validate what is passed on unchanged.
     fn has_keys(&self, policy: &Policy, source: &Source, zone: &HostName) -> bool {
-        zone.as_str().is_empty() || policy.is_above_listed(source, zone) || self.zones.contains_key(zone)
+        self.settings.is_intact
+            && (zone.as_str().is_empty() || policy.is_zone_above_listed(source, zone) || self.zones.contains_key(zone))
     }
 
     /// A name that may not be asked for does not exist, unless names under it do: then it has nothing.

@@ -21,10 +21,13 @@ pub const MOST_OF_ONE: usize = 1024;
 /// Addresses of all names that no rule keeps. Clients may ask for names without end under a wildcard: the names longest
 /// unseen go. 32 MiB.
 const MOST_OF_OTHERS: usize = 512 << 10;
-/// The same of names that one rule lists by wildcard: no rule's names make room for another's. 4 MiB.
-const MOST_OF_RULE: usize = 32 << 10;
+/// The same of names that one rule lists by wildcard: no rule's names make room for another's. As many names with an address
+/// each as the kernel's sets have room for; 18 MiB.
+const MOST_OF_RULE: usize = (16 << 10) * (NAME + 1);
 /// Names under wildcards that one address is known for; of more, the longest unseen go.
 const MOST_AT_ONE: usize = 16;
+/// The same of names that are one client's each.
+const MOST_ASKED_AT_ONE: usize = 1024;
 /// What a name takes beside its addresses, in addresses.
 const NAME: usize = 8;
 /// What was learned a moment ago need not be learned again: connections to one name follow each other fast.
@@ -183,7 +186,8 @@ impl Learned {
         for (ip, _) in seen {
             let of_address = answered.entry(*ip).or_default();
             of_address.retain(|other| other != name);
-            if of_address.len() >= MOST_AT_ONE {
+            let most = if name.asker().is_some() { MOST_ASKED_AT_ONE } else { MOST_AT_ONE };
+            if of_address.len() >= most {
                 // No rule's names make room for another's, while there are some of its own.
                 let own = of_address.iter().position(|other| group(other) == group(name));
                 of_address.remove(own.unwrap_or(0));
@@ -215,11 +219,11 @@ impl Learned {
         true
     }
 
-    /// Leads a synthetic address nowhere.
-    pub fn unmap(&self, synthetic: IpAddr) {
-        if self.behind.write().unwrap_or_else(PoisonError::into_inner).remove(&synthetic).is_some() {
-            self.changes.fetch_add(1, Ordering::Relaxed);
-        }
+    /// Leads a synthetic address nowhere. Whether it led anywhere.
+    pub fn unmap(&self, synthetic: IpAddr) -> bool {
+        let was_led = self.behind.write().unwrap_or_else(PoisonError::into_inner).remove(&synthetic).is_some();
+        self.changes.fetch_add(u64::from(was_led), Ordering::Relaxed);
+        was_led
     }
 
     fn holds(&self, seen: Instant, now: Instant) -> bool {
@@ -589,7 +593,7 @@ mod tests {
         assert_eq!(known(&learned, &name("verified.example"), now), [ip(2)]);
         assert_eq!(known(&learned, &name("n0.flooded.example"), now), [] as [IpAddr; 0]);
         assert_eq!(known(&learned, &name("n99999.flooded.example"), now), [ip(3)]);
-        assert!(learned.state.read().unwrap().names.len() < 5000);
+        assert!(learned.state.read().unwrap().names.len() < 20_000);
     }
 
     proptest! {

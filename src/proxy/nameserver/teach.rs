@@ -21,8 +21,8 @@ use egret_core::rule::{LearnedName, Reach};
 
 /// How long a lesson that the kernel has acknowledged need not be repeated: little beside what it holds for.
 const ACKNOWLEDGED: Duration = Duration::from_secs(30);
-/// An eighth of what the kernel's sets have room for.
-const MOST_OF_CLIENT: u32 = 2048;
+/// With what it regains meanwhile, an eighth of what the kernel's sets have room for.
+const MOST_OF_CLIENT: u32 = 1024;
 /// Lessons that are known to have been acknowledged.
 const MOST_ACKNOWLEDGED: u64 = 65_536;
 
@@ -68,7 +68,7 @@ impl Teacher {
         {
             lessons.push(self.spare(clearance.name()));
         }
-        self.learn(lessons, clearance.source().ip, addresses, ttl, false).await
+        self.learn(lessons, clearance.source().ip, (addresses, None), ttl, false).await
     }
 
     /// The same of a name's synthetic address, which leads to one of those `behind` it.
@@ -88,33 +88,40 @@ impl Teacher {
             return Ok(());
         }
         if behind.is_empty() {
-            // An earlier name's.
-            self.services.learned.unmap(synthetic);
-            return Ok(());
+            // An earlier name's, or no more where rules lead.
+            return match (self.services.learned.unmap(synthetic), &self.services.table) {
+                (true, Some(table)) => {
+                    table.unmap(synthetic).await.map_err(|error| kept_back(clearance.name(), &error))
+                }
+                _ => Ok(()),
+            };
         }
         let has_moved = self.services.learned.map(synthetic, behind);
+        let real = Known::at(&self.services.learned, Instant::now().into_std()).behind(synthetic);
         let mut lessons = policy.taught(clearance, behind);
         lessons.retain(|lesson| lesson.by != LessonUse::Destination);
         if lessons.is_empty() {
             lessons.push(self.spare(clearance.name()));
         }
-        self.learn(lessons, clearance.source().ip, &[synthetic], ttl, has_moved).await
+        self.learn(lessons, clearance.source().ip, (&[synthetic], real), ttl, has_moved).await
     }
 
     async fn learn(
         &self,
         lessons: Vec<Lesson>,
         client: Option<IpAddr>,
-        addresses: &[IpAddr],
+        (addresses, behind): (&[IpAddr], Option<IpAddr>),
         ttl: Duration,
-        is_due: bool,
+        has_moved: bool,
     ) -> Result<(), Refusal> {
+        // What the kernel has acknowledged: a synthetic address with what is behind it.
+        let whole: Arc<[IpAddr]> = addresses.iter().copied().chain(behind).collect();
         for Lesson { name, rule, by } in lessons {
             let asker = client.filter(|_| self.settings.opens_for_asker && by == LessonUse::Wildcard);
             let name = asker.map_or_else(|| name.clone(), |asker| name.asked_by(asker));
             let key = (name, rule);
-            let is_known = |known: Arc<[IpAddr]>| addresses.iter().all(|ip| known.contains(ip));
-            if !is_due && self.acknowledged.get(&key).is_some_and(is_known) {
+            let is_known = |known: Arc<[IpAddr]>| whole.iter().all(|ip| known.contains(ip));
+            if self.acknowledged.get(&key).is_some_and(is_known) {
                 continue;
             }
             self.acknowledged.invalidate(&key);
@@ -137,16 +144,16 @@ impl Teacher {
                 LessonUse::Wildcard => learned.learn_for(rule, name, addresses, self.settings.stands(ttl), now),
                 LessonUse::Network | LessonUse::Destination => drop(learned.learn(name, addresses, now)),
             }
-            if let Some(table) =
-                self.services.table.as_ref().filter(|_| by != LessonUse::Destination && **rule != *self.spare)
+            if let Some(table) = self
+                .services
+                .table
+                .as_ref()
+                .filter(|_| by != LessonUse::Destination && (has_moved || **rule != *self.spare))
                 && let Err(error) = table.follow(name).await
             {
-                tracing::warn!(%error, name = %name.name(), "the kernel does not take the addresses: the answer is kept back");
-                let nearest = format!("the kernel did not take the addresses: {error}");
-                return Err(Refusal::new(Reason::Internal, Stage::Network)
-                    .with(Hint { nearest: Some(nearest), ..Hint::default() }));
+                return Err(kept_back(name.name(), &error));
             }
-            self.acknowledged.insert(key, addresses.into());
+            self.acknowledged.insert(key, Arc::clone(&whole));
         }
         Ok(())
     }
@@ -167,6 +174,13 @@ impl Teacher {
         // The upper half, by which holders are distinguished.
         IpAddr::V6(Ipv6Addr::from_bits(u128::from(self.hasher.hash_one(name)) << 64))
     }
+}
+
+/// The refusal of what the kernel does not take.
+fn kept_back(name: &HostName, error: &std::io::Error) -> Refusal {
+    tracing::warn!(%error, %name, "the kernel does not take the addresses: the answer is kept back");
+    let nearest = format!("the kernel did not take the addresses: {error}");
+    Refusal::new(Reason::Internal, Stage::Network).with(Hint { nearest: Some(nearest), ..Hint::default() })
 }
 
 /// Where answers stand for a short time, sooner than usual.

@@ -117,6 +117,18 @@ impl Policy {
         is_listed
     }
 
+    /// Whether some rule's pattern for the client is under this very zone: what is above a wildcard inside a pattern is not.
+    #[must_use]
+    pub fn is_zone_above_listed(&self, source: &Source, zone: &HostName) -> bool {
+        let (above, sources) = self.above();
+        let mut is_zone = false;
+        above.matches(zone, |pattern| {
+            let of = sources.get(above.rule(pattern) as usize);
+            is_zone |= above.text(pattern) == zone.as_str() && of.is_some_and(|of| of.include(source));
+        });
+        is_zone
+    }
+
     /// Does now what the first question would have to wait for.
     pub fn prepare_for_questions(&self) {
         let _ = self.above();
