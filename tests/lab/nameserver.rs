@@ -68,7 +68,8 @@ pub fn resolve(server: &str, name: &str) -> Result<Ipv4Addr, ResponseCode> {
     resolve_from(Ipv4Addr::UNSPECIFIED, server, name)
 }
 
-fn resolve_from(client: Ipv4Addr, server: &str, name: &str) -> Result<Ipv4Addr, ResponseCode> {
+/// The same from one of its addresses.
+pub fn resolve_from(client: Ipv4Addr, server: &str, name: &str) -> Result<Ipv4Addr, ResponseCode> {
     let socket = UdpSocket::bind((client, 0)).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(8))).unwrap();
     socket.connect(server).unwrap();

@@ -11,7 +11,7 @@ use std::time::Duration;
 use hickory_proto::rr::Name;
 
 use crate::hop::{RESET, hop, udp};
-use crate::nameserver::resolve;
+use crate::nameserver::{resolve, resolve_from};
 use crate::support::{ADMIN, Server, allowed, curl, eventually, have, refused, run, text};
 use crate::world::{DECOY6, HOP1, ORIGIN, Through, World, ip};
 
@@ -263,6 +263,36 @@ fn a_name_that_flows_go_to_is_kept_resolved_and_outlives_a_restart() {
         assert_eq!(over_udp(idle, TUNNEL).as_deref(), Ok(SHARED), "it was answered a moment ago");
         assert_eq!(over_udp(used, TUNNEL).as_deref(), Ok("20.60.4.3"));
         assert_eq!(says(&open).as_deref(), Ok(SHARED), "what was open goes on");
+    });
+}
+
+#[test]
+fn what_is_behind_a_name_moves_for_all_whoever_asks() {
+    let Some(world) = world() else { return };
+    world.dns.answer("one.tun.example", &["20.60.4.2"]);
+    let policy = "
+  application_rules:
+    - { name: web, fqdns: [\"*.tun.example\"], protocols: [\"https:443\"] }
+  network_rules:
+    - { name: tunnel, sources: [10.224.0.10], fqdns: [\"*.tun.example\"], protocols: [\"udp:9001\"] }
+";
+    let _egret = hop(&world, &config(policy));
+    let other = Ipv4Addr::new(10, 224, 0, 11);
+    world.at("client", || {
+        ip(&["addr", "add", "10.224.0.11/24", "dev", "eth0"]);
+        let own = Ipv4Addr::new(10, 224, 0, 10);
+        let name = resolve_from(own, &server(), "one.tun.example.").unwrap();
+        let from_own = || {
+            let socket = UdpSocket::bind((own, 0)).unwrap();
+            socket.connect((name, TUNNEL)).unwrap();
+            says(&socket)
+        };
+        assert_eq!(from_own().as_deref(), Ok("20.60.4.2"));
+        world.dns.answer("one.tun.example", &["20.60.4.3"]);
+        std::thread::sleep(Duration::from_secs(2));
+        // The network rule is not for this client.
+        assert_eq!(resolve_from(other, &server(), "one.tun.example."), Ok(name));
+        assert_eq!(from_own().as_deref(), Ok("20.60.4.3"));
     });
 }
 
