@@ -187,9 +187,7 @@ impl Reloading {
             Err(_) => return refused(services, &"the configuration could not be read"),
         };
         let policy = Arc::new(policy);
-        if let Some(steering) = &services.steering
-            && let Err(error) = tokio::task::block_in_place(|| steering.review(|name| policy.is_claimed(name)))
-        {
+        if let Err(error) = review_claims(services, &policy) {
             return refused(
                 services,
                 &format!("which names synthetic addresses stand for cannot be written down: {error}"),
@@ -203,10 +201,8 @@ impl Reloading {
                 return refused(services, &error);
             }
         };
-        if let Some(steering) = &services.steering
-            // Of names that were answered meanwhile.
-            && let Err(error) = tokio::task::block_in_place(|| steering.review(|name| policy.is_claimed(name)))
-        {
+        // Of names that were answered meanwhile.
+        if let Err(error) = review_claims(services, &policy) {
             tracing::error!(%error, "that names are claimed cannot be written down: after a restart their synthetic addresses may pass to others; make learn.state_dir writable");
         }
         watch.is_on = watches;
@@ -270,6 +266,12 @@ impl FileWatch {
         }
         std::future::pending::<()>().await;
     }
+}
+
+/// Writes down which synthetic addresses never pass to other names under a policy.
+fn review_claims(services: &Services, policy: &Policy) -> io::Result<()> {
+    let Some(steering) = &services.steering else { return Ok(()) };
+    tokio::task::block_in_place(|| steering.review(|name| policy.is_claimed(name)))
 }
 
 /// Keeps what is known of the policy's names; a new one takes over what is known of the same name, as far as its rule lets

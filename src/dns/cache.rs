@@ -70,7 +70,7 @@ impl<V> Default for Kept<V> {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Known<V> {
     Answer(V),
-    /// An answer in the last tenth of its time: who wants it now may want it again when that is over.
+    /// An answer in the last tenth of its time: what is asked for now may be asked for again when that is over.
     Aging(V),
     /// Its absence, or a failure that has just been met.
     Failure(NoAnswer),

@@ -202,7 +202,9 @@ impl Writer {
                         self.follow_all(all);
                     }
                 }
-                Job::Unmap(synthetic, done) => drop(done.send(self.unmap(synthetic))),
+                Job::Unmap(synthetic, done) => {
+                    let _ = done.send(self.write(|sets, _, batch| sets.unmap(synthetic, batch)));
+                }
                 Job::Narrow(rule_sets, done) => drop(done.send(self.narrow(&rule_sets))),
                 Job::Widen(narrowed, done) => {
                     let _ = done.send(self.widen(&narrowed));
@@ -231,24 +233,19 @@ impl Writer {
         if names.is_empty() {
             return Ok(());
         }
+        self.write(|sets, known, batch| sets.follow(names, known, batch))
+    }
+
+    /// Changes the sets, and writes the change.
+    fn write(&mut self, change: impl FnOnce(&mut Sets, Known<'_>, &mut Batch)) -> io::Result<()> {
         let table = self.table.as_ref().map(|table| table.name.clone());
         let mut batch = Batch::of(table.as_deref().unwrap_or_default());
-        self.known(|known| self.held.change(|sets| sets.follow(names, known, &mut batch)));
-        // Without a table, they are put in as soon as there is one.
+        self.known(|known| self.held.change(|sets| change(sets, known, &mut batch)));
+        // Without a table, it is put in as soon as there is one.
         if table.is_none() {
             return Ok(());
         }
         // Where the kernel does not follow, its sets are filled from the start at the next look.
-        self.commit(batch).inspect_err(|_| self.table = None)
-    }
-
-    fn unmap(&mut self, synthetic: IpAddr) -> io::Result<()> {
-        let Some(table) = &self.table else {
-            self.held.change(|sets| sets.unmap(synthetic, &mut Batch::of("")));
-            return Ok(());
-        };
-        let mut batch = Batch::of(&table.name);
-        self.held.change(|sets| sets.unmap(synthetic, &mut batch));
         self.commit(batch).inspect_err(|_| self.table = None)
     }
 

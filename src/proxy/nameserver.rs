@@ -366,7 +366,7 @@ impl Nameserver {
 
     /// Asks for a name as its clients would.
     async fn renew(self: Arc<Self>, source: Source, name: HostName, is_v6: bool) {
-        let (policy, _) = self.services.policy.numbered();
+        let policy = self.services.policy.get();
         let Ok(clearance) = policy.by_question(&source, &name) else { return };
         let kind = if is_v6 { RecordType::AAAA } else { RecordType::A };
         let holder = self.teacher.holder_of(name.as_str());

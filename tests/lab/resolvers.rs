@@ -15,7 +15,7 @@ const PORT: u16 = 9001;
 const OUTSIDE: &str = "20.70.0.9";
 /// Where clients ask: a forwarder, as CoreDNS is one.
 const FORWARDER: &str = "10.224.0.2";
-/// Where those ask that validate.
+/// Where a forwarder validates what it is answered.
 const VALIDATOR: &str = "10.224.0.3";
 /// As a pod's.
 const RESOLV_CONF: &str =
@@ -245,7 +245,7 @@ fn a_forwarder_that_validates_is_served_where_signed_answers_are_left_intact() {
             assert!(open.clone().count() == 16 && open.map(|ip| udp(ip, PORT)).all(|heard| heard.is_ok()));
         });
     }
-    // Flattened, or without a signature, it is bogus for those who validate.
+    // Flattened, or without a signature, it is bogus to a validator.
     let _egret = hop(world, &config("dnssec: stripped"));
     let _validator = validator();
     assert!(dig("one.web.example", "A").contains("SERVFAIL"));

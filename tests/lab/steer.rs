@@ -267,7 +267,7 @@ fn a_name_that_flows_go_to_is_kept_resolved_and_outlives_a_restart() {
 }
 
 #[test]
-fn what_is_behind_a_name_moves_for_all_whoever_asks() {
+fn what_is_behind_a_name_moves_for_all_clients_whichever_asks() {
     let Some(world) = world() else { return };
     world.dns.answer("one.tun.example", &["20.60.4.2"]);
     let policy = "

@@ -421,7 +421,7 @@ mod tests {
         let again = steered.assign(&Wanted { is_claimed: true, ..wanted("a.example") }, now).unwrap();
         assert_eq!(again, Assigned { place: 0, is_new: true, is_claimed: true }, "that it is claimed is written down");
         let other = steered.assign(&wanted("a.example"), now).unwrap();
-        assert_eq!(other, again, "whoever asks while it is not");
+        assert_eq!(other, again, "for every client, while it is not");
         steered.written(&wanted("a.example").name, true);
         assert!(!steered.assign(&wanted("a.example"), now).unwrap().is_new);
     }

@@ -108,25 +108,24 @@ impl Policy {
     /// Whether some rule lists names under this one for the client, so that it exists, however little there is at it.
     #[must_use]
     pub fn is_above_listed(&self, source: &Source, name: &HostName) -> bool {
-        let (above, sources) = self.above();
-        let mut is_listed = false;
-        above.matches(name, |pattern| {
-            let of = sources.get(above.rule(pattern) as usize);
-            is_listed = is_listed || of.is_some_and(|of| of.include(source));
-        });
-        is_listed
+        self.is_above(source, name, |_| true)
     }
 
     /// Whether some rule's pattern for the client is under this very zone: what is above a wildcard inside a pattern is not.
     #[must_use]
     pub fn is_zone_above_listed(&self, source: &Source, zone: &HostName) -> bool {
+        self.is_above(source, zone, |pattern| pattern == zone.as_str())
+    }
+
+    /// Whether one of the patterns above those that rules list for the client fits a name, and is meant.
+    fn is_above(&self, source: &Source, name: &HostName, is_meant: impl Fn(&str) -> bool) -> bool {
         let (above, sources) = self.above();
-        let mut is_zone = false;
-        above.matches(zone, |pattern| {
+        let mut is_above = false;
+        above.matches(name, |pattern| {
             let of = sources.get(above.rule(pattern) as usize);
-            is_zone |= above.text(pattern) == zone.as_str() && of.is_some_and(|of| of.include(source));
+            is_above |= is_meant(above.text(pattern)) && of.is_some_and(|of| of.include(source));
         });
-        is_zone
+        is_above
     }
 
     /// Does now what the first question would have to wait for.
@@ -260,7 +259,7 @@ impl Policy {
         is_claimed
     }
 
-    /// Whether clients who use a name may be led to listeners that read it in the bytes at these ports: some application rule
+    /// Whether clients that use a name may be led to listeners that read it in the bytes at these ports: some application rule
     /// has one of them, and no network rule lists the name, whose flows would come there, too.
     #[must_use]
     pub fn is_read_at(&self, clearance: &QuestionClearance, ports: &[AppPort]) -> bool {
